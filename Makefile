@@ -1,0 +1,27 @@
+# Two commands for a fresh machine: `make demo` sets up and runs the main job, `make test` sets up and tests.
+PYTHON ?= python3
+# Pinned because newer wheels bring several GB of CUDA libraries; `make demo TORCH=torch` takes the newest.
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/installed
+	$(BIN)/mask2former-hf demo --output demo_output
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+$(VENV)/installed: setup.cfg pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e .[test]
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info demo_output

@@ -1,0 +1,28 @@
+"""Mask2Former for the Hugging Face ecosystem: the paper's results, fast, in transformers' file format."""
+
+import importlib
+
+__version__ = "0.1.0"
+
+# Public name -> module. Modules load on first use, so that importing the package imports no torch.
+_EXPORTS = {
+    "Mask2FormerConfig": "configuration_mask2former",
+    "Mask2FormerForUniversalSegmentation": "modeling_mask2former",
+    "Mask2FormerImageProcessor": "image_processing_mask2former",
+    "Mask2FormerModel": "modeling_mask2former",
+    "Mask2FormerPreTrainedModel": "modeling_mask2former",
+}
+
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name: str):
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_EXPORTS[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted([*globals(), *_EXPORTS])

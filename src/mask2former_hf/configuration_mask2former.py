@@ -1,0 +1,154 @@
+"""Configuration of Mask2Former: transformers' fields, defaults and file format, for any backbone of `AutoBackbone`."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.activations import ACT2FN
+
+TASKS = ("semantic", "instance", "panoptic")
+
+
+@strict
+class Mask2FormerConfig(PreTrainedConfig):
+    r"""Architecture, loss weights and label meaning of a Mask2Former (Cheng et al., CVPR 2022).
+
+    Names, defaults and meaning are those of `transformers.Mask2FormerConfig`, and either class reads the other's
+    `config.json`. `task` and `stuff_label_ids` are additional and optional.
+
+    Args:
+        backbone_config: config (or its dict) of a backbone that `AutoBackbone` knows, with four feature maps at
+            strides 4, 8, 16 and 32. `None` is Swin-S. Channels are read off the backbone.
+        feature_size: channels of the pixel decoder; a multiple of 32 (group norm with 32 groups).
+        mask_feature_size: channels of the mask features and of the mask embeddings.
+        hidden_dim: channels of the transformer decoder.
+        encoder_feedforward_dim: width of the feed-forward blocks in the pixel decoder.
+        activation_function: activation of the feed-forward blocks in the transformer decoder.
+        encoder_layers: deformable attention layers in the pixel decoder.
+        decoder_layers: supervised predictions, one more than there are decoder layers: the learned queries are
+            supervised before the first layer.
+        num_attention_heads: heads of every attention in pixel decoder and transformer decoder.
+        dropout: dropout probability in pixel decoder and transformer decoder. (Stock transformers also skips whole
+            decoder layers with this probability; here dropout is dropout only.)
+        dim_feedforward: width of the feed-forward blocks in the transformer decoder.
+        pre_norm: layer norm before each block of the transformer decoder instead of after it.
+        enforce_input_projection: 1x1 convolution between pixel decoder and transformer decoder even if
+            `feature_size == hidden_dim`.
+        common_stride: stride of the mask features, 4 or 8.
+        ignore_value: label that means "no label"; for data pipelines, the model does not read it.
+        num_queries: segments that can be predicted in an image.
+        no_object_weight: weight of the "no object" class in the classification loss.
+        class_weight, mask_weight, dice_weight: weights of the three terms in matching cost and loss.
+        train_num_points: points per mask at which matching cost and mask losses are evaluated.
+        oversample_ratio: candidates per point that importance sampling chooses from.
+        importance_sample_ratio: share of the points chosen for their uncertainty; the rest is uniform.
+        init_std: kept for compatibility of files; initialisation follows the original code, which has no such number.
+        init_xavier_std: gain of the Xavier initialisation in the transformer decoder.
+        use_auxiliary_loss: supervise every decoder layer, not only the last.
+        feature_strides: strides of the backbone's feature maps, used only if they cannot be read off the backbone.
+        output_auxiliary_logits: return the predictions of all layers.
+        task: what the checkpoint was trained for: `"semantic"`, `"instance"` or `"panoptic"`.
+        stuff_label_ids: labels that are stuff (one segment per image), for panoptic results.
+    """
+
+    model_type = "mask2former"
+    sub_configs = {"backbone_config": AutoConfig}
+    attribute_map = {"hidden_size": "hidden_dim", "num_hidden_layers": "decoder_layers"}
+    keys_to_ignore_at_inference = [
+        "loss_dict",
+        "auxiliary_logits",
+        "encoder_last_hidden_state",
+        "pixel_decoder_last_hidden_state",
+        "transformer_decoder_last_hidden_state",
+        "encoder_hidden_states",
+        "pixel_decoder_hidden_states",
+        "transformer_decoder_hidden_states",
+        "attentions",
+        "cross_attentions",
+    ]
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    feature_size: int = 256
+    mask_feature_size: int = 256
+    hidden_dim: int = 256
+    encoder_feedforward_dim: int = 1024
+    activation_function: str = "relu"
+    encoder_layers: int = 6
+    decoder_layers: int = 10
+    num_attention_heads: int = 8
+    dropout: float | int = 0.0
+    dim_feedforward: int = 2048
+    pre_norm: bool = False
+    enforce_input_projection: bool = False
+    common_stride: int = 4
+    ignore_value: int = 255
+    num_queries: int = 100
+    no_object_weight: float = 0.1
+    class_weight: float = 2.0
+    mask_weight: float = 5.0
+    dice_weight: float = 5.0
+    train_num_points: int = 12544
+    oversample_ratio: float = 3.0
+    importance_sample_ratio: float = 0.75
+    init_std: float = 0.02
+    init_xavier_std: float = 1.0
+    use_auxiliary_loss: bool = True
+    feature_strides: list[int] | tuple[int, ...] = (4, 8, 16, 32)
+    output_auxiliary_logits: bool | None = None
+    task: str | None = None
+    stuff_label_ids: list[int] | tuple[int, ...] | None = None
+
+    def __post_init__(self, **kwargs):
+        backbone = kwargs.pop("backbone", None)
+        for legacy in ("use_timm_backbone", "use_pretrained_backbone", "backbone_kwargs"):
+            kwargs.pop(legacy, None)
+        if self.backbone_config is None:
+            if backbone is not None:
+                raise ValueError(
+                    f"backbone={backbone!r}: a backbone is given by its config, not by a name. Pass backbone_config="
+                    f"AutoConfig.from_pretrained({backbone!r}, out_features=['stage1', 'stage2', 'stage3', 'stage4'])"
+                )
+            self.backbone_config = AutoConfig.for_model(
+                "swin", depths=[2, 2, 18, 2], drop_path_rate=0.3, out_features=["stage1", "stage2", "stage3", "stage4"]
+            )
+        elif isinstance(self.backbone_config, dict):
+            fields = dict(self.backbone_config)
+            if "model_type" not in fields:
+                raise ValueError(
+                    f"backbone_config has the keys {sorted(fields)}: it must name its 'model_type' (such as 'swin' or "
+                    "'resnet'), or be a config object of transformers"
+                )
+            self.backbone_config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        super().validate_architecture()
+        rules = {
+            "feature_size": (self.feature_size % 32 == 0, "a multiple of 32, the groups of its group norm"),
+            "hidden_dim": (
+                self.hidden_dim % 4 == 0 and self.hidden_dim % self.num_attention_heads == 0,
+                f"a multiple of 4 and of num_attention_heads={self.num_attention_heads}",
+            ),
+            "num_attention_heads": (
+                self.num_attention_heads > 0 and self.feature_size % self.num_attention_heads == 0,
+                f"a divisor of feature_size={self.feature_size}",
+            ),
+            "activation_function": (self.activation_function in ACT2FN, "an activation that transformers knows"),
+            "decoder_layers": (self.decoder_layers >= 1, "at least 1 (the learned queries alone)"),
+            "common_stride": (self.common_stride in (4, 8), "4 or 8"),
+            "num_queries": (self.num_queries >= 1, "at least 1"),
+            "train_num_points": (self.train_num_points >= 1, "at least 1"),
+            "oversample_ratio": (self.oversample_ratio >= 1, "at least 1"),
+            "importance_sample_ratio": (0 <= self.importance_sample_ratio <= 1, "between 0 and 1"),
+            "task": (self.task is None or self.task in TASKS, f"one of {', '.join(TASKS)}, or None"),
+        }
+        for name, (holds, rule) in rules.items():
+            if not holds:
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be {rule}")
+        unknown = [label for label in self.stuff_label_ids or () if not 0 <= label < self.num_labels]
+        if unknown:
+            raise ValueError(
+                f"stuff_label_ids contains {unknown}: every id must be a label, 0 to num_labels - 1 = "
+                f"{self.num_labels - 1}; give id2label first or remove these ids"
+            )
+
+
+__all__ = ["Mask2FormerConfig"]

@@ -1,0 +1,91 @@
+"""Multi-scale deformable attention (Zhu et al., "Deformable DETR", ICLR 2021, section 4.1), in plain PyTorch.
+
+`multi_scale_deformable_attention` is the specification that every faster implementation is tested against.
+Letters: B batch, Q queries, S = sum of H * W over the L levels, h heads, D channels of a head, P points, C = h * D.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def multi_scale_deformable_attention(
+    value: Tensor, spatial_shapes: list[tuple[int, int]], sampling_locations: Tensor, attention_weights: Tensor
+) -> Tensor:
+    """Attend to a few bilinear samples per query on every feature level (Deformable DETR, eq. 3).
+
+    Args:
+        value: (B, S, h, D) features of all levels, concatenated along S.
+        spatial_shapes: L pairs (H, W) of Python ints with sum(H * W) == S.
+        sampling_locations: (B, Q, h, L, P, 2) as (x, y); 0 and 1 are the outer edges of the feature map.
+        attention_weights: (B, Q, h, L, P), summing to 1 over (L, P).
+
+    Returns:
+        (B, Q, h * D) in value's dtype; samples outside the map count as zero. Half precision is computed in float32.
+    """
+    B, _, h, D = value.shape
+    Q, P = sampling_locations.shape[1], sampling_locations.shape[4]
+    dtype = value.dtype
+    if dtype in (torch.float16, torch.bfloat16):
+        value, attention_weights = value.float(), attention_weights.float()
+    grids = (2 * sampling_locations - 1).to(value.dtype)
+    output = value.new_zeros(B * h, D, Q)
+    for level, (level_value, (H, W)) in enumerate(
+        zip(value.split([H * W for H, W in spatial_shapes], dim=1), spatial_shapes, strict=True)
+    ):
+        maps = level_value.permute(0, 2, 3, 1).reshape(B * h, D, H, W)
+        grid = grids[:, :, :, level].transpose(1, 2).reshape(B * h, Q, P, 2)
+        samples = F.grid_sample(
+            maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False
+        )  # (Bh, D, Q, P)
+        weights = attention_weights[:, :, :, level].transpose(1, 2).reshape(B * h, 1, Q, P)
+        output = output + (samples * weights).sum(-1)
+    return output.view(B, h * D, Q).transpose(1, 2).to(dtype)
+
+
+class MultiScaleDeformableAttention(nn.Module):
+    """Deformable attention with its projections.
+
+    Args:
+        embed_dim: C, channels of queries and features.
+        num_heads: h; must divide `embed_dim`.
+        num_levels: L feature levels.
+        num_points: P samples per query, head and level.
+    """
+
+    def __init__(self, embed_dim: int, num_heads: int, num_levels: int, num_points: int):
+        super().__init__()
+        if embed_dim % num_heads:
+            raise ValueError(
+                f"num_heads={num_heads} must divide embed_dim={embed_dim}; choose another number of heads"
+            )
+        self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
+        self.sampling_offsets = nn.Linear(embed_dim, num_heads * num_levels * num_points * 2)
+        self.attention_weights = nn.Linear(embed_dim, num_heads * num_levels * num_points)
+        self.value_proj = nn.Linear(embed_dim, embed_dim)
+        self.output_proj = nn.Linear(embed_dim, embed_dim)
+
+    def forward(
+        self, queries: Tensor, features: Tensor, reference_points: Tensor, spatial_shapes: list[tuple[int, int]]
+    ) -> Tensor:
+        """Gather from `features` around each query's reference point.
+
+        Args:
+            queries: (B, Q, C), position embedding included.
+            features: (B, S, C) of all levels.
+            reference_points: (Q, 2) float32, as (x, y) in units of the map's width and height.
+            spatial_shapes: L pairs (H, W).
+
+        Returns:
+            (B, Q, C).
+        """
+        B, Q, _ = queries.shape
+        h, L, P = self.num_heads, self.num_levels, self.num_points
+        value = self.value_proj(features).unflatten(-1, (h, -1))  # (B, S, h, D)
+        # Half precision cannot tell neighbouring pixels apart (bfloat16 has 8 bits): coordinates are float32.
+        offsets = self.sampling_offsets(queries).view(B, Q, h, L, P, 2)
+        offsets = offsets.to(torch.promote_types(offsets.dtype, torch.float32))
+        weights = self.attention_weights(queries).view(B, Q, h, L * P).softmax(-1).view(B, Q, h, L, P)
+        level_sizes = torch.tensor([(W, H) for H, W in spatial_shapes], dtype=torch.float32, device=queries.device)
+        locations = reference_points.view(1, Q, 1, 1, 1, 2) + offsets / level_sizes.view(1, 1, 1, L, 1, 2)
+        return self.output_proj(multi_scale_deformable_attention(value, spatial_shapes, locations, weights))

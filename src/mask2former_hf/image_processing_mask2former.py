@@ -1,0 +1,520 @@
+"""Photos and label maps → padded tensors for the model, and model outputs → results at the photos' sizes.
+
+Reads and writes the `preprocessor_config.json` of transformers' Mask2Former. Pixels follow the original
+(facebookresearch/Mask2Former with detectron2's resize), not transformers, which stretches images to multiples of 32.
+Letters: `B` batch, `Q` queries, `K` classes, `N` targets or instances of an image; (H, W) the padded canvas.
+"""
+
+import os
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    PILImageResampling,
+    SizeDict,
+    load_image,
+)
+from transformers.utils import logging
+
+from .postprocessing import (
+    instance_segmentation,
+    masks_to_coco_rle,
+    panoptic_segmentation,
+    semantic_map,
+    semantic_scores,
+)
+
+logger = logging.get_logger(__name__)
+Size = int | list | tuple | dict | SizeDict | None
+Statistic = float | int | list | tuple | None
+
+
+class Mask2FormerImageProcessorKwargs(TypedDict, total=False):
+    """What can be set on the processor and overridden in a call; an argument outside this list raises TypeError."""
+
+    do_resize: bool | None
+    size: Size
+    size_divisor: int | None
+    resample: int | None
+    do_rescale: bool | None
+    rescale_factor: float | int | None
+    do_normalize: bool | None
+    image_mean: Statistic
+    image_std: Statistic
+    pad_size: Size
+    ignore_index: int | None
+    do_reduce_labels: bool | None
+    num_labels: int | None
+    input_data_format: str | None
+    return_tensors: Any
+
+
+class Mask2FormerImageProcessor(PilBackend):
+    """Prepares images and targets for Mask2Former and turns its outputs into segmentations.
+
+    Args:
+        size: {"shortest_edge", "longest_edge"} keeps the aspect: the short side gets the first length, unless the long
+            side would exceed the second. {"height", "width"} is an exact size; {"max_height", "max_width"} a box
+            to fit into. An int is a short side.
+        size_divisor: canvases are padded (never stretched) to a multiple of it; 0 for none.
+        pad_size: {"height", "width"} of the canvas, instead of the largest image of the batch.
+        resample, do_resize, do_rescale, rescale_factor, do_normalize, image_mean, image_std: pixel values become
+            (x * rescale_factor - image_mean) / image_std, in float32, after a PIL resize of the 8-bit image.
+        ignore_index: id of pixels without a label.
+        do_reduce_labels: id 0 becomes ignore_index and every other id one less (ADE20k).
+        num_labels: number of classes; a label outside it is warned about.
+        label_ids_to_fuse: classes that are stuff: the panoptic default, and no instances. Optional field of ours.
+    """
+
+    valid_kwargs = Mask2FormerImageProcessorKwargs
+    model_input_names = ["pixel_values", "pixel_mask"]
+    do_resize = True
+    size = {"shortest_edge": 800, "longest_edge": 1333}
+    default_to_square = False
+    size_divisor = 32
+    resample = PILImageResampling.BILINEAR
+    do_rescale = True
+    rescale_factor = 1 / 255
+    do_normalize = True
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    do_reduce_labels = False
+    label_ids_to_fuse = None
+
+    def __init__(self, **kwargs):
+        # Spellings of older preprocessor_config.json files, in which the cap of the long side was a field of its own.
+        max_size, old_max_size = kwargs.pop("max_size", None), kwargs.pop("_max_size", None)
+        for old, new in (("reduce_labels", "do_reduce_labels"), ("size_divisibility", "size_divisor")):
+            value = kwargs.pop(old, None)
+            if value is not None and kwargs.get(new) is None:
+                kwargs[new] = value
+        size = kwargs.get("size")
+        if isinstance(size, int):
+            longest = max_size or old_max_size
+            kwargs["size"] = {"shortest_edge": size, **({"longest_edge": longest} if longest else {})}
+        elif size is None and max_size is not None:
+            kwargs["size"] = {**self.size, "longest_edge": max_size}
+        super().__init__(**kwargs)
+
+    def preprocess(self, images, segmentation_maps=None, instance_id_to_semantic_id=None, **kwargs):
+        """Images, and optionally maps of ids, to the model's inputs.
+
+        Args:
+            images: one image or a list, sizes mixed: PIL, path, URL, NumPy or torch; (h, w), (h, w, c) or (c, h, w)
+                with 1 to 4 channels (alpha is dropped). EXIF rotation is applied. 16-bit values are divided by 257.
+                Floats are taken as they are: pass do_rescale=False when they lie in [0, 1].
+            segmentation_maps: one (h, w) map of ids per image, as PIL, path, NumPy or torch; a pixel's id is its
+                class, or its instance when instance_id_to_semantic_id is given.
+            instance_id_to_semantic_id: {id in the map: class}, one for all images or a list with one per image; both
+                before do_reduce_labels.
+            kwargs: any field of Mask2FormerImageProcessorKwargs, for this call. return_tensors is "pt", "np" or None
+                (lists of NumPy arrays).
+
+        Returns:
+            BatchFeature with pixel_values (B, 3, H, W) float32, zero outside the image, and pixel_mask (B, H, W)
+            int64, 1 on the image. With maps also, as lists of B: mask_labels (N, H, W) uint8, 0 outside the image;
+            class_labels (N,) int64; and if ignore_index is set, ignore_masks (H, W) bool, True on the image's pixels
+            without a label.
+
+        Raises:
+            ValueError: an image is empty or oddly shaped, a map does not fit its image, an id has no class, or
+                pad_size is too small or not a multiple of size_divisor.
+            TypeError: something that is no image, or an unknown argument.
+        """
+        return super().preprocess(images, segmentation_maps, instance_id_to_semantic_id, **kwargs)
+
+    def _preprocess_image_like_inputs(
+        self,
+        images,
+        segmentation_maps,
+        instance_id_to_semantic_id,
+        *,
+        do_resize,
+        size,
+        size_divisor,
+        resample,
+        do_rescale,
+        rescale_factor,
+        do_normalize,
+        image_mean,
+        image_std,
+        pad_size,
+        ignore_index,
+        do_reduce_labels,
+        num_labels,
+        input_data_format,
+        return_tensors,
+        crop_size=None,  # the base class adds it, always None
+    ):
+        kind = getattr(return_tensors, "value", return_tensors)
+        if kind not in ("pt", "np", None):
+            raise ValueError(f'return_tensors={kind!r} must be "pt", "np" or None.')
+        images = [_to_rgb(x, f"images[{i}]", input_data_format) for i, x in enumerate(_to_list(images, 3, "images"))]
+        sizes = [x.shape[:2] for x in images]
+        if do_rescale and rescale_factor < 1 and any(x.dtype == np.float32 and x.max() <= 1 for x in images):
+            logger.warning_once("images are floats within [0, 1] and get rescaled again; pass do_rescale=False.")
+        if do_resize:
+            images = [_resize(x, _output_size(*x.shape[:2], size), resample) for x in images]
+        canvas = _canvas_size([x.shape[:2] for x in images], size_divisor, pad_size)
+
+        factor = rescale_factor if do_rescale else 1.0
+        mean, std = (image_mean, image_std) if do_normalize else (0.0, 1.0)
+        scale = torch.tensor(np.broadcast_to(factor / np.asarray(std), 3).reshape(3, 1, 1), dtype=torch.float32)
+        shift = torch.tensor(np.broadcast_to(-np.divide(mean, std), 3).reshape(3, 1, 1), dtype=torch.float32)
+        pixel_values = torch.zeros(len(images), 3, *canvas)
+        pixel_mask = torch.zeros(len(images), *canvas, dtype=torch.int64)
+        for b, image in enumerate(images):
+            height, width = image.shape[:2]
+            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, h, w)
+            pixel_values[b, :, :height, :width] = torch.addcmul(shift, pixels.float(), scale)
+            pixel_mask[b, :height, :width] = 1
+        data = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
+
+        if segmentation_maps is not None:
+            maps = _to_list(segmentation_maps, 2, "segmentation_maps")
+            classes = instance_id_to_semantic_id
+            classes = classes if isinstance(classes, list | tuple) else [classes] * len(images)
+            for name, values in (("segmentation_maps", maps), ("instance_id_to_semantic_id", classes)):
+                if len(values) != len(images):
+                    raise ValueError(f"{name} has {len(values)} entries for {len(images)} images; pass one per image.")
+            targets = []
+            for b, (image, id_map) in enumerate(zip(images, maps, strict=True)):
+                id_map = _to_ids(id_map, f"segmentation_maps[{b}]", sizes[b])
+                id_map = _resize_nearest(id_map, image.shape[:2])
+                targets.append(id_map_to_targets(id_map, canvas, classes[b], ignore_index, do_reduce_labels))
+                labels = targets[-1][1]
+                if num_labels is not None and len(labels) and not 0 <= labels.min() <= labels.max() < num_labels:
+                    logger.warning_once(f"class labels {labels.tolist()} are not all in [0, num_labels={num_labels}).")
+            data["mask_labels"], data["class_labels"], ignored = map(list, zip(*targets, strict=True))
+            if ignore_index is not None:
+                data["ignore_masks"] = ignored
+
+        if kind != "pt":
+            data = {k: [x.numpy() for x in v] if isinstance(v, list) else v.numpy() for k, v in data.items()}
+        if kind is None:
+            data = {k: list(v) for k, v in data.items()}
+        return BatchFeature(data)
+
+    def post_process_semantic_segmentation(
+        self, outputs, target_sizes=None, return_segmentation_scores=False, *, resize_masks_first=True
+    ):
+        """Class of every pixel.
+
+        Args:
+            outputs: the model's output with class_queries_logits (B, Q, K + 1), masks_queries_logits (B, Q, h, w) and,
+                to crop padding, image_sizes and canvas_sizes (B, 2). Without those, as from transformers' own model,
+                the whole input counts as image.
+            target_sizes: B pairs (rows, columns); None keeps the size after `preprocess`.
+            return_segmentation_scores: return objects with segmentation (H, W) and segmentation_scores (K, H, W).
+            resize_masks_first: False for the order the original uses in semantic-only models (`semantic_scores`).
+
+        Returns:
+            B maps (H, W) of int64 class ids, or the objects above.
+        """
+        results = []
+        for logits in _per_image(outputs, target_sizes):
+            if not return_segmentation_scores:
+                results.append(semantic_map(*logits, resize_masks_first=resize_masks_first))
+                continue
+            scores = semantic_scores(*logits, resize_masks_first=resize_masks_first)
+            data = {"segmentation": scores.argmax(0), "segmentation_scores": scores}
+            results.append(SemanticSegmentationPostProcessorOutput(data=data))
+        return results
+
+    def post_process_instance_segmentation(
+        self,
+        outputs,
+        threshold=0.5,
+        mask_threshold=0.5,
+        overlap_mask_area_threshold=0.0,
+        target_sizes=None,
+        return_coco_annotation=False,
+        return_binary_maps=False,
+        *,
+        top_k=100,
+    ):
+        """Instances of every image, best first; masks may overlap, empty ones are left out.
+
+        Args:
+            outputs, target_sizes: as in `post_process_semantic_segmentation`.
+            threshold: lowest score (class probability × mean mask probability); 0 for COCO evaluation.
+            mask_threshold: mask probability above which a pixel belongs to an instance.
+            overlap_mask_area_threshold: drop an instance of which better ones leave less than this fraction visible.
+                0 keeps all, as the original does; transformers' default of 0.8 is never read there.
+            return_coco_annotation: "segmentation" becomes the list of compressed COCO run-length codes.
+            return_binary_maps: "segmentation" becomes the masks, (N, H, W) bool.
+            top_k: (query, class) pairs looked at (the original's TEST.DETECTIONS_PER_IMAGE).
+
+        Returns:
+            B dicts: "segmentation" (H, W) int32, the id of the best instance at each pixel and -1 elsewhere;
+            "segments_info" with "id" (0, 1, ...), "label_id", "was_fused" (False) and "score"; and in the same order
+            "masks" (N, H, W) bool, "scores" (N,), "labels" (N,), "boxes" (N, 4) as in `instance_segmentation`.
+        """
+        if return_coco_annotation and return_binary_maps:
+            raise ValueError("return_coco_annotation and return_binary_maps are both True; ask for one of them.")
+        results = []
+        for logits in _per_image(outputs, target_sizes):
+            stuff = set(self.label_ids_to_fuse or ())
+            found = instance_segmentation(
+                *logits,
+                top_k=top_k,
+                thing_label_ids=set(range(logits[0].shape[-1] - 1)) - stuff if stuff else None,
+                score_threshold=threshold,
+                mask_threshold=mask_threshold,
+            )
+            segmentation = torch.full(found["masks"].shape[1:], -1, dtype=torch.int32, device=found["masks"].device)
+            kept = []
+            for n in found["boxes"][:, 2].nonzero()[:, 0].tolist():  # an empty mask has the empty box
+                mask = found["masks"][n]
+                visible = mask & (segmentation < 0)
+                if overlap_mask_area_threshold > 0 and visible.sum() < overlap_mask_area_threshold * mask.sum():
+                    continue
+                segmentation.masked_fill_(visible, len(kept))
+                kept.append(n)
+            if len(kept) < len(found["scores"]):
+                found = {name: value[kept] for name, value in found.items()}
+            rows = zip(found["labels"].tolist(), found["scores"].tolist(), strict=True)
+            info = [
+                {"id": i, "label_id": label, "was_fused": False, "score": score}
+                for i, (label, score) in enumerate(rows)
+            ]
+            if return_coco_annotation:
+                segmentation = masks_to_coco_rle(found["masks"])
+            elif return_binary_maps:
+                segmentation = found["masks"]
+            results.append({"segmentation": segmentation, "segments_info": info, **found})
+        return results
+
+    def post_process_panoptic_segmentation(
+        self,
+        outputs,
+        threshold=0.8,
+        mask_threshold=0.5,
+        overlap_mask_area_threshold=0.8,
+        label_ids_to_fuse=None,
+        target_sizes=None,
+    ):
+        """One segment or void for every pixel, by the original's rules (`panoptic_segmentation`).
+
+        Args:
+            outputs, target_sizes: as in `post_process_semantic_segmentation`.
+            threshold: a query counts above this class probability. 0.8 is the original's; transformers has 0.5.
+            mask_threshold: mask probability that a pixel's owner needs there, or the pixel is void.
+            overlap_mask_area_threshold: fraction of its thresholded area that a query has to own.
+            label_ids_to_fuse: stuff classes, one segment each; None takes the processor's own field.
+
+        Returns:
+            B dicts: "segmentation" (H, W) int32 with 0 for void, and "segments_info" with "id" (1, 2, ...),
+            "label_id", "was_fused", "score" and "area" in pixels.
+        """
+        stuff = self.label_ids_to_fuse if label_ids_to_fuse is None else label_ids_to_fuse
+        results = []
+        for logits in _per_image(outputs, target_sizes):
+            segmentation, segments = panoptic_segmentation(
+                *logits,
+                object_mask_threshold=threshold,
+                overlap_threshold=overlap_mask_area_threshold,
+                mask_threshold=mask_threshold,
+                stuff_label_ids=set(stuff or ()),
+            )
+            results.append({"segmentation": segmentation, "segments_info": segments})
+        return results
+
+
+def id_map_to_targets(id_map, canvas_size, instance_id_to_semantic_id=None, ignore_index=None, do_reduce_labels=False):
+    """Split a map of ids into one binary mask per id, in order of id.
+
+    Args:
+        id_map: (h, w) integer array.
+        canvas_size: (H, W) that masks are zero-padded to, right and below.
+        instance_id_to_semantic_id, ignore_index, do_reduce_labels: as in `Mask2FormerImageProcessor`.
+
+    Returns:
+        masks (N, H, W) uint8, labels (N,) int64, and (H, W) bool, True where the map says ignore_index.
+    """
+    ids = np.asarray(id_map).astype(np.int64)
+    height, width = ids.shape
+    if do_reduce_labels:
+        if ignore_index is None:
+            raise ValueError("do_reduce_labels=True turns id 0 into ignore_index, which is None; set it, usually 255.")
+        ids = np.where(ids == 0, ignore_index, ids - 1)
+    ignored = torch.zeros(*canvas_size, dtype=torch.bool)
+    labels = np.unique(ids)
+    if ignore_index is not None:
+        ignored[:height, :width] = torch.from_numpy(ids == ignore_index)
+        labels = labels[labels != ignore_index]
+    masks = torch.zeros(len(labels), *canvas_size, dtype=torch.uint8)
+    torch.eq(torch.from_numpy(ids), torch.from_numpy(labels)[:, None, None], out=masks[:, :height, :width])
+    if instance_id_to_semantic_id is not None:
+        shift = int(do_reduce_labels)
+        keys = (labels + shift).tolist()
+        missing = [key for key in keys if key not in instance_id_to_semantic_id]
+        if missing:
+            raise ValueError(
+                f"instance_id_to_semantic_id has no class for the ids {missing} of the segmentation map; add them, or "
+                f"give their pixels the ignore_index (now {ignore_index})."
+            )
+        labels = np.array([instance_id_to_semantic_id[key] - shift for key in keys], dtype=np.int64)
+        if shift and (labels < 0).any():
+            bad = [key for key, label in zip(keys, labels, strict=True) if label < 0]
+            raise ValueError(
+                f"instance_id_to_semantic_id gives the ids {bad} a class below 1, which do_reduce_labels=True leaves "
+                "without a number; number the classes from 1."
+            )
+    return masks, torch.from_numpy(labels), ignored
+
+
+def _per_image(outputs, target_sizes):
+    """Yield each image's (class_logits, mask_logits, canvas_size, image_size, target_size), freed of batch padding."""
+    classes, masks = outputs.class_queries_logits, outputs.masks_queries_logits
+    if target_sizes is not None and len(target_sizes) != len(classes):
+        raise ValueError(f"target_sizes has {len(target_sizes)} entries for {len(classes)} images; pass one each.")
+    canvases, sizes = getattr(outputs, "canvas_sizes", None), getattr(outputs, "image_sizes", None)
+    if canvases is None:
+        canvases = [[4 * side for side in masks.shape[-2:]]] * len(classes)
+    else:
+        canvases = canvases.tolist()
+    sizes = canvases if sizes is None else sizes.tolist()
+    # The mask features' stride, config.common_stride: 4, rarely 8. The batch's largest canvas fills the tensor.
+    stride = 8 if 6 * masks.shape[-2] < max(height for height, _ in canvases) else 4
+    for b, (height, width) in enumerate(canvases):
+        part = masks[b, :, : -(-height // stride), : -(-width // stride)]
+        yield classes[b], part, (height, width), sizes[b], None if target_sizes is None else target_sizes[b]
+
+
+def _to_list(values, ndim, name):
+    if isinstance(values, list | tuple):
+        values = [x for value in values for x in (value if isinstance(value, list | tuple) else [value])]
+    elif isinstance(values, np.ndarray | torch.Tensor) and values.ndim == ndim + 1:
+        values = list(values)
+    else:
+        values = [values]
+    if len(values) == 0:
+        raise ValueError(f"{name} is empty; pass at least one.")
+    return values
+
+
+def _load(value, name):
+    """Anything that holds pixels → PIL image, upright, or array."""
+    if isinstance(value, str | os.PathLike):
+        value = Image.open(value) if os.path.isfile(value) else load_image(str(value))
+    if isinstance(value, Image.Image):
+        return ImageOps.exif_transpose(value)
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"{name} is a {type(value).__name__}; pass a PIL image, an array, a tensor, a path or a URL.")
+    return value
+
+
+def _to_rgb(image, name, input_data_format):
+    """Any image → (h, w, 3), uint8 where the source has integers, float32 where it has floats."""
+    image = _load(image, name)
+    if isinstance(image, Image.Image):
+        deep = image.mode[0] in "IF"  # more than 8 bits; every other mode is one that PIL converts without loss
+        array = np.asarray(image if deep else image.convert("RGB"))
+        array = array.clip(0, 65535).astype(np.uint16) if image.mode == "I" else array  # some 16-bit files are "I"
+        layout = "channels_last"
+    else:
+        array, layout = image, getattr(input_data_format, "value", input_data_format)
+    if array.ndim not in (2, 3) or 0 in array.shape:
+        raise ValueError(f"{name} has shape {array.shape}; an image is (h, w), (h, w, c) or (c, h, w) and not empty.")
+    if array.ndim == 2:
+        array = array[..., None]
+    else:
+        first = array.shape[0] in (1, 3, 4) or (
+            array.shape[0] == 2 and array.shape[2] > 4
+        )  # in doubt, as transformers
+        if layout == "channels_first" or (layout is None and first):
+            array = array.transpose(1, 2, 0)
+    if array.shape[2] > 4 or layout not in (None, "channels_first", "channels_last"):
+        raise ValueError(
+            f"{name} of shape {np.shape(image)} has {array.shape[2]} channels with input_data_format={layout!r}; an "
+            'image has 1 to 4, and the format is "channels_first", "channels_last" or None to guess.'
+        )
+    array = array[..., :3] if array.shape[2] > 2 else array[..., :1].repeat(3, 2)  # (h, w, 3)
+    if array.dtype.kind == "f":
+        return array.astype(np.float32)
+    if array.dtype.kind == "b":
+        return array.astype(np.uint8) * 255
+    if array.dtype.kind == "u" and array.dtype.itemsize == 2:
+        return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if array.dtype != np.uint8 and (array.min() < 0 or array.max() > 255):
+        raise ValueError(
+            f"{name} is {array.dtype} with values from {array.min()} to {array.max()}; integers are 0 to 255, or "
+            "uint16 for 0 to 65535."
+        )
+    return array.astype(np.uint8)
+
+
+def _to_ids(id_map, name, image_size):
+    """Any map of ids → (h, w) int64 of its image's size."""
+    array = np.asarray(_load(id_map, name))
+    array = array[0] if array.ndim == 3 and array.shape[0] == 1 else array
+    if array.shape != image_size:
+        raise ValueError(f"{name} has shape {array.shape}, but its image is {image_size}; pass one id per pixel.")
+    ids = array.astype(np.int64)
+    if array.dtype.kind == "f" and (ids != array).any():
+        raise ValueError(f"{name} holds fractions ({array.dtype}); ids are integers.")
+    return ids
+
+
+def _output_size(height, width, size):
+    """(rows, columns) that a size dict makes of (height, width), rounded as in detectron2's ResizeShortestEdge."""
+    if size.height and size.width:
+        return size.height, size.width
+    if size.shortest_edge:
+        short, long = size.shortest_edge, size.shortest_edge / min(height, width) * max(height, width)
+        if size.longest_edge and long > size.longest_edge:
+            short, long = short * (size.longest_edge / long), size.longest_edge
+        sides = (short, long) if height <= width else (long, short)
+    elif size.longest_edge or (size.max_height and size.max_width):
+        box = (size.longest_edge or size.max_height, size.longest_edge or size.max_width)
+        factor = min(box[0] / height, box[1] / width)
+        sides = (height * factor, width * factor)
+    else:
+        raise ValueError(
+            f"size={dict(size)} must have shortest_edge (and longest_edge), height and width, or max_height and "
+            "max_width."
+        )
+    return tuple(max(1, int(side + 0.5)) for side in sides)
+
+
+def _resize(image, size, resample):
+    if image.shape[:2] == size:
+        return image
+    if image.dtype == np.uint8:
+        return np.asarray(Image.fromarray(image).resize(size[::-1], resample))
+    channels = [Image.fromarray(np.ascontiguousarray(image[..., c])).resize(size[::-1], resample) for c in range(3)]
+    return np.stack([np.asarray(channel) for channel in channels], axis=-1)
+
+
+def _resize_nearest(id_map, size):
+    """PIL's nearest neighbour, for ids that PIL has no mode for."""
+    rows, columns = ((np.arange(new) + 0.5) * old / new for new, old in zip(size, id_map.shape, strict=True))
+    return id_map[rows.astype(np.int64)[:, None], columns.astype(np.int64)]
+
+
+def _canvas_size(sizes, size_divisor, pad_size):
+    divisor = 1 if size_divisor in (None, 0) else size_divisor
+    if divisor < 1:
+        raise ValueError(f"size_divisor={size_divisor} must be positive, or 0 for none.")
+    largest = tuple(max(side) for side in zip(*sizes, strict=True))
+    fitting = tuple(-(-side // divisor) * divisor for side in largest)
+    if pad_size is None:
+        return fitting
+    canvas = (pad_size.height, pad_size.width)
+    if None in canvas or any(c < n or c % divisor for c, n in zip(canvas, largest, strict=True)):
+        raise ValueError(
+            f"pad_size={dict(pad_size)} must give height and width, hold the largest image {largest} and be a "
+            f"multiple of size_divisor={divisor}; the smallest such size is {fitting}."
+        )
+    return canvas

@@ -1,0 +1,892 @@
+"""Mask2Former (Cheng et al., "Masked-attention Mask Transformer for Universal Image Segmentation", CVPR 2022).
+
+Letters: B batch, Q queries, K classes, C channels, h heads, D head dim, L supervised predictions (decoder layers + 1),
+S = sum of H * W over the three feature levels. Everything is batch first.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+from transformers import AutoBackbone, PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import ModelOutput, logging
+
+from .configuration_mask2former import Mask2FormerConfig
+from .criterion import LazyMasks, Mask2FormerLoss
+from .deformable_attention import MultiScaleDeformableAttention
+
+logger = logging.get_logger(__name__)
+
+NUM_LEVELS = 3  # strides 32, 16, 8, in this order everywhere
+NUM_POINTS = 4  # samples per query, head and level in the pixel decoder
+SIZE_DIVISOR = 32  # an image's canvas is its size rounded up to this
+PADDING_LOGIT = -100.0  # mask logit outside an image's canvas: certainly not part of any segment
+
+
+@dataclass
+class Mask2FormerModelOutput(ModelOutput):
+    """Features and decoder states; maps of images with a smaller canvas than the batch's are zero beyond theirs.
+
+    Args:
+        encoder_last_hidden_state: (B, C, H/32, W/32), the backbone's last feature map.
+        pixel_decoder_last_hidden_state: (B, C, H/4, W/4) mask features.
+        transformer_decoder_last_hidden_state: (B, Q, C).
+        encoder_hidden_states: on request, the backbone's four feature maps.
+        pixel_decoder_hidden_states: on request, (B, C, ...) at strides 32, 16, 8.
+        transformer_decoder_hidden_states: on request, (B, Q, C) before the first and after each layer.
+        transformer_decoder_intermediate_states: L times (B, Q, C), layer-normalised, as the heads read them.
+        masks_queries_logits: (B, Q, H/4, W/4) of the last layer, or of all L layers if asked for.
+        attentions: on request, (B, h, Q, Q) self-attention of each layer.
+        cross_attentions: on request, (B, h, Q, H * W) masked attention of each layer over its feature level.
+        image_sizes: (B, 2) int64, (height, width) of each image without padding.
+        canvas_sizes: (B, 2) int64, (height, width) of the padded input that each image's results were computed on.
+    """
+
+    encoder_last_hidden_state: Tensor | None = None
+    pixel_decoder_last_hidden_state: Tensor | None = None
+    transformer_decoder_last_hidden_state: Tensor | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    pixel_decoder_hidden_states: tuple[Tensor, ...] | None = None
+    transformer_decoder_hidden_states: tuple[Tensor, ...] | None = None
+    transformer_decoder_intermediate_states: tuple[Tensor, ...] | None = None
+    masks_queries_logits: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+    image_sizes: Tensor | None = None
+    canvas_sizes: Tensor | None = None
+
+
+@dataclass
+class Mask2FormerForUniversalSegmentationOutput(ModelOutput):
+    """Predictions, and the loss if labels were given; see `Mask2FormerModelOutput` for the other fields.
+
+    Args:
+        loss: weighted sum of all terms.
+        class_queries_logits: (B, Q, K + 1), the last class is "no object".
+        masks_queries_logits: (B, Q, H/4, W/4), -100 beyond an image's canvas. None in a training step, which never
+            computes them, unless `output_auxiliary_logits` is set.
+        auxiliary_logits: on request, a dict of `class_queries_logits` and `masks_queries_logits` per earlier layer.
+        loss_dict: the weighted terms that sum to `loss`: "loss_cross_entropy", "loss_mask" and "loss_dice", each (L,)
+            with the final prediction last.
+        image_sizes, canvas_sizes: what post-processing needs to crop the padding.
+    """
+
+    loss: Tensor | None = None
+    class_queries_logits: Tensor | None = None
+    masks_queries_logits: Tensor | None = None
+    auxiliary_logits: list[dict[str, Tensor]] | None = None
+    encoder_last_hidden_state: Tensor | None = None
+    pixel_decoder_last_hidden_state: Tensor | None = None
+    transformer_decoder_last_hidden_state: Tensor | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    pixel_decoder_hidden_states: tuple[Tensor, ...] | None = None
+    transformer_decoder_hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+    loss_dict: dict[str, Tensor] | None = None
+    image_sizes: Tensor | None = None
+    canvas_sizes: Tensor | None = None
+
+
+def sine_position_embedding(size: tuple[int, int], channels: int, device: torch.device) -> Tensor:
+    """(H * W, channels) float32: sines of y, then of x, normalised to 2 pi (DETR, appendix A.4).
+
+    The two axes do not mix, so only H + W rows are computed.
+    """
+    features = channels // 2
+    exponent = torch.arange(features, device=device).div(2, rounding_mode="floor") * 2 / features
+    frequency = 10000**exponent
+    axes = []
+    for length in size:
+        position = torch.arange(1, length + 1, dtype=torch.float32, device=device)
+        phase = (position / (length + 1e-6) * (2 * math.pi)).unsqueeze(1) / frequency  # (length, features)
+        axes.append(torch.stack((phase[:, 0::2].sin(), phase[:, 1::2].cos()), dim=2).flatten(1))
+    rows, columns = axes
+    H, W = size
+    return torch.cat(
+        (rows.unsqueeze(1).expand(H, W, features), columns.unsqueeze(0).expand(H, W, features)), dim=2
+    ).flatten(0, 1)
+
+
+def cell_centres(size: tuple[int, int], device: torch.device) -> Tensor:
+    """(H * W, 2) float32 (x, y) centres of the cells of a map, in units of its width and height."""
+    H, W = size
+    y = (torch.arange(H, dtype=torch.float32, device=device) + 0.5) / H
+    x = (torch.arange(W, dtype=torch.float32, device=device) + 0.5) / W
+    return torch.stack((x.expand(H, W), y.unsqueeze(1).expand(H, W)), dim=-1).flatten(0, 1)
+
+
+class Mask2FormerPixelDecoderEncoderLayer(GradientCheckpointingLayer):
+    """Deformable attention and a feed-forward block, each with residual and layer norm after it."""
+
+    def __init__(self, channels: int, num_heads: int, feedforward_dim: int, dropout: float):
+        super().__init__()
+        self.self_attn = MultiScaleDeformableAttention(channels, num_heads, NUM_LEVELS, NUM_POINTS)
+        self.self_attn_layer_norm = nn.LayerNorm(channels)
+        self.fc1 = nn.Linear(channels, feedforward_dim)
+        self.fc2 = nn.Linear(feedforward_dim, channels)
+        self.final_layer_norm = nn.LayerNorm(channels)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, x: Tensor, positions: Tensor, reference_points: Tensor, spatial_shapes: list[tuple[int, int]]
+    ) -> Tensor:
+        attended = self.self_attn(x + positions.to(x.dtype), x, reference_points, spatial_shapes)
+        x = self.self_attn_layer_norm(x + self.dropout(attended))
+        hidden = self.dropout(F.relu(self.fc1(x)))
+        return self.final_layer_norm(x + self.dropout(self.fc2(hidden)))
+
+
+class Mask2FormerPixelDecoderEncoder(nn.Module):
+    def __init__(self, layers: list[nn.Module]):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor, positions: Tensor, reference_points: Tensor, spatial_shapes) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, positions, reference_points, spatial_shapes)
+        return x
+
+
+class Mask2FormerPixelDecoder(nn.Module):
+    """Multi-scale deformable attention over strides 32, 16, 8, and one FPN step to the stride of the mask features.
+
+    Args:
+        backbone_channels: channels of the backbone's four feature maps, finest first.
+        feature_size: channels inside.
+        mask_feature_size: channels of the mask features.
+        common_stride: stride of the mask features, 4 (with the FPN step) or 8.
+        encoder: runs over (B, S, feature_size).
+    """
+
+    def __init__(
+        self,
+        backbone_channels: list[int],
+        feature_size: int,
+        mask_feature_size: int,
+        common_stride: int,
+        encoder: Mask2FormerPixelDecoderEncoder,
+    ):
+        super().__init__()
+        self.input_projections = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(channels, feature_size, 1), nn.GroupNorm(32, feature_size))
+            for channels in reversed(backbone_channels[-NUM_LEVELS:])
+        )
+        self.level_embed = nn.Parameter(torch.empty(NUM_LEVELS, feature_size))
+        self.encoder = encoder
+        self.has_fpn_step = common_stride == 4
+        if self.has_fpn_step:
+            self.adapter_1 = nn.Sequential(
+                nn.Conv2d(backbone_channels[0], feature_size, 1, bias=False), nn.GroupNorm(32, feature_size)
+            )
+            self.layer_1 = nn.Sequential(
+                nn.Conv2d(feature_size, feature_size, 3, padding=1, bias=False),
+                nn.GroupNorm(32, feature_size),
+                nn.ReLU(),
+            )
+        self.mask_projection = nn.Conv2d(feature_size, mask_feature_size, 1)
+
+    def forward(self, features: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Four maps, finest first -> mask features (B, C, H, W) and three maps at strides 32, 16, 8."""
+        device = features[0].device
+        maps = [
+            project(x) for project, x in zip(self.input_projections, reversed(features[-NUM_LEVELS:]), strict=True)
+        ]
+        sizes = [tuple(x.shape[-2:]) for x in maps]
+        positions = torch.cat(
+            [
+                sine_position_embedding(size, maps[0].shape[1], device) + level
+                for size, level in zip(sizes, self.level_embed, strict=True)
+            ]
+        )  # (S, C)
+        reference_points = torch.cat([cell_centres(size, device) for size in sizes])  # (S, 2)
+        tokens = torch.cat([x.flatten(2) for x in maps], dim=2).transpose(1, 2)  # (B, S, C)
+        tokens = self.encoder(tokens, positions, reference_points, sizes)
+        maps = [
+            x.transpose(1, 2).unflatten(2, size)
+            for x, size in zip(tokens.split([H * W for H, W in sizes], dim=1), sizes, strict=True)
+        ]
+        finest = maps[-1]
+        if self.has_fpn_step:
+            lateral = self.adapter_1(features[0])
+            upsampled = F.interpolate(finest, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
+            finest = self.layer_1(lateral + upsampled)
+        return self.mask_projection(finest), maps
+
+
+def describe_backbone(backbone: nn.Module, fallback_strides) -> tuple[list[int], list[float]]:
+    """Channels and strides of a backbone's feature maps; strides by a forward without data on the meta device."""
+    side = 256
+    state = {
+        name: torch.empty_like(tensor, device="meta")
+        for name, tensor in (*backbone.named_parameters(), *backbone.named_buffers())
+    }
+    pixels = torch.empty(1, 3, side, side, device="meta", dtype=backbone.dtype)
+    training = backbone.training
+    try:
+        with torch.no_grad():
+            maps = functional_call(backbone.eval(), state, (pixels,), backbone_options(backbone)).feature_maps
+        return [x.shape[1] for x in maps], [side / x.shape[-1] for x in maps]
+    except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+        logger.info(f"Strides of the backbone are taken from the config, it cannot run without data: {error}")
+        return list(backbone.channels), list(fallback_strides)
+    finally:
+        backbone.train(training)
+
+
+def backbone_options(backbone: nn.Module) -> dict[str, bool]:
+    """Swin's absolute position embeddings are resized only on request; without it other input sizes crash."""
+    absolute = backbone.config.model_type == "swin" and backbone.config.use_absolute_embeddings
+    return {"interpolate_pos_encoding": True} if absolute else {}
+
+
+def freeze_unused(backbone: nn.Module):
+    """SwinBackbone owns a final layer norm that no feature map passes through; DistributedDataParallel would wait for
+    its gradient."""
+    if backbone.config.model_type == "swin":
+        backbone.swin.layernorm.requires_grad_(False)
+
+
+class Mask2FormerPixelLevelModule(nn.Module):
+    """Backbone (`encoder`) and pixel decoder (`decoder`)."""
+
+    def __init__(self, config: Mask2FormerConfig):
+        super().__init__()
+        self.encoder = AutoBackbone.from_config(config.backbone_config)
+        channels, strides = describe_backbone(self.encoder, config.feature_strides)
+        if strides != [4, 8, 16, 32]:
+            raise ValueError(
+                f"backbone_config is a {config.backbone_config.model_type} whose feature maps have strides "
+                f"{[round(stride, 2) for stride in strides]} and channels {channels}: Mask2Former needs four maps at "
+                "strides 4, 8, 16, 32. Choose a hierarchical backbone (Swin, ResNet, ConvNeXt, ...) and name its four "
+                "stages, for example out_features=['stage1', 'stage2', 'stage3', 'stage4']"
+            )
+        freeze_unused(self.encoder)
+        layers = [
+            Mask2FormerPixelDecoderEncoderLayer(
+                config.feature_size, config.num_attention_heads, config.encoder_feedforward_dim, config.dropout
+            )
+            for _ in range(config.encoder_layers)
+        ]
+        self.decoder = Mask2FormerPixelDecoder(
+            channels,
+            config.feature_size,
+            config.mask_feature_size,
+            config.common_stride,
+            Mask2FormerPixelDecoderEncoder(layers),
+        )
+
+    def forward(self, pixel_values: Tensor) -> tuple[tuple[Tensor, ...], Tensor, list[Tensor]]:
+        """(B, 3, H, W) -> the backbone's four maps, mask features, and maps at strides 32, 16, 8."""
+        options = backbone_options(self.encoder)
+        if options:  # resized embeddings need whole patches; Swin pads with zeros to whole patches anyway
+            H, W = pixel_values.shape[-2:]
+            patch = self.encoder.config.patch_size
+            pixel_values = F.pad(pixel_values, (0, -W % patch, 0, -H % patch))
+        features = tuple(self.encoder(pixel_values, **options).feature_maps)
+        return features, *self.decoder(list(features))
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, num_heads: int, allowed: Tensor | None, dropout: float, eager: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Multi-head attention of projected (B, Q, C) queries over (B, S, C); `allowed` is (B, Q, S), shared by heads.
+
+    Returns:
+        (B, Q, C), and with `eager` the (B, h, Q, S) weights.
+    """
+    query, key, value = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))  # (B, h, ., D)
+    allowed = None if allowed is None else allowed.unsqueeze(1)
+    weights = None
+    if eager:
+        scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+        if allowed is not None:
+            scores = scores.masked_fill(~allowed, float("-inf"))
+        weights = scores.softmax(-1)
+        output = F.dropout(weights, dropout) @ value
+    else:
+        output = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout)
+    return output.transpose(1, 2).flatten(2), weights
+
+
+class Mask2FormerSelfAttention(nn.Module):
+    def __init__(self, channels: int, num_heads: int, dropout: float):
+        super().__init__()
+        self.num_heads, self.dropout = num_heads, dropout
+        self.q_proj = nn.Linear(channels, channels)
+        self.k_proj = nn.Linear(channels, channels)
+        self.v_proj = nn.Linear(channels, channels)
+        self.out_proj = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, positions: Tensor, eager: bool) -> tuple[Tensor, Tensor | None]:
+        placed = x + positions
+        dropout = self.dropout if self.training else 0.0
+        output, weights = attend(
+            self.q_proj(placed), self.k_proj(placed), self.v_proj(x), self.num_heads, None, dropout, eager
+        )
+        return self.out_proj(output), weights
+
+
+class Mask2FormerMaskedAttention(nn.Module):
+    """Cross-attention to one feature level, only where the previous prediction says the segment is (section 3.2.1).
+
+    Parameters are named as in `nn.MultiheadAttention`.
+    """
+
+    def __init__(self, channels: int, num_heads: int, dropout: float):
+        super().__init__()
+        self.num_heads, self.dropout = num_heads, dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * channels, channels))
+        self.in_proj_bias = nn.Parameter(torch.empty(3 * channels))
+        self.out_proj = nn.Linear(channels, channels)
+
+    def forward(
+        self, x: Tensor, positions: Tensor, memory: Tensor, memory_positions: Tensor, allowed: Tensor, eager: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        inputs = (x + positions, memory + memory_positions, memory)
+        query, key, value = (
+            F.linear(states, weight, bias)
+            for states, weight, bias in zip(
+                inputs, self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True
+            )
+        )
+        dropout = self.dropout if self.training else 0.0
+        output, weights = attend(query, key, value, self.num_heads, allowed, dropout, eager)
+        return self.out_proj(output), weights
+
+
+class Mask2FormerDecoderLayer(GradientCheckpointingLayer):
+    """Masked attention, self-attention and a feed-forward block, each in a residual branch (section 3.2)."""
+
+    def __init__(
+        self, channels: int, num_heads: int, feedforward_dim: int, activation: str, dropout: float, pre_norm: bool
+    ):
+        super().__init__()
+        self.pre_norm = pre_norm
+        self.cross_attn = Mask2FormerMaskedAttention(channels, num_heads, dropout)
+        self.cross_attn_layer_norm = nn.LayerNorm(channels)
+        self.self_attn = Mask2FormerSelfAttention(channels, num_heads, dropout)
+        self.self_attn_layer_norm = nn.LayerNorm(channels)
+        self.fc1 = nn.Linear(channels, feedforward_dim)
+        self.fc2 = nn.Linear(feedforward_dim, channels)
+        self.final_layer_norm = nn.LayerNorm(channels)
+        self.activation = ACT2FN[activation]
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, x: Tensor, positions: Tensor, memory: Tensor, memory_positions: Tensor, allowed: Tensor, eager: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        def branch(x, norm, block):
+            output, weights = block(norm(x) if self.pre_norm else x)
+            x = x + self.dropout(output)
+            return x if self.pre_norm else norm(x), weights
+
+        x, cross_weights = branch(
+            x,
+            self.cross_attn_layer_norm,
+            lambda x: self.cross_attn(x, positions, memory, memory_positions, allowed, eager),
+        )
+        x, self_weights = branch(x, self.self_attn_layer_norm, lambda x: self.self_attn(x, positions, eager))
+        x, _ = branch(x, self.final_layer_norm, lambda x: (self.fc2(self.dropout(self.activation(self.fc1(x)))), None))
+        return x, self_weights, cross_weights
+
+
+class Mask2FormerMaskPredictor(nn.Module):
+    """Query states -> mask embeddings, whose product with the mask features is the mask logits."""
+
+    def __init__(self, channels: int, mask_feature_size: int):
+        super().__init__()
+        self.mask_embedder = nn.Sequential(
+            nn.Sequential(nn.Linear(channels, channels), nn.ReLU()),
+            nn.Sequential(nn.Linear(channels, channels), nn.ReLU()),
+            nn.Sequential(nn.Linear(channels, mask_feature_size)),
+        )
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.mask_embedder(states)
+
+    @torch.no_grad()
+    def allowed_positions(self, states: Tensor, features: Tensor) -> Tensor:
+        """Where each query may look: (B, Q, C) states, (B, C, S) mask features of a level -> (B, Q, S) bool.
+
+        A query whose mask is empty may look everywhere.
+        """
+        allowed = self(states) @ features >= 0  # sigmoid(logit) >= 0.5
+        return allowed | ~allowed.any(dim=-1, keepdim=True)
+
+
+class DecoderStates(NamedTuple):
+    hidden: list[Tensor]  # (B, Q, C) before the first and after each layer
+    normalised: list[Tensor]  # the same after the shared layer norm: what the heads read
+    self_attentions: list[Tensor]
+    cross_attentions: list[Tensor]
+
+
+class Mask2FormerMaskedAttentionDecoder(nn.Module):
+    def __init__(self, layers: list[nn.Module], channels: int, mask_feature_size: int):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.layernorm = nn.LayerNorm(channels)
+        self.mask_predictor = Mask2FormerMaskPredictor(channels, mask_feature_size)
+
+    def forward(
+        self,
+        queries: Tensor,
+        query_positions: Tensor,
+        memories: list[Tensor],
+        memory_positions: list[Tensor],
+        level_mask_features: list[Tensor],
+        eager: bool,
+    ) -> DecoderStates:
+        states = DecoderStates([queries], [self.layernorm(queries)], [], [])
+        for index, layer in enumerate(self.layers):
+            level = index % NUM_LEVELS
+            allowed = self.mask_predictor.allowed_positions(states.normalised[-1], level_mask_features[level])
+            queries, self_weights, cross_weights = layer(
+                queries, query_positions, memories[level], memory_positions[level], allowed, eager
+            )
+            states.hidden.append(queries)
+            states.normalised.append(self.layernorm(queries))
+            states.self_attentions.append(self_weights)
+            states.cross_attentions.append(cross_weights)
+        return states
+
+
+class Mask2FormerTransformerModule(nn.Module):
+    """Learned queries that look at the feature levels in turn, coarse to fine (section 3.2.2)."""
+
+    def __init__(self, config: Mask2FormerConfig):
+        super().__init__()
+        channels = config.hidden_dim
+        projects = config.enforce_input_projection or config.feature_size != channels
+        self.queries_embedder = nn.Embedding(config.num_queries, channels)
+        self.queries_features = nn.Embedding(config.num_queries, channels)
+        self.level_embed = nn.Embedding(NUM_LEVELS, channels)
+        self.input_projections = nn.ModuleList(
+            nn.Conv2d(config.feature_size, channels, 1) if projects else nn.Identity() for _ in range(NUM_LEVELS)
+        )
+        layers = [
+            Mask2FormerDecoderLayer(
+                channels,
+                config.num_attention_heads,
+                config.dim_feedforward,
+                config.activation_function,
+                config.dropout,
+                config.pre_norm,
+            )
+            for _ in range(config.decoder_layers - 1)
+        ]
+        self.decoder = Mask2FormerMaskedAttentionDecoder(layers, channels, config.mask_feature_size)
+
+    def forward(self, maps: list[Tensor], mask_features: Tensor, eager: bool) -> DecoderStates:
+        B, dtype = len(mask_features), maps[0].dtype
+        memories, positions, level_mask_features = [], [], []
+        for x, project, level in zip(maps, self.input_projections, self.level_embed.weight, strict=True):
+            size = tuple(x.shape[-2:])
+            memories.append(project(x).flatten(2).transpose(1, 2) + level)  # (B, H * W, C)
+            positions.append(sine_position_embedding(size, level.shape[0], x.device).to(dtype))
+            # Resizing is linear: resizing the features once equals resizing every layer's mask logits.
+            resized = F.interpolate(mask_features.detach(), size=size, mode="bilinear", align_corners=False)
+            level_mask_features.append(resized.flatten(2))
+        queries = self.queries_features.weight.expand(B, -1, -1)
+        query_positions = self.queries_embedder.weight.expand(B, -1, -1)
+        return self.decoder(queries, query_positions, memories, positions, level_mask_features, eager)
+
+
+class Mask2FormerPreTrainedModel(PreTrainedModel):
+    config: Mask2FormerConfig
+    config_class = Mask2FormerConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["Mask2FormerPixelDecoderEncoderLayer", "Mask2FormerDecoderLayer", "SwinStage", "ResNetStage"]
+    _keys_to_ignore_on_load_missing = [r"encoder\.swin\.layernorm\."]
+
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False):
+        # For classes outside transformers the base skips modules without parameters of their own, in case their
+        # initialisation overwrites loaded tensors. Ours does not: transformers.initialization looks at each tensor.
+        super()._initialize_weights(module)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """The original's initialisation; modules come children first, so parents refine what leaves got."""
+        gain = self.config.init_xavier_std
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            init_as_torch(module)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight)
+        elif isinstance(module, MultiScaleDeformableAttention):
+            init_deformable_attention(module)
+        elif isinstance(module, Mask2FormerPixelDecoderEncoderLayer):
+            init.xavier_uniform_(module.fc1.weight)
+            init.xavier_uniform_(module.fc2.weight)
+        elif isinstance(module, Mask2FormerPixelDecoder):
+            init.normal_(module.level_embed)
+            for convolution, _ in module.input_projections:
+                init.xavier_uniform_(convolution.weight)
+                init.zeros_(convolution.bias)
+            init_as_caffe2(module.mask_projection)
+            if module.has_fpn_step:
+                init_as_caffe2(module.adapter_1[0])
+                init_as_caffe2(module.layer_1[0])
+        elif isinstance(module, Mask2FormerSelfAttention):
+            # The original's projection is one (3 C, C) matrix: Xavier's bound is that of 4 C units, not of 2 C.
+            for projection in (module.q_proj, module.k_proj, module.v_proj):
+                init.xavier_uniform_(projection.weight, gain=gain / math.sqrt(2))
+                init.zeros_(projection.bias)
+            init.xavier_uniform_(module.out_proj.weight, gain=gain)
+            init.zeros_(module.out_proj.bias)
+        elif isinstance(module, Mask2FormerMaskedAttention):
+            init.xavier_uniform_(module.in_proj_weight, gain=gain)
+            init.zeros_(module.in_proj_bias)
+            init.xavier_uniform_(module.out_proj.weight, gain=gain)
+            init.zeros_(module.out_proj.bias)
+        elif isinstance(module, Mask2FormerDecoderLayer):
+            init.xavier_uniform_(module.fc1.weight, gain=gain)
+            init.xavier_uniform_(module.fc2.weight, gain=gain)
+        elif isinstance(module, Mask2FormerTransformerModule):
+            for projection in module.input_projections:
+                if isinstance(projection, nn.Conv2d):
+                    init_as_caffe2(projection)
+        elif isinstance(module, Mask2FormerLoss):
+            weights = torch.ones_like(module.empty_weight)
+            weights[-1] = module.no_object_weight
+            init.copy_(module.empty_weight, weights)
+        elif isinstance(module, Mask2FormerPixelLevelModule):
+            freeze_unused(module.encoder)  # again: a tensor missing in a checkpoint is created anew
+            if self.config.backbone_config.model_type == "swin":
+                init_swin(module.encoder)
+        else:
+            super()._init_weights(module)
+
+
+def init_as_torch(module: nn.Linear | nn.Conv2d):
+    """PyTorch's default, spelled out because a tensor missing in a checkpoint is created without it."""
+    init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+    if module.bias is not None:
+        bound = 1 / math.sqrt(module.weight[0].numel())
+        init.uniform_(module.bias, -bound, bound)
+
+
+def init_as_caffe2(convolution: nn.Conv2d):
+    init.kaiming_uniform_(convolution.weight, a=1)
+    if convolution.bias is not None:
+        init.zeros_(convolution.bias)
+
+
+def init_deformable_attention(module: MultiScaleDeformableAttention):
+    """Each head starts looking in its own direction, point p at p + 1 pixels (Deformable DETR, appendix A.4)."""
+    h, L, P = module.num_heads, module.num_levels, module.num_points
+    angles = torch.arange(h, dtype=torch.float32) * (2 * math.pi / h)
+    directions = torch.stack((angles.cos(), angles.sin()), dim=-1)
+    directions = directions / directions.abs().max(dim=-1, keepdim=True).values  # onto the unit square
+    steps = torch.arange(1, P + 1, dtype=torch.float32).view(1, 1, P, 1)
+    init.zeros_(module.sampling_offsets.weight)
+    bias = (directions.view(h, 1, 1, 2) * steps).expand(h, L, P, 2).flatten()
+    init.copy_(module.sampling_offsets.bias, bias.to(module.sampling_offsets.bias))
+    init.zeros_(module.attention_weights.weight)
+    init.zeros_(module.attention_weights.bias)
+    for projection in (module.value_proj, module.output_proj):
+        init.xavier_uniform_(projection.weight)
+        init.zeros_(projection.bias)
+
+
+def init_swin(backbone: nn.Module):
+    """The original's Swin from scratch: PyTorch's defaults, position biases from N(0, 0.02)."""
+    for name, module in backbone.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            init_as_torch(module)
+        elif name.endswith("relative_position_bias"):
+            init.trunc_normal_(module.relative_position_bias_table, std=0.02)
+
+
+def image_sizes_of(pixel_mask: Tensor) -> list[tuple[int, int]]:
+    """(height, width) of each image in a (B, H, W) mask that is nonzero on it; one copy to the host.
+
+    Raises:
+        ValueError: if an image is not one rectangle at the top left.
+    """
+    mask = pixel_mask != 0
+    H, W = mask.shape[1:]
+    rows = (mask.any(2) * torch.arange(1, H + 1, device=mask.device)).amax(1)
+    columns = (mask.any(1) * torch.arange(1, W + 1, device=mask.device)).amax(1)
+    sizes = torch.stack((rows, columns, mask.sum((1, 2))), dim=1).tolist()
+    for image, (height, width, area) in enumerate(sizes):
+        if area == 0 or area != height * width:
+            raise ValueError(
+                f"pixel_mask[{image}] marks {area} pixels within {height}x{width}: it must be 1 on the image, one "
+                "rectangle that starts at the top left, and 0 on the padding (Mask2FormerImageProcessor makes it)"
+            )
+    return [(height, width) for height, width, _ in sizes]
+
+
+def canvas_of(size: tuple[int, int]) -> tuple[int, int]:
+    """Input size on which an image's result is defined: its own, rounded up to the size divisor."""
+    return tuple(-(-side // SIZE_DIVISOR) * SIZE_DIVISOR for side in size)
+
+
+def merge_groups(parts: list, groups: list[list[int]], fill: float = 0.0):
+    """Put the results of groups of images back in batch order; smaller maps are filled up to the largest."""
+    if parts[0] is None:
+        return None
+    if not isinstance(parts[0], Tensor):
+        return tuple(merge_groups(list(column), groups, fill) for column in zip(*parts, strict=True))
+    shape = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
+    merged = parts[0].new_full((sum(len(group) for group in groups), *shape), fill)
+    for part, group in zip(parts, groups, strict=True):
+        merged[(torch.tensor(group, device=part.device), *(slice(size) for size in part.shape[1:]))] = part
+    return merged
+
+
+class Mask2FormerModel(Mask2FormerPreTrainedModel):
+    """Backbone, pixel decoder and masked-attention decoder, without class head."""
+
+    def __init__(self, config: Mask2FormerConfig):
+        super().__init__(config)
+        self.pixel_level_module = Mask2FormerPixelLevelModule(config)
+        self.transformer_module = Mask2FormerTransformerModule(config)
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        mask_logits: str = "last",
+    ) -> Mask2FormerModelOutput | tuple:
+        """Run the network; with `pixel_mask` every image on its own canvas, whatever else is in the batch.
+
+        Args:
+            pixel_values: (B, 3, H, W), normalised; each image at the top left, zero-padded.
+            pixel_mask: (B, H, W), 1 on the image. Images are run in groups of equal canvas (own size rounded up to
+                32), so no result depends on batch mates. Without it the whole tensor is the image.
+            output_hidden_states: also return feature maps and decoder states.
+            output_attentions: also return attention weights (which takes the slower attention).
+            return_dict: a tuple of the fields that are not None, if False.
+            mask_logits: of which layers to compute mask logits: "last", "all" or "none".
+        """
+        if mask_logits not in ("last", "all", "none"):
+            raise ValueError(f"mask_logits={mask_logits!r}: must be 'last', 'all' or 'none'")
+        if pixel_values.ndim != 4:
+            raise ValueError(
+                f"pixel_values has shape {tuple(pixel_values.shape)}: it must be (batch, 3, height, width)"
+            )
+        options = {
+            "mask_logits": mask_logits,
+            "output_hidden_states": self._choose(output_hidden_states, "output_hidden_states"),
+            "output_attentions": self._choose(output_attentions, "output_attentions"),
+        }
+        pixel_values = pixel_values.to(self.dtype)
+        B, _, H, W = pixel_values.shape
+        if pixel_mask is None:
+            sizes = canvases = [(H, W)] * B
+            output = self._run(pixel_values, **options)
+        else:
+            if pixel_mask.shape != (B, H, W):
+                raise ValueError(
+                    f"pixel_mask has shape {tuple(pixel_mask.shape)}: it must be (batch, height, width) of "
+                    f"pixel_values, {(B, H, W)}"
+                )
+            sizes = image_sizes_of(pixel_mask)
+            canvases = [canvas_of(size) for size in sizes]
+            output = self._run_on_canvases(pixel_values, canvases, **options)
+        output.image_sizes = torch.tensor(sizes, device=pixel_values.device)
+        output.canvas_sizes = torch.tensor(canvases, device=pixel_values.device)
+        return output if self._choose(return_dict, "return_dict") else output.to_tuple()
+
+    def _choose(self, argument: bool | None, field: str) -> bool:
+        return getattr(self.config, field) if argument is None else argument
+
+    def _run_on_canvases(self, pixel_values: Tensor, canvases: list[tuple[int, int]], **options):
+        groups = {}
+        for image, canvas in enumerate(canvases):
+            groups.setdefault(canvas, []).append(image)
+        H, W = pixel_values.shape[-2:]
+        outputs = []
+        for (height, width), images in groups.items():
+            pixels = pixel_values if len(groups) == 1 else pixel_values[images]
+            pixels = F.pad(pixels[..., :height, :width], (0, max(width - W, 0), 0, max(height - H, 0)))
+            outputs.append(self._run(pixels, **options))
+        if len(groups) == 1:
+            return outputs[0]
+        fields = {
+            name: merge_groups(
+                [output[name] for output in outputs],
+                list(groups.values()),
+                fill=PADDING_LOGIT if name == "masks_queries_logits" else 0.0,
+            )
+            for name in outputs[0]
+        }
+        return Mask2FormerModelOutput(**fields)
+
+    def _run(
+        self, pixel_values: Tensor, mask_logits: str, output_hidden_states: bool, output_attentions: bool
+    ) -> Mask2FormerModelOutput:
+        eager = output_attentions or self.config._attn_implementation == "eager"
+        features, mask_features, maps = self.pixel_level_module(pixel_values)
+        states = self.transformer_module(maps, mask_features, eager)
+        chosen = {"none": [], "last": states.normalised[-1:], "all": states.normalised}[mask_logits]
+        embed = self.transformer_module.decoder.mask_predictor
+        masks = tuple(torch.einsum("bqc,bchw->bqhw", embed(state), mask_features) for state in chosen)
+        return Mask2FormerModelOutput(
+            encoder_last_hidden_state=features[-1],
+            pixel_decoder_last_hidden_state=mask_features,
+            transformer_decoder_last_hidden_state=states.hidden[-1],
+            encoder_hidden_states=features if output_hidden_states else None,
+            pixel_decoder_hidden_states=tuple(maps) if output_hidden_states else None,
+            transformer_decoder_hidden_states=tuple(states.hidden) if output_hidden_states else None,
+            transformer_decoder_intermediate_states=tuple(states.normalised),
+            masks_queries_logits=masks or None,
+            attentions=tuple(states.self_attentions) if output_attentions else None,
+            cross_attentions=tuple(states.cross_attentions) if output_attentions else None,
+        )
+
+
+class Mask2FormerForUniversalSegmentation(Mask2FormerPreTrainedModel):
+    """Mask2Former with class and mask predictions, for semantic, instance and panoptic segmentation."""
+
+    def __init__(self, config: Mask2FormerConfig):
+        super().__init__(config)
+        self.model = Mask2FormerModel(config)
+        self.class_predictor = nn.Linear(config.hidden_dim, config.num_labels + 1)
+        self.criterion = Mask2FormerLoss(
+            num_labels=config.num_labels,
+            no_object_weight=config.no_object_weight,
+            class_weight=config.class_weight,
+            mask_weight=config.mask_weight,
+            dice_weight=config.dice_weight,
+            num_points=config.train_num_points,
+            oversample_ratio=config.oversample_ratio,
+            importance_sample_ratio=config.importance_sample_ratio,
+        )
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        mask_labels: list[Tensor] | None = None,
+        class_labels: list[Tensor] | None = None,
+        pixel_mask: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_auxiliary_logits: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        ignore_masks: list[Tensor] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Mask2FormerForUniversalSegmentationOutput | tuple:
+        """Predict segments, and with labels compute the loss.
+
+        Args:
+            pixel_values: (B, 3, H, W), normalised; each image at the top left, zero-padded.
+            mask_labels: per image (N, h, w) binary masks of any dtype, of the size of pixel_values or of the image
+                (then padded with zeros).
+            class_labels: per image (N,) labels.
+            pixel_mask: (B, H, W), 1 on the image; see `Mask2FormerModel.forward`. With labels the whole tensor is
+                content, as in the original's training.
+            output_hidden_states: also return feature maps and decoder states.
+            output_auxiliary_logits: also return the predictions of the earlier layers.
+            output_attentions: also return attention weights.
+            return_dict: a tuple of the fields that are not None, if False.
+            ignore_masks: per image (h, w), nonzero on pixels that take no part in matching and loss.
+            generator: source of the random points of the loss.
+
+        Raises:
+            ValueError: for inputs that do not fit together, and in training for predictions that are not finite.
+        """
+        if (mask_labels is None) != (class_labels is None):
+            given, missing = (
+                ("mask_labels", "class_labels") if class_labels is None else ("class_labels", "mask_labels")
+            )
+            raise ValueError(f"{given} without {missing}: the loss needs both, one entry per image")
+        has_labels = mask_labels is not None
+        if ignore_masks is not None and not has_labels:
+            raise ValueError("ignore_masks without mask_labels and class_labels: they only act in the loss")
+        all_layers = self.model._choose(output_auxiliary_logits, "output_auxiliary_logits")
+        wants_masks = all_layers or not (has_labels and self.training)
+        outputs = self.model(
+            pixel_values,
+            pixel_mask=None if has_labels else pixel_mask,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+            mask_logits="all" if all_layers else "last" if wants_masks else "none",
+        )
+        if has_labels and pixel_mask is not None:
+            outputs.image_sizes = torch.tensor(image_sizes_of(pixel_mask), device=pixel_values.device)
+        states = outputs.transformer_decoder_intermediate_states
+        loss = loss_dict = auxiliary_logits = None
+        if has_labels or all_layers:
+            states = torch.stack(states)
+            class_logits = self.class_predictor(states)  # (L, B, Q, K + 1)
+        else:
+            class_logits = self.class_predictor(states[-1]).unsqueeze(0)
+        if has_labels:
+            loss_dict = self._loss_terms(
+                pixel_values, class_logits, states, outputs, mask_labels, class_labels, ignore_masks, generator
+            )
+            loss = sum(terms.sum() for terms in loss_dict.values())
+        if all_layers:
+            auxiliary_logits = [
+                {"masks_queries_logits": masks, "class_queries_logits": classes}
+                for masks, classes in zip(outputs.masks_queries_logits[:-1], class_logits[:-1], strict=True)
+            ]
+        output = Mask2FormerForUniversalSegmentationOutput(
+            loss=loss,
+            class_queries_logits=class_logits[-1],
+            masks_queries_logits=outputs.masks_queries_logits[-1] if wants_masks else None,
+            auxiliary_logits=auxiliary_logits,
+            encoder_last_hidden_state=outputs.encoder_last_hidden_state,
+            pixel_decoder_last_hidden_state=outputs.pixel_decoder_last_hidden_state,
+            transformer_decoder_last_hidden_state=outputs.transformer_decoder_last_hidden_state,
+            encoder_hidden_states=outputs.encoder_hidden_states,
+            pixel_decoder_hidden_states=outputs.pixel_decoder_hidden_states,
+            transformer_decoder_hidden_states=outputs.transformer_decoder_hidden_states,
+            attentions=outputs.attentions,
+            cross_attentions=outputs.cross_attentions,
+            loss_dict=loss_dict,
+            image_sizes=outputs.image_sizes,
+            canvas_sizes=outputs.canvas_sizes,
+        )
+        return output if self.model._choose(return_dict, "return_dict") else output.to_tuple()
+
+    def _loss_terms(
+        self, pixel_values, class_logits, states, outputs, mask_labels, class_labels, ignore_masks, generator
+    ) -> dict[str, Tensor]:
+        canvas = tuple(pixel_values.shape[-2:])
+        for image, (masks, size) in enumerate(zip(mask_labels, outputs.image_sizes.tolist(), strict=False)):
+            if tuple(masks.shape[1:]) not in (canvas, tuple(size)):
+                raise ValueError(
+                    f"mask_labels[{image}] has shape {tuple(masks.shape)}: masks must have the size of pixel_values, "
+                    f"{canvas[0]}x{canvas[1]}, or of the image by pixel_mask, {size[0]}x{size[1]}"
+                )
+        layers = slice(None) if self.config.use_auxiliary_loss else slice(-1, None)
+        embeddings = self.model.transformer_module.decoder.mask_predictor(states[layers])  # (L, B, Q, C)
+        terms = self.criterion(
+            class_logits[layers],
+            LazyMasks(embeddings, outputs.pixel_decoder_last_hidden_state),
+            mask_labels,
+            class_labels,
+            ignore_masks=ignore_masks,
+            canvas=canvas,
+            generator=generator,
+        )
+        weights = {
+            "loss_cross_entropy": self.config.class_weight,
+            "loss_mask": self.config.mask_weight,
+            "loss_dice": self.config.dice_weight,
+        }
+        return {name: weight * terms[name] for name, weight in weights.items()}
+
+
+__all__ = ["Mask2FormerForUniversalSegmentation", "Mask2FormerModel", "Mask2FormerPreTrainedModel"]

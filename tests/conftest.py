@@ -1,0 +1,17 @@
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from helpers import SHARED
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def pytest_report_header():
+    found = "found" if SHARED.is_dir() else "missing: tests against the original's tensors are skipped"
+    return f"reference data {SHARED.name}/ beside the project: {found}"

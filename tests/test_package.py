@@ -1,0 +1,183 @@
+"""What the package promises about itself: imports, side effects, the on-disk contract, the architecture's arrows."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from helpers import tiny_model
+
+import mask2former_hf
+
+ROOT = Path(mask2former_hf.__file__).parent
+# The files that travel with a checkpoint, and what each of them may import of the others.
+FLAT = {
+    "configuration_mask2former": set(),
+    "deformable_attention": set(),
+    "matcher": set(),
+    "criterion": {"matcher"},
+    "modeling_mask2former": {"configuration_mask2former", "criterion", "deformable_attention"},
+    "postprocessing": set(),
+    "image_processing_mask2former": {"postprocessing"},
+}
+FOLDERS = {  # folder or file -> what it may import besides its own folder
+    "kernels": set(),
+    "data": set(),
+    "metrics": set(),
+    "visualization": set(),
+    "training": {"data", "metrics", "flat"},
+    "conversion": {"flat"},
+    "hub": {"conversion", "flat"},
+    "cli": {"training", "data", "metrics", "conversion", "hub", "visualization", "kernels", "flat", "cli"},
+}
+
+
+def imports_of_ours(path):
+    """Modules of this package that a file imports, relative to the package root, with the statement's form."""
+    package = ("mask2former_hf", *path.relative_to(ROOT).parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - node.level + 1]
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            for name in names:
+                yield ".".join((*base, name))[len("mask2former_hf") :].lstrip("."), node
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "mask2former_hf":
+            for alias in node.names:
+                rest = node.module[len("mask2former_hf") :].lstrip(".")
+                yield rest or alias.name, node
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == "mask2former_hf":
+                    yield alias.name[len("mask2former_hf") :].lstrip("."), node
+
+
+def test_imports_point_downwards():
+    problems = []
+    for path in sorted(ROOT.rglob("*.py")):
+        relative = path.relative_to(ROOT).with_suffix("")
+        top = relative.parts[0]
+        if top == "__init__":
+            continue
+        for name, node in imports_of_ours(path):
+            target = name.split(".")[0]
+            if top in FLAT:
+                seam = top == "deformable_attention" and name.startswith("kernels")
+                form = isinstance(node, ast.ImportFrom) and node.level == 1 and node.module == target
+                if not seam and not (target in FLAT[top] and form):
+                    problems.append(f"{relative} imports {name}")
+            else:
+                allowed = FOLDERS[top]
+                kind = "flat" if target in FLAT or target in mask2former_hf.__all__ else target
+                if kind not in allowed and kind != top and name not in ("__version__", ""):
+                    problems.append(f"{relative} imports {name}")
+    assert problems == []
+
+
+def test_every_flat_file_is_known():
+    files = {path.stem for path in ROOT.glob("*.py")} - {"__init__"}
+    assert files - {"visualization"} == set(FLAT)
+
+
+def run(code, *arguments, cwd=None):
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.strip().splitlines()[-1]
+
+
+def test_importing_the_package_imports_no_torch():
+    assert run("import sys, mask2former_hf; print('torch' in sys.modules or 'transformers' in sys.modules)") == "False"
+
+
+def test_every_public_name_can_be_imported():
+    for name in mask2former_hf.__all__:
+        assert getattr(mask2former_hf, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        mask2former_hf.Nothing  # noqa: B018
+
+
+def test_nothing_is_registered_at_import(tmp_path):
+    code = """
+import sys, transformers, mask2former_hf
+from mask2former_hf import *
+from transformers import AutoConfig, AutoModelForUniversalSegmentation
+config = AutoConfig.for_model("mask2former")
+print(type(config).__module__.split(".")[0], AutoModelForUniversalSegmentation._model_mapping[type(config)].__module__)
+"""
+    assert run(code).startswith("transformers transformers.models.mask2former")
+
+
+def test_a_checkpoint_with_its_code_runs_without_this_package(tmp_path):
+    """`trust_remote_code=True` in a process where mask2former_hf cannot be imported gives equal results."""
+    model = tiny_model("resnet", task="panoptic", stuff_label_ids=[3, 4])
+    classes = (type(model), type(model.config), mask2former_hf.Mask2FormerImageProcessor)
+    kept = [cls._auto_class for cls in classes]
+    try:
+        for cls, auto in zip(classes, ("AutoModelForUniversalSegmentation", None, "AutoImageProcessor"), strict=True):
+            cls.register_for_auto_class(auto) if auto else cls.register_for_auto_class()
+        model.save_pretrained(tmp_path / "checkpoint")
+        mask2former_hf.Mask2FormerImageProcessor().save_pretrained(tmp_path / "checkpoint")
+    finally:
+        for cls, value in zip(classes, kept, strict=True):
+            cls._auto_class = value
+    pixels = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(pixels).class_queries_logits
+    torch.save({"pixels": pixels, "expected": expected}, tmp_path / "io.pt")
+    code = """
+import os, sys
+os.environ["HF_MODULES_CACHE"] = sys.argv[2]
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("mask2former_hf", "scipy"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Blocked())
+import importlib.util
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "scipy" else find_spec(name, *rest)
+import torch
+from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
+folder = sys.argv[1]
+model = AutoModelForUniversalSegmentation.from_pretrained(folder + "/checkpoint", trust_remote_code=True).eval()
+processor = AutoImageProcessor.from_pretrained(folder + "/checkpoint", trust_remote_code=True)
+io = torch.load(folder + "/io.pt")
+with torch.no_grad():
+    output = model(io["pixels"])
+assert torch.allclose(output.class_queries_logits, io["expected"], atol=1e-6)
+assert "canvas_sizes" in output
+processor.post_process_panoptic_segmentation(output, label_ids_to_fuse={3, 4})
+print(type(model).__module__.split(".")[0], type(processor).__module__.split(".")[0])
+"""
+    assert run(code, tmp_path, tmp_path / "modules", cwd=tmp_path) == "transformers_modules transformers_modules"
+
+
+def test_a_checkpoint_with_its_code_runs_as_the_stock_class_without_trust(tmp_path):
+    model = tiny_model("resnet")
+    model.save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    fields["auto_map"] = {
+        "AutoConfig": "configuration_mask2former.Mask2FormerConfig",
+        "AutoModelForUniversalSegmentation": "modeling_mask2former.Mask2FormerForUniversalSegmentation",
+    }
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    stock = transformers.AutoModelForUniversalSegmentation.from_pretrained(tmp_path, trust_remote_code=False)
+    assert type(stock).__module__ == "transformers.models.mask2former.modeling_mask2former"
+
+
+def test_a_plain_checkpoint_carries_no_code(tmp_path):
+    tiny_model("resnet").save_pretrained(tmp_path)
+    assert "auto_map" not in json.loads((tmp_path / "config.json").read_text())
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
+
+
+def test_sources_name_no_machine():
+    root = ROOT.parents[1]
+    words = ("/ho" + "me/", "/ro" + "ot/", "/wo" + "rk/", "pypi" + ".org")
+    for path in [*ROOT.rglob("*.py"), *(root / "tests").glob("*.py"), root / "README.md"]:
+        if path.exists():
+            text = path.read_text()
+            assert not [word for word in words if word in text], path
