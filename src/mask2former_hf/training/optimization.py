@@ -1,0 +1,38 @@
+"""Parameter groups and learning rate of the paper's recipe (the original's `train_net.py`)."""
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, nn.InstanceNorm2d)
+UNDECAYED_NAMES = ("relative_position_bias_table", "position_embeddings")
+
+
+def parameter_groups(
+    model: nn.Module, learning_rate: float = 1e-4, weight_decay: float = 0.05, backbone_multiplier: float = 0.1
+) -> list[dict]:
+    """Groups for AdamW: a slower backbone; no decay for norms, embeddings and Swin's position tables.
+
+    Biases do decay, as in the original. Frozen parameters are left out.
+
+    Args:
+        learning_rate: of everything but the backbone.
+        backbone_multiplier: factor on the backbone's learning rate.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    seen = set()
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad or parameter in seen:
+                continue
+            seen.add(parameter)
+            in_backbone = "pixel_level_module.encoder" in module_name
+            undecayed = isinstance(module, (*NORMS, nn.Embedding)) or name in UNDECAYED_NAMES
+            rate = learning_rate * (backbone_multiplier if in_backbone else 1.0)
+            groups.setdefault((rate, 0.0 if undecayed else weight_decay), []).append(parameter)
+    return [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
+
+
+def polynomial_schedule(optimizer: torch.optim.Optimizer, num_steps: int, power: float = 0.9) -> LambdaLR:
+    """Learning rate times (1 - step / num_steps) ** power (the original's WarmupPolyLR, which has no warm-up)."""
+    return LambdaLR(optimizer, lambda step: max(0.0, 1 - step / num_steps) ** power)
