@@ -486,7 +486,7 @@ class Mask2FormerTransformerModule(nn.Module):
         self.decoder = Mask2FormerMaskedAttentionDecoder(layers, channels, config.mask_feature_size)
 
     def forward(self, maps: list[Tensor], mask_features: Tensor, eager: bool) -> DecoderStates:
-        B, dtype = len(mask_features), maps[0].dtype
+        B, dtype = mask_features.shape[0], maps[0].dtype
         memories, positions, level_mask_features = [], [], []
         for x, project, level in zip(maps, self.input_projections, self.level_embed.weight, strict=True):
             size = tuple(x.shape[-2:])
@@ -690,8 +690,8 @@ class Mask2FormerModel(Mask2FormerPreTrainedModel):
         pixel_values = pixel_values.to(self.dtype)
         B, _, H, W = pixel_values.shape
         if pixel_mask is None:
-            sizes = canvases = [(H, W)] * B
             output = self._run(pixel_values, **options)
+            output.image_sizes = output.canvas_sizes = torch.tensor([[H, W]], device=pixel_values.device).expand(B, 2)
         else:
             if pixel_mask.shape != (B, H, W):
                 raise ValueError(
@@ -701,8 +701,8 @@ class Mask2FormerModel(Mask2FormerPreTrainedModel):
             sizes = image_sizes_of(pixel_mask)
             canvases = [canvas_of(size) for size in sizes]
             output = self._run_on_canvases(pixel_values, canvases, **options)
-        output.image_sizes = torch.tensor(sizes, device=pixel_values.device)
-        output.canvas_sizes = torch.tensor(canvases, device=pixel_values.device)
+            output.image_sizes = torch.tensor(sizes, device=pixel_values.device)
+            output.canvas_sizes = torch.tensor(canvases, device=pixel_values.device)
         return output if self._choose(return_dict, "return_dict") else output.to_tuple()
 
     def _choose(self, argument: bool | None, field: str) -> bool:

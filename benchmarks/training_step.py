@@ -1,0 +1,102 @@
+"""A training step of stock transformers' Mask2Former and ours: same weights, batch and number of points.
+
+    python benchmarks/training_step.py [--backbone swin-t] [--size 512] [--batch 2] [--targets 12] [--repeats 3]
+
+Prints the median seconds of forward + criterion + backward, interleaved, and the peak memory of each (on a CPU the
+growth of the process, measured in a process of its own; on a GPU the allocator's peak).
+"""
+
+import argparse
+import subprocess
+import sys
+
+import torch
+from common import BACKBONES, equal_models, interleaved_medians, machine
+
+
+def random_batch(arguments):
+    torch.manual_seed(1)
+    size, device = arguments.size, arguments.device
+    pixels = torch.randn(arguments.batch, 3, size, size, device=device)
+    masks = torch.zeros(arguments.batch, arguments.targets, size, size, dtype=torch.uint8)
+    for image in masks:
+        for mask in image:
+            top, left = torch.randint(0, size * 3 // 4, (2,)).tolist()
+            height, width = torch.randint(size // 16, size // 2, (2,)).tolist()
+            mask[top : top + height, left : left + width] = 1
+    labels = torch.randint(0, 133, (arguments.batch, arguments.targets), device=device)
+    return pixels, list(masks.to(device)), list(labels)
+
+
+def step(model, batch, arguments):
+    pixels, masks, labels = batch
+    if type(model).__module__.startswith("transformers."):
+        masks = [mask.float() for mask in masks]  # stock's image processor makes floats, its loss takes nothing else
+    with torch.autocast(arguments.device, dtype=torch.bfloat16, enabled=arguments.bf16):
+        loss = model(pixel_values=pixels, mask_labels=masks, class_labels=labels).loss
+    loss.backward()
+    model.zero_grad(set_to_none=True)
+
+
+def peak_memory(name: str) -> float:
+    """GB at the peak of one step in a fresh process, less what the process had before it."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--only", name]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def process_peak() -> float:
+    """GB; Linux' high-water mark (getrusage's would include the parent process)."""
+    with open("/proc/self/status") as status:
+        return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) / 2**20
+
+
+def measure_alone(arguments):
+    models = dict(zip(("stock", "ours"), equal_models(arguments.backbone), strict=True))
+    model = models.pop(arguments.only).train().to(arguments.device)
+    models.clear()
+    batch = random_batch(arguments)
+    if arguments.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step(model, batch, arguments)
+        print((torch.cuda.max_memory_allocated() - before) / 2**30)
+    else:
+        before = process_peak()
+        step(model, batch, arguments)
+        print(process_peak() - before)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backbone", choices=BACKBONES, default="swin-t")
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--targets", type=int, default=12, help="targets of each image")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--only", choices=("stock", "ours"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.only:
+        return measure_alone(arguments)
+    print(
+        f"{arguments.backbone}, {arguments.batch} x {arguments.size} x {arguments.size}, {arguments.targets} targets "
+        f"each, {'bfloat16 autocast' if arguments.bf16 else 'float32'}, {arguments.device}, {machine()}"
+    )
+    models = {
+        name: model.train().to(arguments.device)
+        for name, model in zip(("stock", "ours"), equal_models(arguments.backbone), strict=True)
+    }
+    batch = random_batch(arguments)
+    runs = {name: lambda model=model: step(model, batch, arguments) for name, model in models.items()}
+    seconds = interleaved_medians(runs, arguments.repeats)
+    memory = {name: peak_memory(name) for name in seconds}
+    print(f"{'':8}{'seconds':>10}{'peak GB':>10}")
+    for name in seconds:
+        print(f"{name:8}{seconds[name]:10.2f}{memory[name]:10.2f}")
+    speed, share = seconds["stock"] / seconds["ours"], memory["ours"] / memory["stock"]
+    print(f"ours is {speed:.2f} times as fast and takes {share:.2f} of the memory")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The `mask2former-hf` command; one file per subcommand."""

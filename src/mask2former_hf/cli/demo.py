@@ -1,0 +1,172 @@
+"""`mask2former-hf demo`: the whole path from data to pictures, without a download."""
+
+import argparse
+import json
+import shutil
+import time
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, RandomSampler
+from tqdm import tqdm
+from transformers import ResNetConfig
+
+from .. import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
+from ..data.scenes import ID2LABEL, STUFF_LABEL_IDS, ScenesDataset
+from ..training.collation import PanopticCollator
+from ..training.evaluation import evaluate_panoptic
+from ..training.optimization import parameter_groups, polynomial_schedule
+from ..visualization import draw_panoptic, side_by_side
+from .main import UserError
+
+SIZE = 128
+HELD_OUT_SEED = 1_000_003  # scenes of another seed are other scenes
+GRADIENT_NORM = 1.0  # the paper's 0.01 is tuned for a pretrained backbone
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for checkpoint and pictures")
+    parser.add_argument("--steps", type=int, default=1500, help="optimizer steps (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=4, help="images per step (default: %(default)s)")
+    parser.add_argument("--eval-images", type=int, default=100, help="held-out scenes (default: %(default)s)")
+    parser.add_argument("--pictures", type=int, default=8, help="pictures to draw (default: %(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def small_config() -> Mask2FormerConfig:
+    """1.5 M parameters: a narrow ResNet, two deformable layers, three decoder layers, 20 queries."""
+    return Mask2FormerConfig(
+        backbone_config=ResNetConfig(
+            embedding_size=32,
+            hidden_sizes=[32, 64, 128, 192],
+            depths=[1, 1, 1, 1],
+            layer_type="basic",
+            out_features=["stage1", "stage2", "stage3", "stage4"],
+        ),
+        feature_size=64,
+        mask_feature_size=64,
+        hidden_dim=64,
+        encoder_feedforward_dim=256,
+        encoder_layers=2,
+        decoder_layers=4,
+        num_attention_heads=4,
+        dim_feedforward=512,
+        num_queries=20,
+        train_num_points=512,
+        id2label=ID2LABEL,
+        label2id={name: index for index, name in ID2LABEL.items()},
+        task="panoptic",
+        stuff_label_ids=list(STUFF_LABEL_IDS),
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    for name in ("steps", "batch_size", "eval_images"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least 1")
+    torch.manual_seed(arguments.seed)
+    processor = Mask2FormerImageProcessor(size={"height": SIZE, "width": SIZE})
+    model = Mask2FormerForUniversalSegmentation(small_config()).to(arguments.device)
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    print(f"Training {millions:.1f} M parameters from scratch on {SIZE}x{SIZE} scenes, device {arguments.device}")
+    start = time.perf_counter()
+    done = train(model, processor, arguments)
+    trained = time.perf_counter() - start
+    if done < arguments.steps:
+        print(f"Interrupted after {done} of {arguments.steps} steps; keeping what was learned")
+    save(model, processor, arguments.output)
+    held_out = ScenesDataset(arguments.eval_images, size=SIZE, seed=arguments.seed + HELD_OUT_SEED)
+    pictures = PictureWriter(arguments.output / "pictures", arguments.pictures, model.config.id2label)
+    summary = evaluate_panoptic(model, processor, iter_examples(held_out), on_result=pictures)
+    report(summary)
+    results = {"steps": done, "train_seconds": round(trained, 1), "panoptic_quality": summary}
+    (arguments.output / "results.json").write_text(json.dumps(results, indent=2))
+    print(
+        f"{done} steps in {trained:.0f} s. Checkpoint: {arguments.output}; pictures: {arguments.output / 'pictures'}\n"
+        f"Next: mask2former-hf predict IMAGE --model {arguments.output} --output predictions"
+    )
+    return 0
+
+
+def iter_examples(dataset):
+    return (dataset[index] for index in range(len(dataset)))
+
+
+def train(model, processor, arguments) -> int:
+    """Train in place; returns the steps done, fewer than asked for after Ctrl-C."""
+    dataset = ScenesDataset(arguments.steps * arguments.batch_size, size=SIZE, seed=arguments.seed)
+    loader = DataLoader(
+        dataset,
+        batch_size=arguments.batch_size,
+        sampler=RandomSampler(dataset, generator=torch.Generator().manual_seed(arguments.seed)),
+        collate_fn=PanopticCollator(processor),
+    )
+    groups = parameter_groups(model, arguments.learning_rate, backbone_multiplier=1.0)
+    optimizer = torch.optim.AdamW(groups, lr=arguments.learning_rate)
+    schedule = polynomial_schedule(optimizer, arguments.steps)
+    model.train()
+    done = 0
+    try:
+        with tqdm(loader, desc="training", unit="step") as progress:
+            for batch in progress:
+                batch = {name: _to(value, arguments.device) for name, value in batch.items()}
+                output = model(**batch)
+                optimizer.zero_grad()
+                output.loss.backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
+                optimizer.step()
+                schedule.step()
+                done += 1
+                if done % 10 == 0:
+                    progress.set_postfix(loss=f"{output.loss.item():.1f}")
+    except KeyboardInterrupt:
+        pass
+    return done
+
+
+def _to(value, device):
+    return [x.to(device) for x in value] if isinstance(value, list) else value.to(device)
+
+
+def save(model, processor, folder: Path):
+    """Write the checkpoint beside the target and move it there, so that no half-written one is ever found."""
+    folder.mkdir(parents=True, exist_ok=True)
+    staging = folder / ".saving"
+    shutil.rmtree(staging, ignore_errors=True)
+    model.save_pretrained(staging)
+    processor.save_pretrained(staging)
+    for path in staging.iterdir():
+        path.replace(folder / path.name)
+    staging.rmdir()
+
+
+class PictureWriter:
+    """Draws image, truth and prediction of the first examples side by side."""
+
+    def __init__(self, folder: Path, count: int, id2label: dict[int, str]):
+        self.folder, self.count, self.id2label, self.written = folder, count, id2label, 0
+        if count:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, example: dict, result: dict):
+        if self.written >= self.count:
+            return
+        truth = [{"id": s["id"], "label_id": s["category_id"]} for s in example["segments_info"]]
+        panels = [
+            draw_panoptic(example["image"], example["segmentation"] * 0, [], self.id2label, void=False),
+            draw_panoptic(example["image"], example["segmentation"], truth, self.id2label),
+            draw_panoptic(example["image"], result["segmentation"], result["segments_info"], self.id2label),
+        ]
+        side_by_side(panels, ["image", "truth", "prediction"]).save(self.folder / f"{self.written:03d}.png")
+        self.written += 1
+
+
+def report(summary: dict):
+    """Print panoptic quality for all classes, things, stuff, and each class."""
+    print(f"{'':12}{'PQ':>7}{'SQ':>7}{'RQ':>7}")
+    rows = [(name, summary[name]) for name in ("all", "things", "stuff")]
+    rows += [(f"  {row['name']}", row) for row in summary["per_class"].values()]
+    for name, row in rows:
+        print(f"{name:12}{row['pq']:7.3f}{row['sq']:7.3f}{row['rq']:7.3f}")

@@ -1,0 +1,42 @@
+"""Entry point of `mask2former-hf`: finds the subcommand and turns errors into one clear line."""
+
+import argparse
+import importlib
+import sys
+
+COMMANDS = {
+    "demo": "train a small model on generated scenes, evaluate it, and draw its predictions",
+    "predict": "segment images with a checkpoint",
+}
+
+
+class UserError(Exception):
+    """Something the user can mend; shown as one line, exit code 2."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0 done, 2 the user's input did not work, 130 interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="mask2former-hf", description="Mask2Former for the Hugging Face ecosystem", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    for name, summary in COMMANDS.items():
+        subparser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        if arguments[:1] == [name]:  # only the chosen command is imported: torch takes seconds
+            module = importlib.import_module(f".{name}", __package__)
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run)
+    parsed = parser.parse_args(arguments)
+    try:
+        return parsed.run(parsed) or 0
+    except UserError as error:
+        print(f"mask2former-hf {parsed.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"mask2former-hf {parsed.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Images with annotations: generated scenes, later readers of the formats that people have."""

@@ -1,0 +1,160 @@
+"""Generated panoptic scenes: data for the demo and the tests where nothing can be downloaded.
+
+Two textured stuff regions in muted colours meet at a wavy border; discs, boxes and triangles in strong colours lie on
+them and hide each other. Most things take a hue of their class, the others any: colour, shape, texture and place all
+help to tell classes apart and none is enough.
+"""
+
+import colorsys
+
+import numpy as np
+from torch.utils.data import Dataset
+
+ID2LABEL = {0: "disc", 1: "box", 2: "triangle", 3: "sky", 4: "ground"}
+STUFF_LABEL_IDS = (3, 4)
+NUM_THING_CLASSES = 3
+MIN_VISIBLE = 12  # pixels; a thing of which less is left belongs to what lies around it
+
+
+class ScenesDataset(Dataset):
+    """Scenes that are a function of (seed, index) alone: any order, process and machine gives the same.
+
+    An example is `{"image": (H, W, 3) uint8, "segmentation": (H, W) int32 ids, "segments_info": [{"id", "category_id",
+    "isthing", "iscrowd", "area"}]}`. Every pixel belongs to a segment.
+
+    Args:
+        length: number of scenes.
+        size: side of the square image in pixels, or (height, width).
+        seed: another seed gives other scenes.
+        num_things: smallest and largest number of things drawn; hidden ones are not annotated.
+        noise: standard deviation of the pixel noise, in grey levels of 255.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        size: int | tuple[int, int] = 128,
+        seed: int = 0,
+        num_things: tuple[int, int] = (2, 6),
+        noise: float = 8.0,
+    ):
+        self.size = (size, size) if isinstance(size, int) else tuple(size)
+        if length < 0:
+            raise ValueError(f"length={length}: must be 0 or more scenes")
+        if len(self.size) != 2 or min(self.size) < 16:
+            raise ValueError(f"size={size}: must be at least 16 pixels, one number or (height, width)")
+        if not 0 <= num_things[0] <= num_things[1]:
+            raise ValueError(
+                f"num_things={num_things}: must be a smallest and a largest number, 0 <= smallest <= largest"
+            )
+        if noise < 0:
+            raise ValueError(f"noise={noise}: must be 0 or more grey levels")
+        self.length, self.seed, self.num_things, self.noise = length, seed, num_things, noise
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict:
+        if not 0 <= index < self.length:
+            raise IndexError(f"index={index}: there are {self.length} scenes, 0 to {self.length - 1}")
+        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, index])))
+        H, W = self.size
+        y, x = np.mgrid[0.5:H, 0.5:W].astype(np.float32)
+        image, ids = _background(rng, x, y)
+        classes = {1: 3, 2: 4}
+        for number in range(rng.integers(self.num_things[0], self.num_things[1] + 1)):
+            label = int(rng.integers(NUM_THING_CLASSES))
+            mask = _thing(rng, label, x, y)
+            image = np.where(mask[..., None], _paint(rng, label, x, y), image)
+            ids[mask] = number + 3
+            classes[number + 3] = label
+        ids, classes = _drop_hidden(ids, classes)
+        image = image * rng.uniform(0.75, 1.15) + rng.normal(0, self.noise, image.shape)
+        segments = [
+            {
+                "id": number,
+                "category_id": label,
+                "isthing": int(label < NUM_THING_CLASSES),
+                "iscrowd": 0,
+                "area": int((ids == number).sum()),
+            }
+            for number, label in classes.items()
+        ]
+        image = image.clip(0, 255).astype(np.uint8)
+        return {"image": image, "segmentation": ids, "segments_info": segments}
+
+
+def _muted_colour(rng) -> np.ndarray:
+    return _colour(rng, rng.uniform(), rng.uniform(0.05, 0.3))
+
+
+def _strong_colour(rng, label: int) -> np.ndarray:
+    """Three of four things take the hues of their class, a third of the circle; the others any."""
+    hue = (label + rng.uniform()) / NUM_THING_CLASSES if rng.random() < 0.75 else rng.uniform()
+    return _colour(rng, hue, rng.uniform(0.7, 1.0))
+
+
+def _colour(rng, hue: float, saturation: float) -> np.ndarray:
+    return 255 * np.array(colorsys.hls_to_rgb(hue % 1, rng.uniform(0.3, 0.7), saturation), dtype=np.float32)
+
+
+def _background(rng, x, y):
+    """Sky (id 1), a smooth gradient with soft clouds, over ground (id 2), striped or chequered."""
+    H, W = x.shape
+    u, v = x / W, y / H
+    border = rng.uniform(0.3, 0.7) + rng.uniform(-0.25, 0.25) * (u - 0.5)
+    border = border + rng.uniform(0, 0.06) * np.sin(2 * np.pi * (rng.uniform(0.5, 3) * u + rng.uniform()))
+    below = v > border
+    top, bottom = _muted_colour(rng), _muted_colour(rng)
+    clouds = np.sin(2 * np.pi * (rng.uniform(0.5, 2) * u + rng.uniform())) * np.sin(
+        2 * np.pi * rng.uniform(0.5, 2) * v
+    )
+    sky = top + (bottom - top) * v[..., None] + 12 * clouds[..., None]
+    angle, period = rng.uniform(0, np.pi), rng.uniform(0.05, 0.12) * max(H, W)
+    phase = 2 * np.pi * (x * np.cos(angle) + y * np.sin(angle)) / period
+    pattern = np.sign(np.sin(phase))
+    if rng.random() < 0.5:
+        pattern = pattern * np.sign(np.sin(2 * np.pi * (y * np.cos(angle) - x * np.sin(angle)) / period))
+    ground = _muted_colour(rng) + rng.uniform(15, 35) * pattern[..., None]
+    ids = np.where(below, 2, 1).astype(np.int32)
+    return np.where(below[..., None], ground, sky).astype(np.float32), ids
+
+
+def _thing(rng, label, x, y) -> np.ndarray:
+    """(H, W) bool: a disc, box or triangle of random place, size, proportion and rotation."""
+    H, W = x.shape
+    side = min(H, W)
+    radius = rng.uniform(0.08, 0.2) * side
+    angle, stretch = rng.uniform(0, 2 * np.pi), rng.uniform(0.65, 1.0)
+    dx, dy = x - rng.uniform(0.08, 0.92) * W, y - rng.uniform(0.08, 0.92) * H
+    a = (dx * np.cos(angle) + dy * np.sin(angle)) / radius
+    b = (dy * np.cos(angle) - dx * np.sin(angle)) / (radius * stretch)
+    if label == 0:
+        return a**2 + b**2 <= 1
+    if label == 1:
+        return np.maximum(abs(a), abs(b)) <= 0.85
+    return (b >= -0.6) & (b + 1.9 * abs(a) <= 1.1)
+
+
+def _paint(rng, label, x, y) -> np.ndarray:
+    """A colour, with a gradient across the image half of the time."""
+    colour = _strong_colour(rng, label)
+    if rng.random() < 0.5:
+        return np.broadcast_to(colour, (*x.shape, 3))
+    slope = rng.uniform(-30, 30, 2)
+    return colour + (slope[0] * (x / x.shape[1] - 0.5) + slope[1] * (y / x.shape[0] - 0.5))[..., None]
+
+
+def _drop_hidden(ids, classes):
+    """Give what is left of hidden segments to the stuff behind it, and number the rest 1, 2, ..."""
+    areas = np.bincount(ids.ravel(), minlength=max(classes) + 1)
+    stuff = max((1, 2), key=lambda number: areas[number])
+    table, kept = np.zeros(len(areas), dtype=np.int32), {}
+    for number, label in classes.items():
+        if areas[number] >= MIN_VISIBLE:
+            kept[len(kept) + 1] = label
+            table[number] = len(kept)
+    for number in classes:
+        if not table[number]:
+            table[number] = table[stuff]
+    return table[ids], kept

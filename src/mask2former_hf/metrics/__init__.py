@@ -1,0 +1,1 @@
+"""Metrics with small state that merges across processes."""

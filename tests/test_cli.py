@@ -1,0 +1,185 @@
+"""The commands as a user runs them: what they write, and what they say when something is wrong."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import transformers
+from helpers import BACKBONES, SHARED, tiny_fields, tiny_model
+from PIL import Image
+
+from mask2former_hf import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
+from mask2former_hf.cli.main import main
+
+PHOTOS = SHARED / "data" / "coco_panoptic_samples"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model = tiny_model("resnet", task="panoptic", stuff_label_ids=[3, 4], num_queries=20)
+    model.class_predictor.bias.data[:5] += 6  # a random network that is sure of something
+    model.save_pretrained(folder)
+    Mask2FormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path):
+    rng = np.random.default_rng(0)
+    paths = []
+    for name, size in (("a.png", (60, 90)), ("b.jpg", (100, 70))):
+        pixels = rng.integers(0, 255, (*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / name)
+        paths.append(tmp_path / name)
+    return paths
+
+
+def predict(*arguments):
+    return main(["predict", *map(str, arguments)])
+
+
+def check_panoptic(folder, names):
+    content = json.loads((folder / "panoptic.json").read_text())
+    assert [image["file_name"] for image in content["images"]] == names
+    categories = {category["id"] for category in content["categories"]}
+    for image, annotation in zip(content["images"], content["annotations"], strict=True):
+        png = np.asarray(Image.open(folder / "panoptic" / annotation["file_name"])).astype(int)
+        assert png.shape == (image["height"], image["width"], 3)
+        ids = png[..., 0] + 256 * png[..., 1] + 65536 * png[..., 2]
+        assert set(np.unique(ids)) - {0} == {segment["id"] for segment in annotation["segments_info"]}
+        for segment in annotation["segments_info"]:
+            assert segment["area"] == (ids == segment["id"]).sum() and segment["category_id"] in categories
+            left, top, width, height = segment["bbox"]
+            box = ids[top : top + height, left : left + width] == segment["id"]
+            assert box.sum() == segment["area"] and box[0].any() and box[:, -1].any()
+    return content
+
+
+def test_predict_panoptic_writes_coco_files(checkpoint, photos, tmp_path):
+    output = tmp_path / "out"
+    assert predict(*photos, "--model", checkpoint, "--output", output, "--threshold", 0.1) == 0
+    content = check_panoptic(output, ["a", "b"])
+    assert any(annotation["segments_info"] for annotation in content["annotations"])
+    assert {category["id"] for category in content["categories"] if not category["isthing"]} == {3, 4}
+    assert {path.name for path in (output / "overlays").iterdir()} == {"a.png", "b.png"}
+
+
+def test_predict_instances_writes_results_that_pycocotools_reads(checkpoint, photos, tmp_path):
+    mask_utils = pytest.importorskip("pycocotools.mask")
+    arguments = ("--model", checkpoint, "--output", tmp_path / "out", "--task", "instance", "--threshold", 0)
+    assert predict(*photos, *arguments) == 0
+    results = json.loads((tmp_path / "out" / "instances.json").read_text())
+    assert results and {result["image_id"] for result in results} == {1, 2}
+    for result in results:
+        mask = mask_utils.decode(result["segmentation"])
+        assert mask.shape == ((60, 90) if result["image_id"] == 1 else (100, 70))
+        np.testing.assert_allclose(mask_utils.toBbox(result["segmentation"]), result["bbox"])
+        assert result["category_id"] in (0, 1, 2) and 0 <= result["score"] <= 1
+
+
+def test_predict_semantic_writes_label_maps(checkpoint, photos, tmp_path):
+    assert predict(photos[0], "--model", checkpoint, "--output", tmp_path / "out", "--task", "semantic") == 0
+    labels = np.asarray(Image.open(tmp_path / "out" / "semantic" / "a.png"))
+    assert labels.shape == (60, 90) and labels.max() < 5
+
+
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason="real photos (../shared) not found")
+@pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
+def test_predict_works_on_photos_with_a_checkpoint_of_stock(task, tmp_path):
+    config = transformers.Mask2FormerConfig(backbone_config=BACKBONES["swin"](), **tiny_fields())
+    transformers.Mask2FormerForUniversalSegmentation(config).save_pretrained(tmp_path / "stock")
+    Mask2FormerImageProcessor(size={"shortest_edge": 96, "longest_edge": 160}).save_pretrained(tmp_path / "stock")
+    paths = sorted(path for path in PHOTOS.rglob("*.jpg"))
+    assert len(paths) >= 2
+    assert predict(*paths, "--model", tmp_path / "stock", "--output", tmp_path / "out", "--task", task) == 0
+    assert len(list((tmp_path / "out" / "overlays").iterdir())) == len(paths)
+    if task == "panoptic":
+        check_panoptic(tmp_path / "out", [path.stem for path in paths])
+
+
+def test_an_unreadable_image_is_one_line_and_the_others_are_done(checkpoint, photos, tmp_path, capsys):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no picture")
+    output = tmp_path / "out"
+    code = predict(photos[0], broken, tmp_path / "none.png", photos[1], "--model", checkpoint, "--output", output)
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mask2former-hf predict:")]
+    assert code == 2 and len(errors) == 2
+    assert any("broken.jpg: not a readable image" in line for line in errors)
+    assert any("none.png: no such file" in line for line in errors)
+    check_panoptic(output, ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--task", "detection"], "--task detection: must be one of semantic, instance, panoptic"),
+        (["--threshold", "3"], "--threshold 3.0: must be between 0 and 1"),
+        (["--stuff", "77"], r"--stuff [77]: the checkpoint has labels 0 to 4"),
+        (["--model", "no/such-model"], "--model no/such-model: no checkpoint found"),
+    ],
+)
+def test_wrong_arguments_are_one_line_and_exit_code_2(arguments, message, checkpoint, photos, tmp_path, capsys):
+    given = ["--model", checkpoint] if "--model" not in arguments else []
+    assert predict(photos[0], "--output", tmp_path / "out", *given, *arguments) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_images_of_one_name_from_two_folders_are_both_kept(checkpoint, photos, tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        Image.open(photos[0]).save(tmp_path / folder / "same.png")
+    assert predict(tmp_path / "one", tmp_path / "two", "--model", checkpoint, "--output", tmp_path / "out") == 0
+    check_panoptic(tmp_path / "out", ["same", "same_2"])
+
+
+def test_demo_trains_saves_and_draws(tmp_path, capsys):
+    arguments = ["--steps", "3", "--batch-size", "2", "--eval-images", "3", "--pictures", "2"]
+    assert main(["demo", "--output", str(tmp_path / "demo"), "--device", "cpu", *arguments]) == 0
+    model = Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path / "demo")
+    assert model.config.task == "panoptic" and model.config.stuff_label_ids == [3, 4]
+    assert 1.3e6 < sum(p.numel() for p in model.parameters()) < 1.8e6
+    results = json.loads((tmp_path / "demo" / "results.json").read_text())
+    assert results["steps"] == 3 and 0 <= results["panoptic_quality"]["all"]["pq"] <= 1
+    assert sorted(path.name for path in (tmp_path / "demo" / "pictures").iterdir()) == ["000.png", "001.png"]
+    assert predict(
+        tmp_path / "demo" / "pictures" / "000.png", "--model", tmp_path / "demo", "--output", tmp_path / "out"
+    ) == 0  # fmt: skip
+
+
+def test_demo_refuses_senseless_numbers(tmp_path, capsys):
+    assert main(["demo", "--output", str(tmp_path / "demo"), "--steps", "0"]) == 2
+    assert "--steps 0: must be at least 1" in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()
+
+
+def test_ctrl_c_keeps_what_the_demo_learned(tmp_path):
+    arguments = ["--steps", "5000", "--batch-size", "2", "--eval-images", "2", "--pictures", "1", "--device", "cpu"]
+    command = [sys.executable, "-m", "mask2former_hf.cli.main", "demo", "--output", str(tmp_path / "demo"), *arguments]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
+    seen, deadline = "", time.monotonic() + 120
+    while not re.search(r"[1-9]\d*/5000", seen) and time.monotonic() < deadline:
+        seen += process.stderr.read(1)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "Interrupted after" in output
+    assert 0 < json.loads((tmp_path / "demo" / "results.json").read_text())["steps"] < 5000
+    Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path / "demo")
+
+
+def test_help_lists_every_command(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["--help"])
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    assert "demo" in text and "predict" in text
