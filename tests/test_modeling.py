@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from mask2former_hf import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerModel
+from mask2former_hf.kernels import use_kernel
 from mask2former_hf.modeling_mask2former import merge_groups, sine_position_embedding
 
 StockConfig, StockModel = transformers.Mask2FormerConfig, transformers.Mask2FormerForUniversalSegmentation
@@ -259,7 +260,7 @@ def test_row_16_coordinates_are_float32_in_every_dtype(monkeypatch):
     for layer in model.model.pixel_level_module.decoder.encoder.layers:  # sample at the reference points
         nn.init.zeros_(layer.self_attn.sampling_offsets.weight)
         nn.init.zeros_(layer.self_attn.sampling_offsets.bias)
-    with torch.no_grad():
+    with torch.no_grad(), use_kernel("reference"):
         model(torch.randn(1, 3, 64, 808, dtype=torch.bfloat16))
     assert all(dtype == torch.bfloat16 and locations.dtype == torch.float32 for dtype, locations in seen)
     centres = (torch.arange(101) + 0.5) / 101

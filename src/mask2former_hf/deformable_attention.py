@@ -8,6 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+try:  # compiled kernels, if the whole package is installed; a checkpoint's own code runs without them
+    from mask2former_hf.kernels import deformable_attention as compiled_deformable_attention
+except ImportError:
+    compiled_deformable_attention = None
+
 
 def multi_scale_deformable_attention(
     value: Tensor, spatial_shapes: list[tuple[int, int]], sampling_locations: Tensor, attention_weights: Tensor
@@ -85,7 +90,12 @@ class MultiScaleDeformableAttention(nn.Module):
         # Half precision cannot tell neighbouring pixels apart (bfloat16 has 8 bits): coordinates are float32.
         offsets = self.sampling_offsets(queries).view(B, Q, h, L, P, 2)
         offsets = offsets.to(torch.promote_types(offsets.dtype, torch.float32))
-        weights = self.attention_weights(queries).view(B, Q, h, L * P).softmax(-1).view(B, Q, h, L, P)
+        logits = self.attention_weights(queries).view(B, Q, h, L * P)
+        if compiled_deformable_attention is not None:
+            output = compiled_deformable_attention(value, spatial_shapes, reference_points, offsets, logits)
+            if output is not None:
+                return self.output_proj(output)
+        weights = logits.softmax(-1).view(B, Q, h, L, P)
         level_sizes = torch.tensor([(W, H) for H, W in spatial_shapes], dtype=torch.float32, device=queries.device)
         locations = reference_points.view(1, Q, 1, 1, 1, 2) + offsets / level_sizes.view(1, 1, 1, L, 1, 2)
         return self.output_proj(multi_scale_deformable_attention(value, spatial_shapes, locations, weights))

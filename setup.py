@@ -1,0 +1,48 @@
+"""Builds the optional CPU kernel; everything else about the package stands in setup.cfg."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+SOURCE = "src/mask2former_hf/kernels/msda_cpu.cpp"
+SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
+FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
+
+
+class BuildKernel(build_ext):
+    """A plain shared library instead of a Python module. Without a compiler the package installs without it."""
+
+    def build_extension(self, extension):
+        target = Path(self.get_ext_fullpath(extension.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)  # one of an earlier source would not fit
+        compiler = os.environ.get("CXX", "c++").split()
+        # Not every platform can choose between versions of a function when it loads them.
+        for extra in ([], ["-DMSDA_NO_CLONES"]):
+            command = [*compiler, *FLAGS, *extra, SOURCE, "-o", str(target)]
+            try:
+                subprocess.run(command, check=True, capture_output=True, text=True)
+                return
+            except (OSError, subprocess.CalledProcessError) as error:
+                problem = getattr(error, "stderr", None) or error
+        print(
+            "mask2former_hf: the CPU kernel was not built, the package works without it, more slowly "
+            f"({str(problem).strip().splitlines()[-1]})",
+            file=sys.stderr,
+        )
+
+    def get_ext_filename(self, name):
+        return str(Path(*name.split("."))) + SUFFIX
+
+    def get_outputs(self):
+        return [path for path in super().get_outputs() if Path(path).exists()]
+
+
+setup(
+    ext_modules=[Extension("mask2former_hf.kernels._msda_cpu", [SOURCE], language="c++", optional=True)],
+    cmdclass={"build_ext": BuildKernel},
+)

@@ -1,0 +1,105 @@
+"""The compiled CPU kernel: loading it, and calling it on torch tensors' memory."""
+
+import ctypes
+import sys
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+INTERFACE_VERSION = 1
+SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
+LIBRARY = Path(__file__).with_name(f"_msda_cpu{SUFFIX}")
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+@cache
+def library() -> ctypes.CDLL | str:
+    """The loaded library, or why there is none."""
+    if not LIBRARY.exists():
+        return f"{LIBRARY.name} was not built (install with a C++ compiler: pip install --force-reinstall .)"
+    try:
+        loaded = ctypes.CDLL(str(LIBRARY))
+        for name in ("msda_interface_version", "msda_max_samples"):
+            getattr(loaded, name).restype = ctypes.c_int64
+        if loaded.msda_interface_version() != INTERFACE_VERSION:
+            return f"{LIBRARY.name} belongs to another version of this package; reinstall it"
+    except (OSError, AttributeError) as error:
+        return f"{LIBRARY.name} cannot be loaded ({error})"
+    for name in ("msda_forward", "msda_backward"):
+        getattr(loaded, name).restype = None
+    return loaded
+
+
+def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
+    """None if the kernel can run for tensors of this device and dtype, else the reason."""
+    if device.type != "cpu":
+        return f"it runs on CPUs, not on {device.type}"
+    if dtype not in DTYPES:
+        return f"it computes float32 and bfloat16, not {dtype}"
+    loaded = library()
+    return loaded if isinstance(loaded, str) else None
+
+
+def forward(
+    value: Tensor,
+    spatial_shapes: list[tuple[int, int]],
+    positions: Tensor,
+    weights: Tensor,
+    reference_points: Tensor | None = None,
+    padding: Tensor | None = None,
+) -> Tensor:
+    """(B, S, h, D) values -> (B, Q, h * D); the fused form if `reference_points` is given (see msda_cpu.cpp)."""
+    arguments, keep, (B, Q, h, D) = _arguments(value, spatial_shapes, positions, weights, reference_points, padding)
+    output = torch.empty(B, Q, h * D, dtype=value.dtype)
+    library().msda_forward(*arguments, _pointer(output))
+    del keep
+    return output
+
+
+def backward(
+    output_gradient: Tensor,
+    value: Tensor,
+    spatial_shapes: list[tuple[int, int]],
+    positions: Tensor,
+    weights: Tensor,
+    reference_points: Tensor | None = None,
+    padding: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of value, positions (offsets or locations) and weights (logits or weights)."""
+    arguments, keep, _ = _arguments(value, spatial_shapes, positions, weights, reference_points, padding)
+    output_gradient = output_gradient.float().contiguous()
+    gradients = [
+        torch.zeros(value.shape, dtype=torch.float32),
+        torch.empty(positions.shape, dtype=torch.float32),
+        torch.empty(weights.shape, dtype=torch.float32),
+    ]
+    library().msda_backward(*arguments, _pointer(output_gradient), *map(_pointer, gradients))
+    del keep
+    inputs = (value, positions, weights)
+    return tuple(gradient.to(tensor.dtype) for gradient, tensor in zip(gradients, inputs, strict=True))
+
+
+def _pointer(tensor: Tensor | None):
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+def _arguments(value, spatial_shapes, positions, weights, reference_points, padding):
+    """C arguments, the tensors that own their memory, and (B, Q, h, D)."""
+    B, S, h, D = value.shape
+    L = len(spatial_shapes)
+    Q, P = positions.shape[1], positions[0].numel() // (positions.shape[1] * h * L * 2) if positions.numel() else 1
+    if sum(H * W for H, W in spatial_shapes) != S:
+        raise ValueError(f"spatial_shapes={spatial_shapes} have another number of cells than value, {S}")
+    if L * P > library().msda_max_samples():
+        raise ValueError(f"{L} levels x {P} points: at most {library().msda_max_samples()} samples per query and head")
+    value = value.contiguous()
+    positions, weights = positions.float().contiguous(), weights.float().contiguous()
+    reference = None if reference_points is None else reference_points.float().contiguous()
+    padding = None if padding is None else padding.to(torch.uint8).contiguous()
+    shapes = torch.tensor(spatial_shapes, dtype=torch.int64)
+    sizes = torch.tensor([B, S, Q, h, D, L, P], dtype=torch.int64)
+    keep = [value, positions, weights, reference, padding, shapes, sizes]
+    flags = (reference is not None, value.dtype == torch.bfloat16, torch.get_num_threads())
+    return (*map(_pointer, keep), *map(ctypes.c_int64, flags)), keep, (B, Q, h, D)

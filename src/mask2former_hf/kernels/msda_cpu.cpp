@@ -1,0 +1,282 @@
+// Multi-scale deformable attention for CPUs (Zhu et al., "Deformable DETR", ICLR 2021, eq. 3), forward and backward.
+//
+// A plain C interface over raw pointers: no header of torch, so one binary serves every torch version. Two forms:
+//   standard: sampling locations in [0, 1] and attention weights are given;
+//   fused:    the raw offsets in pixels, attention logits and reference points are given; locations and the softmax
+//             exist only in registers and on the stack, never as tensors.
+// Layouts (row-major): value (B, S, h, D), offsets or locations (B, Q, h, L, P, 2), logits or weights (B, Q, h, L * P),
+// reference points (Q, 2), output (B, Q, h * D). Samples outside a map count as zero, also NaN and infinite ones.
+//
+// Work is split over (batch, head): one head's rows of `value` are 1 MB at 640 x 640, so consecutive queries, which in
+// Mask2Former's encoder are consecutive pixels, find them in the second-level cache; and in the backward pass only one
+// thread ever writes a head's gradient, so there is nothing atomic and the result does not depend on the thread count.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#define INLINE static inline __attribute__((always_inline))
+#if defined(__x86_64__) && defined(__linux__) && !defined(MSDA_NO_CLONES)
+// One binary for every x86-64: the loader picks the version for the processor.
+#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define CLONES
+#endif
+
+namespace {
+
+constexpr int kMaxSamples = 64;  // L * P of one head
+typedef float vec __attribute__((vector_size(32), aligned(4)));
+typedef uint16_t half_vec __attribute__((vector_size(16), aligned(2)));
+typedef uint32_t bit_vec __attribute__((vector_size(32), aligned(4)));
+
+struct Problem {
+  const void* value;
+  const float* positions;   // offsets in pixels (fused) or locations in [0, 1]
+  const float* weights;     // logits (fused) or weights
+  const float* reference;   // (Q, 2), fused only
+  const uint8_t* padding;   // (B, S), nonzero rows count as zero; may be null
+  const int64_t* shapes;    // (L, 2) as (H, W)
+  int64_t B, S, Q, h, D, L, P;
+  bool fused, bfloat16;
+};
+
+struct Gradients {
+  const float* output;  // (B, Q, h * D)
+  float* value;         // (B, S, h, D), zeros
+  float* positions;
+  float* weights;
+};
+
+// One bilinear sample: rows of its four corners, their weights (0 outside the map), and the position between them.
+struct Sample {
+  int64_t row[4];
+  float inside[4], corner[4], x, y;
+};
+
+INLINE vec load(const float* p) { return *reinterpret_cast<const vec*>(p); }
+INLINE vec load(const uint16_t* p) {  // bfloat16 is the upper half of a float32
+  bit_vec bits = __builtin_convertvector(*reinterpret_cast<const half_vec*>(p), bit_vec) << 16;
+  vec result;
+  std::memcpy(&result, &bits, sizeof(result));
+  return result;
+}
+INLINE float load_one(const float* p) { return *p; }
+INLINE float load_one(const uint16_t* p) {
+  uint32_t bits = static_cast<uint32_t>(*p) << 16;
+  float result;
+  std::memcpy(&result, &bits, sizeof(result));
+  return result;
+}
+INLINE uint16_t round_to_bfloat16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  if ((bits & 0x7fffffff) > 0x7f800000) return static_cast<uint16_t>((bits >> 16) | 64);  // keeps NaN a NaN
+  return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+INLINE float sum(vec x) { return ((x[0] + x[4]) + (x[1] + x[5])) + ((x[2] + x[6]) + (x[3] + x[7])); }
+
+// Attention weights and samples of one query and head.
+INLINE void prepare(const Problem& p, int64_t b, int64_t q, int64_t head, float* attention, Sample* samples) {
+  const int64_t count = p.L * p.P, item = (b * p.Q + q) * p.h + head;
+  const float* positions = p.positions + item * count * 2;
+  const float* weights = p.weights + item * count;
+  if (p.fused) {
+    float largest = weights[0], total = 0;
+    for (int64_t i = 1; i < count; ++i) largest = std::max(largest, weights[i]);
+    for (int64_t i = 0; i < count; ++i) total += attention[i] = std::exp(weights[i] - largest);
+    for (int64_t i = 0; i < count; ++i) attention[i] /= total;
+  } else {
+    std::copy(weights, weights + count, attention);
+  }
+  int64_t start = 0;
+  for (int64_t l = 0, i = 0; l < p.L; ++l) {
+    const int64_t H = p.shapes[2 * l], W = p.shapes[2 * l + 1];
+    const float base_x = p.fused ? p.reference[2 * q] * W - 0.5f : -0.5f;
+    const float base_y = p.fused ? p.reference[2 * q + 1] * H - 0.5f : -0.5f;
+    for (int64_t point = 0; point < p.P; ++point, ++i) {
+      float x = base_x + positions[2 * i] * (p.fused ? 1 : W);
+      float y = base_y + positions[2 * i + 1] * (p.fused ? 1 : H);
+      const bool near = x > -1 && x < W && y > -1 && y < H;  // false for NaN
+      x = near ? x : -2;
+      y = near ? y : -2;
+      const float left = std::floor(x), top = std::floor(y);
+      Sample& s = samples[i];
+      s.x = x - left;
+      s.y = y - top;
+      for (int c = 0; c < 4; ++c) {
+        const int64_t column = static_cast<int64_t>(left) + (c & 1), row = static_cast<int64_t>(top) + (c >> 1);
+        const bool in = column >= 0 && column < W && row >= 0 && row < H;
+        s.row[c] = start + (in ? row * W + column : 0);
+        s.inside[c] = in && !(p.padding && p.padding[b * p.S + s.row[c]]) ? 1.0f : 0.0f;
+        s.corner[c] = s.inside[c] * ((c & 1) ? s.x : 1 - s.x) * ((c >> 1) ? s.y : 1 - s.y);
+      }
+    }
+    start += H * W;
+  }
+}
+
+template <typename T, int D8>  // D8 = D / 8 vectors, or 0 for any other D
+INLINE void forward_head(const Problem& p, int64_t b, int64_t head, int64_t first, int64_t last, void* out) {
+  const int64_t D = D8 ? 8 * D8 : p.D, stride = p.h * D, count = p.L * p.P;
+  const T* value = static_cast<const T*>(p.value) + b * p.S * stride + head * D;
+  float attention[kMaxSamples];
+  Sample samples[kMaxSamples];
+  for (int64_t q = first; q < last; ++q) {
+    prepare(p, b, q, head, attention, samples);
+    const int64_t at = (b * p.Q + q) * stride + head * D;
+    float* out_float = static_cast<float*>(out) + at;
+    uint16_t* out_half = static_cast<uint16_t*>(out) + at;
+    if constexpr (D8 > 0) {
+      vec total[D8] = {};
+      for (int64_t i = 0; i < count; ++i)
+        for (int c = 0; c < 4; ++c) {
+          const float weight = attention[i] * samples[i].corner[c];
+          const T* row = value + samples[i].row[c] * stride;
+          for (int d = 0; d < D8; ++d) total[d] += weight * load(row + 8 * d);
+        }
+      for (int d = 0; d < D8; ++d) {
+        if (sizeof(T) == 4)
+          *reinterpret_cast<vec*>(out_float + 8 * d) = total[d];
+        else
+          for (int k = 0; k < 8; ++k) out_half[8 * d + k] = round_to_bfloat16(total[d][k]);
+      }
+    } else {
+      for (int64_t d = 0; d < D; ++d) {
+        float total = 0;
+        for (int64_t i = 0; i < count; ++i)
+          for (int c = 0; c < 4; ++c)
+            total += attention[i] * samples[i].corner[c] * load_one(value + samples[i].row[c] * stride + d);
+        if (sizeof(T) == 4)
+          out_float[d] = total;
+        else
+          out_half[d] = round_to_bfloat16(total);
+      }
+    }
+  }
+}
+
+template <typename T, int D8>
+INLINE void backward_head(const Problem& p, const Gradients& g, int64_t b, int64_t head) {
+  const int64_t D = D8 ? 8 * D8 : p.D, stride = p.h * D, count = p.L * p.P;
+  const int64_t base = b * p.S * stride + head * D;
+  const T* value = static_cast<const T*>(p.value) + base;
+  float* value_gradient = g.value + base;
+  float attention[kMaxSamples], attention_gradient[kMaxSamples];
+  Sample samples[kMaxSamples];
+  for (int64_t q = 0; q < p.Q; ++q) {
+    prepare(p, b, q, head, attention, samples);
+    const float* incoming = g.output + (b * p.Q + q) * stride + head * D;
+    const int64_t item = (b * p.Q + q) * p.h + head;
+    float weighted = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const Sample& s = samples[i];
+      float dot[4];  // <incoming, corner's row>
+      for (int c = 0; c < 4; ++c) {
+        const int64_t at = s.row[c] * stride;
+        const float weight = attention[i] * s.corner[c];
+        if constexpr (D8 > 0) {
+          vec total = {};
+          for (int d = 0; d < D8; ++d) {
+            const vec in = load(incoming + 8 * d);
+            total += in * load(value + at + 8 * d);
+            *reinterpret_cast<vec*>(value_gradient + at + 8 * d) += weight * in;
+          }
+          dot[c] = s.inside[c] * sum(total);
+        } else {
+          float total = 0;
+          for (int64_t d = 0; d < D; ++d) {
+            total += incoming[d] * load_one(value + at + d);
+            value_gradient[at + d] += weight * incoming[d];
+          }
+          dot[c] = s.inside[c] * total;
+        }
+      }
+      attention_gradient[i] =
+          (1 - s.y) * ((1 - s.x) * dot[0] + s.x * dot[1]) + s.y * ((1 - s.x) * dot[2] + s.x * dot[3]);
+      weighted += attention[i] * attention_gradient[i];
+      const float along_x = (1 - s.y) * (dot[1] - dot[0]) + s.y * (dot[3] - dot[2]);
+      const float along_y = (1 - s.x) * (dot[2] - dot[0]) + s.x * (dot[3] - dot[1]);
+      const int64_t l = i / p.P;
+      float* position = g.positions + (item * count + i) * 2;
+      position[0] = attention[i] * along_x * (p.fused ? 1 : p.shapes[2 * l + 1]);
+      position[1] = attention[i] * along_y * (p.fused ? 1 : p.shapes[2 * l]);
+    }
+    float* weights = g.weights + item * count;
+    for (int64_t i = 0; i < count; ++i)
+      weights[i] = p.fused ? attention[i] * (attention_gradient[i] - weighted) : attention_gradient[i];
+  }
+}
+
+#define FOR_HEAD_DIM(CALL)      \
+  switch (p.D) {                \
+    case 8: CALL(1); break;     \
+    case 16: CALL(2); break;    \
+    case 24: CALL(3); break;    \
+    case 32: CALL(4); break;    \
+    case 64: CALL(8); break;    \
+    default: CALL(0); break;    \
+  }
+
+CLONES void forward_task(const Problem& p, int64_t b, int64_t head, int64_t first, int64_t last, void* out) {
+#define CALL(N) p.bfloat16 ? forward_head<uint16_t, N>(p, b, head, first, last, out) \
+                           : forward_head<float, N>(p, b, head, first, last, out)
+  FOR_HEAD_DIM(CALL)
+#undef CALL
+}
+
+CLONES void backward_task(const Problem& p, const Gradients& g, int64_t b, int64_t head) {
+#define CALL(N) p.bfloat16 ? backward_head<uint16_t, N>(p, g, b, head) : backward_head<float, N>(p, g, b, head)
+  FOR_HEAD_DIM(CALL)
+#undef CALL
+}
+
+// Tasks 0 .. count - 1 on up to `threads` threads. Threads are started for the call: that costs about 20 us and leaves
+// nothing behind that a fork or a second Python thread could trip over, as a pool (OpenMP's included) would.
+template <typename Task>
+void parallel(int64_t count, int64_t threads, Task task) {
+  std::atomic<int64_t> next{0};
+  auto work = [&] {
+    for (int64_t i = next++; i < count; i = next++) task(i);
+  };
+  std::vector<std::thread> pool;
+  for (int64_t i = 1; i < std::min(threads, count); ++i) pool.emplace_back(work);
+  work();
+  for (auto& thread : pool) thread.join();
+}
+
+}  // namespace
+
+extern "C" {
+
+// Changes with the arguments below; the Python side refuses another one.
+int64_t msda_interface_version() { return 1; }
+int64_t msda_max_samples() { return kMaxSamples; }
+
+void msda_forward(const void* value, const float* positions, const float* weights, const float* reference,
+                  const uint8_t* padding, const int64_t* shapes, const int64_t* sizes, int64_t fused,
+                  int64_t bfloat16, int64_t threads, void* out) {
+  const Problem p{value,    positions, weights,  reference, padding,  shapes,     sizes[0],     sizes[1],
+                  sizes[2], sizes[3],  sizes[4], sizes[5],  sizes[6], fused != 0, bfloat16 != 0};
+  constexpr int64_t kTile = 2048;  // queries: small enough to balance, large enough to keep a head in cache
+  const int64_t tiles = (p.Q + kTile - 1) / kTile;
+  parallel(p.B * p.h * tiles, threads, [&](int64_t i) {
+    const int64_t b = i / (p.h * tiles), head = i / tiles % p.h, first = i % tiles * kTile;
+    forward_task(p, b, head, first, std::min(first + kTile, p.Q), out);
+  });
+}
+
+void msda_backward(const void* value, const float* positions, const float* weights, const float* reference,
+                   const uint8_t* padding, const int64_t* shapes, const int64_t* sizes, int64_t fused,
+                   int64_t bfloat16, int64_t threads, const float* output_gradient, float* value_gradient,
+                   float* positions_gradient, float* weights_gradient) {
+  const Problem p{value,    positions, weights,  reference, padding,  shapes,     sizes[0],     sizes[1],
+                  sizes[2], sizes[3],  sizes[4], sizes[5],  sizes[6], fused != 0, bfloat16 != 0};
+  const Gradients g{output_gradient, value_gradient, positions_gradient, weights_gradient};
+  parallel(p.B * p.h, threads, [&](int64_t i) { backward_task(p, g, i / p.h, i % p.h); });
+}
+}
