@@ -177,6 +177,14 @@ def test_ctrl_c_keeps_what_the_demo_learned(tmp_path):
     Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path / "demo")
 
 
+def test_env_names_versions_and_a_kernel_for_every_dtype(capsys):
+    assert main(["env"]) == 0
+    text = capsys.readouterr().out
+    assert f"transformers {transformers.__version__}" in text
+    for dtype in ("float32", "bfloat16", "float16", "float64"):
+        assert re.search(rf"cpu +{dtype} +(cpp|reference)", text)
+
+
 def test_help_lists_every_command(capsys):
     with pytest.raises(SystemExit) as exit_:
         main(["--help"])

@@ -93,6 +93,14 @@ def test_samples_that_are_far_away_or_not_finite_count_as_zero():
 
 
 @needs_cpp
+def test_a_logit_that_is_not_a_number_is_not_hidden():
+    shapes, value, points, offsets, logits = problem()
+    logits[1, 2, 3, 4] = float("nan")
+    output = kernels.deformable_attention(value, shapes, points, offsets, logits).unflatten(2, (4, -1))
+    assert output[1, 2, 3].isnan().all() and output.isnan().sum() == output.shape[-1]
+
+
+@needs_cpp
 def test_padding_equals_values_set_to_zero():
     shapes, value, points, offsets, logits = problem()
     B, Q, h, L, P, _ = offsets.shape

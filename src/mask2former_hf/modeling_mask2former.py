@@ -140,7 +140,7 @@ class Mask2FormerPixelDecoderEncoderLayer(GradientCheckpointingLayer):
     ) -> Tensor:
         attended = self.self_attn(x + positions.to(x.dtype), x, reference_points, spatial_shapes)
         x = self.self_attn_layer_norm(x + self.dropout(attended))
-        hidden = self.dropout(F.relu(self.fc1(x)))
+        hidden = self.dropout(F.relu(self.fc1(x), inplace=True))
         return self.final_layer_norm(x + self.dropout(self.fc2(hidden)))
 
 
@@ -210,7 +210,7 @@ class Mask2FormerPixelDecoder(nn.Module):
         tokens = torch.cat([x.flatten(2) for x in maps], dim=2).transpose(1, 2)  # (B, S, C)
         tokens = self.encoder(tokens, positions, reference_points, sizes)
         maps = [
-            x.transpose(1, 2).unflatten(2, size)
+            x.transpose(1, 2).unflatten(2, size).contiguous()  # else all that follows at stride 4 mixes memory layouts
             for x, size in zip(tokens.split([H * W for H, W in sizes], dim=1), sizes, strict=True)
         ]
         finest = maps[-1]

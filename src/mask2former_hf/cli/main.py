@@ -6,6 +6,7 @@ import sys
 
 COMMANDS = {
     "demo": "train a small model on generated scenes, evaluate it, and draw its predictions",
+    "env": "print versions, devices, and which kernel runs for each device and dtype",
     "predict": "segment images with a checkpoint",
 }
 

@@ -52,10 +52,19 @@ struct Gradients {
   float* weights;
 };
 
-// One bilinear sample: rows of its four corners, their weights (0 outside the map), and the position between them.
-struct Sample {
-  int64_t row[4];
-  float inside[4], corner[4], x, y;
+// What depends only on the sample's number within a query and head: its level's size and first row.
+struct Levels {
+  float width[kMaxSamples], height[kMaxSamples];
+  int32_t start[kMaxSamples];
+};
+
+// The samples of one query and head, by number: arrays, because they are computed eight at a time. Padded to a multiple
+// of eight.
+struct Samples {
+  int32_t row[4][kMaxSamples];   // rows of the corners: left and right above, left and right below
+  float inside[4][kMaxSamples];  // 1, or 0 for a corner outside the map
+  float corner[4][kMaxSamples];  // bilinear weight, 0 outside
+  float x[kMaxSamples], y[kMaxSamples], attention[kMaxSamples];
 };
 
 INLINE vec load(const float* p) { return *reinterpret_cast<const vec*>(p); }
@@ -80,54 +89,101 @@ INLINE uint16_t round_to_bfloat16(float x) {
 }
 INLINE float sum(vec x) { return ((x[0] + x[4]) + (x[1] + x[5])) + ((x[2] + x[6]) + (x[3] + x[7])); }
 
+// exp for x <= 0 to 2 units in the last place, without a call, so that loops over it become vector code.
+INLINE float exp_of_negative(float x) {
+  x = x < -87.0f ? -87.0f : x;  // so that NaN stays NaN
+  const float n = static_cast<float>(static_cast<int32_t>(x * 1.44269504f - 0.5f));  // nearest, as x <= 0
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float e = 1.9875691500e-4f;
+  e = e * r + 1.3981999507e-3f;
+  e = e * r + 8.3334519073e-3f;
+  e = e * r + 4.1665795894e-2f;
+  e = e * r + 1.6666665459e-1f;
+  e = e * r + 5.0000001201e-1f;
+  e = e * r * r + r + 1.0f;
+  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+  float scale;
+  std::memcpy(&scale, &bits, sizeof(scale));
+  return e * scale;
+}
+
+Levels levels_of(const Problem& p) {
+  Levels levels{};
+  int64_t start = 0, i = 0;
+  for (int64_t l = 0; l < p.L; ++l) {
+    for (int64_t point = 0; point < p.P; ++point, ++i) {
+      levels.width[i] = static_cast<float>(p.shapes[2 * l + 1]);
+      levels.height[i] = static_cast<float>(p.shapes[2 * l]);
+      levels.start[i] = static_cast<int32_t>(start);
+    }
+    start += p.shapes[2 * l] * p.shapes[2 * l + 1];
+  }
+  for (; i < kMaxSamples; ++i) levels.width[i] = levels.height[i] = 1;
+  return levels;
+}
+
 // Attention weights and samples of one query and head.
-INLINE void prepare(const Problem& p, int64_t b, int64_t q, int64_t head, float* attention, Sample* samples) {
-  const int64_t count = p.L * p.P, item = (b * p.Q + q) * p.h + head;
+INLINE void prepare(const Problem& p, const Levels& levels, int64_t b, int64_t q, int64_t head, Samples& s) {
+  const int64_t count = p.L * p.P, padded = (count + 7) / 8 * 8, item = (b * p.Q + q) * p.h + head;
   const float* positions = p.positions + item * count * 2;
   const float* weights = p.weights + item * count;
+  float px[kMaxSamples], py[kMaxSamples];
+  for (int64_t i = 0; i < padded; ++i) px[i] = py[i] = -2, s.attention[i] = 0;
   if (p.fused) {
+    const float reference_x = p.reference[2 * q], reference_y = p.reference[2 * q + 1];
     float largest = weights[0], total = 0;
     for (int64_t i = 1; i < count; ++i) largest = std::max(largest, weights[i]);
-    for (int64_t i = 0; i < count; ++i) total += attention[i] = std::exp(weights[i] - largest);
-    for (int64_t i = 0; i < count; ++i) attention[i] /= total;
-  } else {
-    std::copy(weights, weights + count, attention);
-  }
-  int64_t start = 0;
-  for (int64_t l = 0, i = 0; l < p.L; ++l) {
-    const int64_t H = p.shapes[2 * l], W = p.shapes[2 * l + 1];
-    const float base_x = p.fused ? p.reference[2 * q] * W - 0.5f : -0.5f;
-    const float base_y = p.fused ? p.reference[2 * q + 1] * H - 0.5f : -0.5f;
-    for (int64_t point = 0; point < p.P; ++point, ++i) {
-      float x = base_x + positions[2 * i] * (p.fused ? 1 : W);
-      float y = base_y + positions[2 * i + 1] * (p.fused ? 1 : H);
-      const bool near = x > -1 && x < W && y > -1 && y < H;  // false for NaN
-      x = near ? x : -2;
-      y = near ? y : -2;
-      const float left = std::floor(x), top = std::floor(y);
-      Sample& s = samples[i];
-      s.x = x - left;
-      s.y = y - top;
-      for (int c = 0; c < 4; ++c) {
-        const int64_t column = static_cast<int64_t>(left) + (c & 1), row = static_cast<int64_t>(top) + (c >> 1);
-        const bool in = column >= 0 && column < W && row >= 0 && row < H;
-        s.row[c] = start + (in ? row * W + column : 0);
-        s.inside[c] = in && !(p.padding && p.padding[b * p.S + s.row[c]]) ? 1.0f : 0.0f;
-        s.corner[c] = s.inside[c] * ((c & 1) ? s.x : 1 - s.x) * ((c >> 1) ? s.y : 1 - s.y);
-      }
+    for (int64_t i = 0; i < count; ++i) s.attention[i] = weights[i] - largest;
+    for (int64_t i = 0; i < padded; ++i) s.attention[i] = exp_of_negative(s.attention[i]);
+    for (int64_t i = 0; i < count; ++i) total += s.attention[i];
+    const float scale = 1 / total;
+    for (int64_t i = 0; i < padded; ++i) s.attention[i] *= scale;
+    for (int64_t i = 0; i < count; ++i) {
+      px[i] = reference_x * levels.width[i] + positions[2 * i] - 0.5f;
+      py[i] = reference_y * levels.height[i] + positions[2 * i + 1] - 0.5f;
     }
-    start += H * W;
+  } else {
+    for (int64_t i = 0; i < count; ++i) {
+      s.attention[i] = weights[i];
+      px[i] = positions[2 * i] * levels.width[i] - 0.5f;
+      py[i] = positions[2 * i + 1] * levels.height[i] - 0.5f;
+    }
   }
+  // Corners outside get weight 0 and the address of a cell inside: no branch, so eight samples at a time.
+  for (int64_t i = 0; i < padded; ++i) {
+    const float W = levels.width[i], H = levels.height[i];
+    const bool near = (px[i] > -1) & (px[i] < W) & (py[i] > -1) & (py[i] < H);  // false for NaN
+    const float x = near ? px[i] : 0, y = near ? py[i] : 0, valid = near ? 1.0f : 0.0f;
+    const int32_t left = static_cast<int32_t>(x + 1) - 1, top = static_cast<int32_t>(y + 1) - 1;
+    const int32_t width = static_cast<int32_t>(W), height = static_cast<int32_t>(H);
+    const int32_t near_left = left < 0 ? 0 : left, near_right = left + 1 < width ? left + 1 : width - 1;
+    const int32_t upper = levels.start[i] + (top < 0 ? 0 : top) * width;
+    const int32_t lower = levels.start[i] + (top + 1 < height ? top + 1 : height - 1) * width;
+    const float in_left = left >= 0 ? valid : 0, in_right = left + 1 < width ? valid : 0;
+    const float in_top = top >= 0 ? 1.0f : 0, in_bottom = top + 1 < height ? 1.0f : 0;
+    const float fx = x - static_cast<float>(left), fy = y - static_cast<float>(top);
+    s.x[i] = fx, s.y[i] = fy;
+    s.row[0][i] = upper + near_left, s.row[1][i] = upper + near_right;
+    s.row[2][i] = lower + near_left, s.row[3][i] = lower + near_right;
+    s.inside[0][i] = in_top * in_left, s.inside[1][i] = in_top * in_right;
+    s.inside[2][i] = in_bottom * in_left, s.inside[3][i] = in_bottom * in_right;
+    s.corner[0][i] = in_top * in_left * (1 - fx) * (1 - fy), s.corner[1][i] = in_top * in_right * fx * (1 - fy);
+    s.corner[2][i] = in_bottom * in_left * (1 - fx) * fy, s.corner[3][i] = in_bottom * in_right * fx * fy;
+  }
+  if (p.padding)
+    for (int c = 0; c < 4; ++c)
+      for (int64_t i = 0; i < count; ++i)
+        if (p.padding[b * p.S + s.row[c][i]]) s.inside[c][i] = s.corner[c][i] = 0;
 }
 
 template <typename T, int D8>  // D8 = D / 8 vectors, or 0 for any other D
-INLINE void forward_head(const Problem& p, int64_t b, int64_t head, int64_t first, int64_t last, void* out) {
+INLINE void forward_head(const Problem& p, const Levels& levels, int64_t b, int64_t head, int64_t first, int64_t last,
+                         void* out) {
   const int64_t D = D8 ? 8 * D8 : p.D, stride = p.h * D, count = p.L * p.P;
   const T* value = static_cast<const T*>(p.value) + b * p.S * stride + head * D;
-  float attention[kMaxSamples];
-  Sample samples[kMaxSamples];
+  Samples s;
   for (int64_t q = first; q < last; ++q) {
-    prepare(p, b, q, head, attention, samples);
+    prepare(p, levels, b, q, head, s);
     const int64_t at = (b * p.Q + q) * stride + head * D;
     float* out_float = static_cast<float*>(out) + at;
     uint16_t* out_half = static_cast<uint16_t*>(out) + at;
@@ -135,8 +191,8 @@ INLINE void forward_head(const Problem& p, int64_t b, int64_t head, int64_t firs
       vec total[D8] = {};
       for (int64_t i = 0; i < count; ++i)
         for (int c = 0; c < 4; ++c) {
-          const float weight = attention[i] * samples[i].corner[c];
-          const T* row = value + samples[i].row[c] * stride;
+          const float weight = s.attention[i] * s.corner[c][i];
+          const T* row = value + s.row[c][i] * stride;
           for (int d = 0; d < D8; ++d) total[d] += weight * load(row + 8 * d);
         }
       for (int d = 0; d < D8; ++d) {
@@ -150,7 +206,7 @@ INLINE void forward_head(const Problem& p, int64_t b, int64_t head, int64_t firs
         float total = 0;
         for (int64_t i = 0; i < count; ++i)
           for (int c = 0; c < 4; ++c)
-            total += attention[i] * samples[i].corner[c] * load_one(value + samples[i].row[c] * stride + d);
+            total += s.attention[i] * s.corner[c][i] * load_one(value + s.row[c][i] * stride + d);
         if (sizeof(T) == 4)
           out_float[d] = total;
         else
@@ -161,24 +217,24 @@ INLINE void forward_head(const Problem& p, int64_t b, int64_t head, int64_t firs
 }
 
 template <typename T, int D8>
-INLINE void backward_head(const Problem& p, const Gradients& g, int64_t b, int64_t head) {
+INLINE void backward_head(const Problem& p, const Levels& levels, const Gradients& g, int64_t b, int64_t head) {
   const int64_t D = D8 ? 8 * D8 : p.D, stride = p.h * D, count = p.L * p.P;
   const int64_t base = b * p.S * stride + head * D;
   const T* value = static_cast<const T*>(p.value) + base;
   float* value_gradient = g.value + base;
-  float attention[kMaxSamples], attention_gradient[kMaxSamples];
-  Sample samples[kMaxSamples];
+  float attention_gradient[kMaxSamples];
+  Samples s;
   for (int64_t q = 0; q < p.Q; ++q) {
-    prepare(p, b, q, head, attention, samples);
+    prepare(p, levels, b, q, head, s);
     const float* incoming = g.output + (b * p.Q + q) * stride + head * D;
     const int64_t item = (b * p.Q + q) * p.h + head;
     float weighted = 0;
     for (int64_t i = 0; i < count; ++i) {
-      const Sample& s = samples[i];
+      const float x = s.x[i], y = s.y[i];
       float dot[4];  // <incoming, corner's row>
       for (int c = 0; c < 4; ++c) {
-        const int64_t at = s.row[c] * stride;
-        const float weight = attention[i] * s.corner[c];
+        const int64_t at = s.row[c][i] * stride;
+        const float weight = s.attention[i] * s.corner[c][i];
         if constexpr (D8 > 0) {
           vec total = {};
           for (int d = 0; d < D8; ++d) {
@@ -186,29 +242,29 @@ INLINE void backward_head(const Problem& p, const Gradients& g, int64_t b, int64
             total += in * load(value + at + 8 * d);
             *reinterpret_cast<vec*>(value_gradient + at + 8 * d) += weight * in;
           }
-          dot[c] = s.inside[c] * sum(total);
+          dot[c] = s.inside[c][i] * sum(total);
         } else {
           float total = 0;
           for (int64_t d = 0; d < D; ++d) {
             total += incoming[d] * load_one(value + at + d);
             value_gradient[at + d] += weight * incoming[d];
           }
-          dot[c] = s.inside[c] * total;
+          dot[c] = s.inside[c][i] * total;
         }
       }
       attention_gradient[i] =
-          (1 - s.y) * ((1 - s.x) * dot[0] + s.x * dot[1]) + s.y * ((1 - s.x) * dot[2] + s.x * dot[3]);
-      weighted += attention[i] * attention_gradient[i];
-      const float along_x = (1 - s.y) * (dot[1] - dot[0]) + s.y * (dot[3] - dot[2]);
-      const float along_y = (1 - s.x) * (dot[2] - dot[0]) + s.x * (dot[3] - dot[1]);
+          (1 - y) * ((1 - x) * dot[0] + x * dot[1]) + y * ((1 - x) * dot[2] + x * dot[3]);
+      weighted += s.attention[i] * attention_gradient[i];
+      const float along_x = (1 - y) * (dot[1] - dot[0]) + y * (dot[3] - dot[2]);
+      const float along_y = (1 - x) * (dot[2] - dot[0]) + x * (dot[3] - dot[1]);
       const int64_t l = i / p.P;
       float* position = g.positions + (item * count + i) * 2;
-      position[0] = attention[i] * along_x * (p.fused ? 1 : p.shapes[2 * l + 1]);
-      position[1] = attention[i] * along_y * (p.fused ? 1 : p.shapes[2 * l]);
+      position[0] = s.attention[i] * along_x * (p.fused ? 1 : p.shapes[2 * l + 1]);
+      position[1] = s.attention[i] * along_y * (p.fused ? 1 : p.shapes[2 * l]);
     }
     float* weights = g.weights + item * count;
     for (int64_t i = 0; i < count; ++i)
-      weights[i] = p.fused ? attention[i] * (attention_gradient[i] - weighted) : attention_gradient[i];
+      weights[i] = p.fused ? s.attention[i] * (attention_gradient[i] - weighted) : attention_gradient[i];
   }
 }
 
@@ -222,15 +278,15 @@ INLINE void backward_head(const Problem& p, const Gradients& g, int64_t b, int64
     default: CALL(0); break;    \
   }
 
-CLONES void forward_task(const Problem& p, int64_t b, int64_t head, int64_t first, int64_t last, void* out) {
-#define CALL(N) p.bfloat16 ? forward_head<uint16_t, N>(p, b, head, first, last, out) \
-                           : forward_head<float, N>(p, b, head, first, last, out)
+CLONES void forward_task(const Problem& p, const Levels& levels, int64_t b, int64_t head, int64_t first, int64_t last, void* out) {
+#define CALL(N) p.bfloat16 ? forward_head<uint16_t, N>(p, levels, b, head, first, last, out) \
+                           : forward_head<float, N>(p, levels, b, head, first, last, out)
   FOR_HEAD_DIM(CALL)
 #undef CALL
 }
 
-CLONES void backward_task(const Problem& p, const Gradients& g, int64_t b, int64_t head) {
-#define CALL(N) p.bfloat16 ? backward_head<uint16_t, N>(p, g, b, head) : backward_head<float, N>(p, g, b, head)
+CLONES void backward_task(const Problem& p, const Levels& levels, const Gradients& g, int64_t b, int64_t head) {
+#define CALL(N) p.bfloat16 ? backward_head<uint16_t, N>(p, levels, g, b, head) : backward_head<float, N>(p, levels, g, b, head)
   FOR_HEAD_DIM(CALL)
 #undef CALL
 }
@@ -262,11 +318,12 @@ void msda_forward(const void* value, const float* positions, const float* weight
                   int64_t bfloat16, int64_t threads, void* out) {
   const Problem p{value,    positions, weights,  reference, padding,  shapes,     sizes[0],     sizes[1],
                   sizes[2], sizes[3],  sizes[4], sizes[5],  sizes[6], fused != 0, bfloat16 != 0};
+  const Levels levels = levels_of(p);
   constexpr int64_t kTile = 2048;  // queries: small enough to balance, large enough to keep a head in cache
   const int64_t tiles = (p.Q + kTile - 1) / kTile;
   parallel(p.B * p.h * tiles, threads, [&](int64_t i) {
     const int64_t b = i / (p.h * tiles), head = i / tiles % p.h, first = i % tiles * kTile;
-    forward_task(p, b, head, first, std::min(first + kTile, p.Q), out);
+    forward_task(p, levels, b, head, first, std::min(first + kTile, p.Q), out);
   });
 }
 
@@ -277,6 +334,7 @@ void msda_backward(const void* value, const float* positions, const float* weigh
   const Problem p{value,    positions, weights,  reference, padding,  shapes,     sizes[0],     sizes[1],
                   sizes[2], sizes[3],  sizes[4], sizes[5],  sizes[6], fused != 0, bfloat16 != 0};
   const Gradients g{output_gradient, value_gradient, positions_gradient, weights_gradient};
-  parallel(p.B * p.h, threads, [&](int64_t i) { backward_task(p, g, i / p.h, i % p.h); });
+  const Levels levels = levels_of(p);
+  parallel(p.B * p.h, threads, [&](int64_t i) { backward_task(p, levels, g, i / p.h, i % p.h); });
 }
 }
