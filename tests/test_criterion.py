@@ -356,7 +356,7 @@ def test_row_20_two_processes_give_the_gradient_of_one(tmp_path):
         if expected is None:
             assert gradient is None, name
             continue
-        scale = expected.abs().max().clamp(min=1e-3 * largest)  # biases before a norm get only rounding errors
+        scale = expected.abs().max().clamp(min=1e-2 * largest)  # a bias before a norm gets rounding errors alone
         assert ((gradient - expected).abs().max() / scale) <= 1e-4, name
 
 
