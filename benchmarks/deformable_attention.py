@@ -2,9 +2,9 @@
 
     python benchmarks/deformable_attention.py [--repeats 7] [--dtype float32]
 
-At the shapes of the pixel decoder's encoder: queries are the cells of the levels, 8 heads of 32 channels, 4 points. All
-start from raw offsets and attention logits: softmax and location arithmetic count for everyone. On a CPU stock always
-computes in float32, because in bfloat16 PyTorch's grid_sample reads outside its memory there (torch 2.13).
+At the shapes of the pixel decoder's encoder: queries are the cells of the levels, 8 heads of 32 channels, 4 points.
+All start from raw offsets and attention logits: softmax and location arithmetic count for everyone.
+On a CPU stock always computes in float32: in bfloat16 PyTorch's grid_sample crashes there (torch 2.13).
 """
 
 import argparse
