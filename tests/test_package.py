@@ -140,10 +140,13 @@ import importlib.util
 find_spec = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name == "scipy" else find_spec(name, *rest)
 import torch
-from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
+from transformers import AutoModelForUniversalSegmentation
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 folder = sys.argv[1]
 model = AutoModelForUniversalSegmentation.from_pretrained(folder + "/checkpoint", trust_remote_code=True).eval()
-processor = AutoImageProcessor.from_pretrained(folder + "/checkpoint", trust_remote_code=True)
+# not by AutoImageProcessor, which in transformers 5.17 asks for torchvision whatever the class needs
+name = "image_processing_mask2former.Mask2FormerImageProcessor"
+processor = get_class_from_dynamic_module(name, folder + "/checkpoint").from_pretrained(folder + "/checkpoint")
 io = torch.load(folder + "/io.pt")
 with torch.no_grad():
     output = model(io["pixels"])
