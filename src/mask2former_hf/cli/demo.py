@@ -26,7 +26,7 @@ GRADIENT_NORM = 1.0  # the paper's 0.01 is tuned for a pretrained backbone
 
 def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for checkpoint and pictures")
-    parser.add_argument("--steps", type=int, default=1500, help="optimizer steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=1200, help="optimizer steps (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=4, help="images per step (default: %(default)s)")
     parser.add_argument("--eval-images", type=int, default=100, help="held-out scenes (default: %(default)s)")
     parser.add_argument("--pictures", type=int, default=8, help="pictures to draw (default: %(default)s)")
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def small_config() -> Mask2FormerConfig:
-    """1.5 M parameters: a narrow ResNet, two deformable layers, three decoder layers, 20 queries."""
+    """1.4 M parameters: a narrow ResNet, two deformable layers, three decoder layers, 20 queries."""
     return Mask2FormerConfig(
         backbone_config=ResNetConfig(
             embedding_size=32,
