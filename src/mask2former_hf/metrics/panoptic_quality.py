@@ -4,7 +4,11 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from .rle import to_numpy
+
 VOID = 0
+MAX_ID = 2**31 - 1  # pairs of ids are counted as one 64-bit key
+ONE = 2**53  # an IoU above 0.5, as a float, is a whole number of 2**-53: whole numbers add up alike in any order
 
 
 class PanopticQuality:
@@ -21,8 +25,13 @@ class PanopticQuality:
     def __init__(self, categories: Mapping[int, Mapping]):
         self.categories = dict(categories)
         self._row = {category: row for row, category in enumerate(self.categories)}
-        self.iou = np.zeros(len(self._row))
+        self._iou = [0] * len(self._row)
         self.tp, self.fp, self.fn = (np.zeros(len(self._row), dtype=np.int64) for _ in range(3))
+
+    @property
+    def iou(self) -> np.ndarray:
+        """Sum of the matched segments' IoU per class, in the order of `categories`."""
+        return np.array([total / ONE for total in self._iou], dtype=np.float64)
 
     def update(
         self,
@@ -45,8 +54,7 @@ class PanopticQuality:
         if prediction.shape != truth.shape:
             raise ValueError(f"prediction is {prediction.shape} and truth is {truth.shape}: resize the prediction")
         predicted, true = self._index(predicted_segments, "predicted_segments"), self._index(segments, "segments")
-        pairs, counts = np.unique(np.stack([truth.ravel(), prediction.ravel()]), axis=1, return_counts=True)
-        overlap = {(t, p): n for t, p, n in zip(*pairs.tolist(), counts.tolist(), strict=True)}
+        overlap = _count_pairs(truth.ravel(), prediction.ravel())
         true_area, predicted_area = {}, {}
         for (t, p), n in overlap.items():
             true_area[t] = true_area.get(t, 0) + n
@@ -61,7 +69,7 @@ class PanopticQuality:
             union = true_area[t] + predicted_area[p] - n - overlap.get((VOID, p), 0)
             if n / union > 0.5:
                 self.tp[true[t]["row"]] += 1
-                self.iou[true[t]["row"]] += n / union
+                self._iou[true[t]["row"]] += int(n / union * ONE)
                 matched_true.add(t)
                 matched_predicted.add(p)
         crowds = {}
@@ -81,7 +89,7 @@ class PanopticQuality:
         """Add the counts of other images, for example of another process."""
         if self.categories != other.categories:
             raise ValueError("other counts other categories: merge metrics that were made with the same ones")
-        self.iou += other.iou
+        self._iou = [ours + theirs for ours, theirs in zip(self._iou, other._iou, strict=True)]
         self.tp += other.tp
         self.fp += other.fp
         self.fn += other.fn
@@ -93,10 +101,10 @@ class PanopticQuality:
             `{"all", "things", "stuff": {"pq", "sq", "rq", "n"}, "per_class": {id: {"name", "pq", "sq", "rq", "tp",
             "fp", "fn"}}}`; n is the number of classes that occur in truth or prediction, the means are over these.
         """
-        rows = {}
+        rows, iou = {}, self.iou
         for category, row in self._row.items():
             tp, errors = int(self.tp[row]), (int(self.fp[row]) + int(self.fn[row])) / 2
-            sq = float(self.iou[row]) / tp if tp else 0.0
+            sq = float(iou[row]) / tp if tp else 0.0
             rq = tp / (tp + errors) if tp + errors else 0.0
             counts = {"tp": tp, "fp": int(self.fp[row]), "fn": int(self.fn[row])}
             rows[category] = {"name": self.categories[category]["name"], "pq": sq * rq, "sq": sq, "rq": rq, **counts}
@@ -129,10 +137,23 @@ class PanopticQuality:
 
 
 def _to_map(value, name: str) -> np.ndarray:
-    array = np.asarray(value.cpu() if hasattr(value, "cpu") else value)
+    array = to_numpy(value)
     if array.ndim != 2 or array.dtype.kind not in "iu":
         raise ValueError(f"{name} is {array.dtype} of shape {array.shape}: it must be an (H, W) map of integer ids")
+    if array.size and not 0 <= array.min() <= array.max() <= MAX_ID:
+        raise ValueError(f"{name} has ids from {array.min()} to {array.max()}: they must be from 0 to {MAX_ID}")
     return array.astype(np.int64)
+
+
+def _count_pairs(truth: np.ndarray, prediction: np.ndarray) -> dict[tuple[int, int], int]:
+    """Pixels per pair of ids; sorts runs of equal pairs, of which segments have few, instead of pixels."""
+    if not truth.size:
+        return {}
+    keys = truth << 32 | prediction
+    starts = np.concatenate([[0], np.flatnonzero(keys[1:] != keys[:-1]) + 1])
+    pairs, of_run = np.unique(keys[starts], return_inverse=True)
+    counts = np.bincount(of_run, weights=np.diff(starts, append=keys.size)).astype(np.int64)
+    return {(key >> 32, key & MAX_ID): n for key, n in zip(pairs.tolist(), counts.tolist(), strict=True)}
 
 
 def _check_ids(areas: dict, listed: dict, map_name: str, list_name: str, must_appear: bool = True):
