@@ -162,8 +162,8 @@ class GoldenCase:
                 "uniform": next(rand).split(counts),
             }
 
-        def draw_points(purpose, image, shape, device, generator):
-            points = torch.stack([draws[layer][purpose][image] for layer in range(self.num_layers)])
+        def draw_points(purpose, image, layers, shape, device, generator):
+            points = torch.stack([draws[layer][purpose][image] for layer in range(self.num_layers)[layers]])
             assert points.shape[1:] == torch.Size(shape)[1:]
             return points
 

@@ -24,7 +24,7 @@ from scipy.optimize import linear_sum_assignment
 from torch.nn import functional as F
 
 from mask2former_hf import Mask2FormerForUniversalSegmentation
-from mask2former_hf.criterion import DenseMasks, LazyMasks, Mask2FormerLoss, sample_maps, sample_masks
+from mask2former_hf.criterion import DenseMasks, LazyMasks, Mask2FormerLoss, sample_masks
 from mask2former_hf.matcher import assign, pairwise_mask_costs
 
 TERMS = {"loss_cross_entropy": "loss_ce", "loss_mask": "loss_mask", "loss_dice": "loss_dice"}
@@ -55,15 +55,27 @@ def test_golden_losses_assignments_and_gradients(golden_case, tmp_path, monkeypa
         for layer in range(golden_case.num_layers):
             recorded = golden["assignments"][f"{'final' if layer == last else f'aux{layer}'}.image{image}"]
             assert queries[layer].tolist() == recorded["query"] and targets[layer].tolist() == recorded["target"]
-    if (golden_case.folder / "grad_norms.json").exists():
-        output.loss.backward()
-        _compare_gradient_norms(model, golden_case.json("grad_norms.json"))
 
 
-def _compare_gradient_norms(model, golden):
-    """Our gradients, saved like weights, have the norms that the original's have under its own names."""
+@needs_golden
+def test_golden_gradients(golden_case, tmp_path):  # noqa: F811
+    """Gradients, saved like weights, have the norms that the original's have under its own names.
+
+    In float64: at the kinks of bilinear sampling float32 rounding moves gradients by 5e-4 (input noise of 3e-7 does).
+    """
     from mask2former_hf.conversion.original import translate
 
+    if not (golden_case.folder / "grad_norms.json").exists():
+        pytest.skip("no gradients are recorded for this case")
+    golden = golden_case.json("grad_norms.json")
+    model = golden_case.model(tmp_path).double()
+    golden_case.replay(model.criterion)
+    model(
+        golden_case.pixel_values.double(),
+        pixel_mask=golden_case.pixel_mask,
+        mask_labels=golden_case.mask_labels,
+        class_labels=golden_case.class_labels,
+    ).loss.backward()
     named = {}
     for name, parameter in model.named_parameters():
         named[name] = parameter.grad
@@ -127,7 +139,7 @@ def test_losses_equal_stock_with_the_same_points(monkeypatch):
     theirs = stock(mask_logits[0], class_logits[0], [m.float() for m in masks], labels)
     matching, (candidates, uniform) = drawn[:2], drawn[2:]
     draws = {"matching": matching, "candidates": candidates.split([4, 2]), "uniform": uniform.split([4, 2])}
-    ours.draw_points = lambda purpose, image, shape, *rest: draws[purpose][image].reshape(shape)
+    ours.draw_points = lambda purpose, image, layers, shape, *rest: draws[purpose][image].reshape(shape)
     for term, value in ours(class_logits, mask_logits, masks, labels).items():
         torch.testing.assert_close(value[0], theirs[term].reshape(()), rtol=1e-5, atol=1e-6)
 
@@ -148,16 +160,16 @@ def test_lazy_and_dense_masks_give_equal_losses_and_gradients():
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_mask_samples_equal_grid_sample_of_padded_float_masks():
+def test_mask_samples_equal_grid_sample_of_padded_float_masks(monkeypatch):
     masks = (torch.rand(5, 20, 31) > 0.5).to(torch.uint8)
     points = torch.rand(1, 500, 2) * 1.2 - 0.1  # some outside
     padded = F.pad(masks.float(), (0, 64 - 31, 0, 32 - 20))
-    expected = F.grid_sample(padded[None], 2 * points[:, None] - 1, align_corners=False)[0, :, 0]
-    torch.testing.assert_close(sample_masks(masks, points, (32, 64)), expected, atol=2e-6, rtol=0)
-    rows = torch.tensor([4, 0, 4])
-    points = torch.rand(3, 100, 2)
-    expected = sample_maps(padded[rows].unsqueeze(1), points).squeeze(1)
-    torch.testing.assert_close(sample_masks(masks.bool(), points, (32, 64), rows), expected, atol=2e-6, rtol=0)
+    expected = F.grid_sample(padded[None], 2 * points[:, None] - 1, align_corners=False)[0]
+    torch.testing.assert_close(sample_masks(masks, points[None], (32, 64)), expected, atol=4e-6, rtol=0)
+    points = torch.rand(5, 3, 100, 2)
+    expected = F.grid_sample(padded[:, None], 2 * points - 1, align_corners=False)[:, 0]
+    monkeypatch.setattr("mask2former_hf.criterion._elements_at_once", lambda device: 1500)  # two masks at a time
+    torch.testing.assert_close(sample_masks(masks.bool(), points, (32, 64)), expected, atol=4e-6, rtol=0)
 
 
 def test_pairwise_costs_equal_the_published_formulas():
@@ -318,9 +330,9 @@ pixels = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(5))
 masks, labels = random_targets([3, 1, 0, 6], (64, 64))
 points = torch.rand(4, 4, 10, 64, 2, generator=torch.Generator().manual_seed(6))
 part = slice(2 * rank, 2 * rank + 2)
-def draw(purpose, image, shape, device, generator):
+def draw(purpose, image, layers, shape, device, generator):
     own = points[2 * rank + image]
-    return own[0, :1] if purpose == "matching" else own[:, : shape[1], : shape[2]]
+    return own[0, :1] if purpose == "matching" else own[layers, : shape[1], : shape[2]]
 model.criterion.draw_points = draw
 parallel = torch.nn.parallel.DistributedDataParallel(model)
 parallel(pixels[part], mask_labels=masks[part], class_labels=labels[part]).loss.backward()
@@ -345,8 +357,8 @@ def test_row_20_two_processes_give_the_gradient_of_one(tmp_path):
     pixels = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(5))
     masks, labels = random_targets([3, 1, 0, 6], (64, 64))
     points = torch.rand(4, 4, 10, 64, 2, generator=torch.Generator().manual_seed(6))
-    model.criterion.draw_points = lambda purpose, image, shape, *rest: (
-        points[image][0, :1] if purpose == "matching" else points[image][:, : shape[1], : shape[2]]
+    model.criterion.draw_points = lambda purpose, image, layers, shape, *rest: (
+        points[image][0, :1] if purpose == "matching" else points[image][layers, : shape[1], : shape[2]]
     )
     model(pixels, mask_labels=masks, class_labels=labels).loss.backward()
     ours = {name: p.grad for name, p in model.named_parameters()}

@@ -4,7 +4,7 @@ Letters: L supervised layers (the last one is the final prediction), B batch, Q 
 N targets of an image, M = min(Q, N) matched pairs of an image, P points.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,52 +18,102 @@ def sample_maps(maps: Tensor, points: Tensor) -> Tensor:
 
     Points are (x, y) in [0, 1], the outer edges of the map; outside counts as zero (the original's `point_sample`).
     """
-    return F.grid_sample(maps, 2 * points.unsqueeze(2) - 1, mode="bilinear", align_corners=False).squeeze(3)
+    return F.grid_sample(maps, _grid(points.unsqueeze(2)), mode="bilinear", align_corners=False).squeeze(3)
 
 
-def sample_masks(masks: Tensor, points: Tensor, canvas: tuple[int, int], rows: Tensor | None = None) -> Tensor:
-    """Bilinear samples of masks that are stored compactly, without a float copy of them.
+def _grid(points: Tensor) -> Tensor:
+    return (2 * points).sub_(1)  # what grid_sample takes, with one temporary
+
+
+def sample_masks(masks: Tensor, points: Tensor, canvas: tuple[int, int]) -> Tensor:
+    """Bilinear samples of masks that are stored compactly; only a few at a time exist as float.
 
     Args:
         masks: (N, h, w) of any dtype, the top left part of the canvas; the rest of the canvas is zero.
-        points: (1, P, 2) for all masks or, with `rows`, (R, P, 2), as (x, y) in [0, 1], the canvas' outer edges.
+        points: (N or 1, R, P, 2) as (x, y) in [0, 1], the canvas' outer edges; 1 for the same points in every mask.
         canvas: (H, W), at least (h, w).
-        rows: (R,) the mask that each row of points samples.
 
     Returns:
-        (N, P) or (R, P) float32, equal to sampling the zero-padded masks.
+        (N, R, P) float32, equal to sampling the zero-padded masks.
     """
     N, h, w = masks.shape
-    flat = masks.reshape(N, h * w)
-    position_x, position_y = points[..., 0] * canvas[1] - 0.5, points[..., 1] * canvas[0] - 0.5
-    left, top = position_x.floor(), position_y.floor()
-    fraction_x, fraction_y = position_x - left, position_y - top
-    left, top = left.long(), top.long()
-    samples = 0.0
-    for dy, weight_y in ((0, 1 - fraction_y), (1, fraction_y)):
-        for dx, weight_x in ((0, 1 - fraction_x), (1, fraction_x)):
-            x, y = left + dx, top + dy
-            inside = (x >= 0) & (x < w) & (y >= 0) & (y < h)
-            index = torch.where(inside, y * w + x, 0)
-            values = flat[:, index[0]] if rows is None else flat[rows.unsqueeze(1), index]
-            samples = samples + values.to(points.dtype) * (weight_x * weight_y * inside)
-    return samples
+    if (h, w) != tuple(canvas):
+        points = points * points.new_tensor([canvas[1] / w, canvas[0] / h])
+    grids = _grid(points).expand(N, -1, -1, -1)
+    chunk = max(1, _elements_at_once(masks.device) // max(1, h * w))
+    samples = [
+        F.grid_sample(some.unsqueeze(1).float(), grid, mode="bilinear", align_corners=False).squeeze(1)
+        for some, grid in zip(masks.split(chunk), grids.split(chunk), strict=True)
+    ]
+    return torch.cat(samples) if N else points.new_zeros(0, *grids.shape[1:3])
+
+
+def _elements_at_once(device: torch.device) -> int:
+    """How large a temporary may be: on CPUs below 32 MB, where the allocator starts to return memory to the system
+    and every use pays for fresh pages; elsewhere large enough to keep the device busy."""
+    return 2**22 if device.type == "cpu" else 2**25
+
+
+class _SampledProduct(torch.autograd.Function):
+    """Samples of mask logits, (R, H, W) = (R, C) embeddings times (C, H, W) features, at (R, P, 2) points.
+
+    The gradient needs the points and the two factors, so the logits are not kept for it.
+    """
+
+    @staticmethod
+    def forward(ctx, embeddings, features, logits, points):
+        ctx.save_for_backward(embeddings, features, points)
+        return sample_maps(logits.unsqueeze(1), points).squeeze(1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        embeddings, features, points = ctx.saved_tensors
+        # The gradient of bilinear sampling depends on the map's shape alone.
+        shape = gradient.new_zeros(()).expand(len(embeddings), 1, *features.shape[1:])
+        bilinear, zeros = 0, 0
+        of_logits, _ = torch.ops.aten.grid_sampler_2d_backward(
+            gradient.unsqueeze(1).unsqueeze(3),
+            shape,
+            _grid(points.unsqueeze(2)),
+            bilinear,
+            zeros,
+            False,
+            (True, False),
+        )
+        of_logits = of_logits.flatten(1)  # (R, H * W)
+        of_embeddings = (of_logits @ features.flatten(1).T.float()).to(embeddings.dtype)
+        of_features = (embeddings.T.float() @ of_logits).view_as(features).to(features.dtype)
+        return of_embeddings, of_features, None, None
 
 
 class DenseMasks:
     """Mask logits that exist in full, (L, B, Q, H, W)."""
 
     def __init__(self, logits: Tensor):
-        self.logits, self.num_layers = logits, len(logits)
+        self.logits, self.size = logits, tuple(logits.shape[-2:])
 
-    def at_points(self, image: int, points: Tensor) -> Tensor:
-        """(L, Q, P) float32 logits of an image at (L or 1, P, 2) points."""
-        return sample_maps(self.logits[:, image].float(), points.expand(self.num_layers, -1, -1))
+    def at_points(self, image: int, points: Tensor, chunks: list[slice]) -> Iterator[Tensor]:
+        """(l, Q, P) float32 logits of an image at (L or 1, P, 2) points, for one chunk of layers after the other."""
+        points = points.expand(len(self.logits), -1, -1)
+        for layers in chunks:
+            yield sample_maps(self.logits[layers, image].float(), points[layers])
 
-    def of_queries(self, image: int, queries: Tensor) -> Tensor:
-        """(L, M, H, W) float32 logits of (L, M) queries of an image."""
-        layers = torch.arange(self.num_layers, device=queries.device).unsqueeze(1)
-        return self.logits[layers, image, queries].float()
+    def of_queries(self, image: int, layers: slice, queries: Tensor) -> "DenseRows":
+        """The masks of (l, M) queries of an image in some layers, as l * M rows."""
+        return DenseRows(self.logits[layers, image].gather(1, queries[..., None, None].expand(-1, -1, *self.size)))
+
+
+class DenseRows:
+    """R = l * M mask logits."""
+
+    def __init__(self, logits: Tensor):
+        self.rows = logits.flatten(0, 1).float()
+        self.logits = self.rows.detach()  # (R, H, W)
+
+    def sample(self, points: Tensor) -> Tensor:
+        """(R, P) logits at (R, P, 2) points, with gradient."""
+        return sample_maps(self.rows.unsqueeze(1), points).squeeze(1)
 
 
 class LazyMasks:
@@ -73,16 +123,31 @@ class LazyMasks:
     """
 
     def __init__(self, embeddings: Tensor, features: Tensor):
-        self.embeddings, self.features, self.num_layers = embeddings, features, len(embeddings)
+        self.embeddings, self.size = embeddings, tuple(features.shape[-2:])
+        self.features = features.unbind()  # each slice of its own would get a gradient of full size
 
-    def at_points(self, image: int, points: Tensor) -> Tensor:
-        features = self.features[image].float().expand(len(points), -1, -1, -1)
-        return self.embeddings[:, image].float() @ sample_maps(features, points)  # (L, Q, P)
+    def at_points(self, image: int, points: Tensor, chunks: list[slice]) -> Iterator[Tensor]:
+        sampled = sample_maps(self.features[image].float().expand(len(points), -1, -1, -1), points)  # (L or 1, C, P)
+        for layers in chunks:
+            yield self.embeddings[layers, image].float() @ (sampled[0] if len(points) == 1 else sampled[layers])
 
-    def of_queries(self, image: int, queries: Tensor) -> Tensor:
-        layers = torch.arange(self.num_layers, device=queries.device).unsqueeze(1)
-        embeddings = self.embeddings[layers, image, queries].float()  # (L, M, C)
-        return torch.einsum("lmc,chw->lmhw", embeddings, self.features[image].float())
+    def of_queries(self, image: int, layers: slice, queries: Tensor) -> "LazyRows":
+        embeddings = self.embeddings[layers, image]
+        chosen = embeddings.gather(1, queries.unsqueeze(-1).expand(-1, -1, embeddings.shape[-1]))  # (l, M, C)
+        return LazyRows(chosen.flatten(0, 1), self.features[image])
+
+
+class LazyRows:
+    """R mask logits, (R, C) embeddings times (C, H, W) features."""
+
+    def __init__(self, embeddings: Tensor, features: Tensor):
+        self.embeddings, self.features = embeddings, features
+        with torch.no_grad():
+            product = embeddings.float() @ features.flatten(1).float()
+        self.logits = product.unflatten(1, features.shape[1:])  # (R, H, W)
+
+    def sample(self, points: Tensor) -> Tensor:
+        return _SampledProduct.apply(self.embeddings, self.features, self.logits, points)
 
 
 class Mask2FormerLoss(nn.Module):
@@ -170,12 +235,18 @@ class Mask2FormerLoss(nn.Module):
         }
 
     def draw_points(
-        self, purpose: str, image: int, shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None
+        self,
+        purpose: str,
+        image: int,
+        layers: slice,
+        shape: tuple[int, ...],
+        device: torch.device,
+        generator: torch.Generator | None,
     ) -> Tensor:
         """Uniform points in [0, 1]^2 for one image; `purpose` is "matching", "candidates" or "uniform".
 
-        Points of the matching cost are shared by all layers: (1, P, 2). The losses draw for each layer and matched
-        mask: (L, M, points, 2).
+        Points of the matching cost are shared by all layers: (1, P, 2). The losses draw for each of some layers and
+        each matched mask: (l, M, points, 2).
         """
         return torch.rand(shape, device=device, generator=generator)
 
@@ -221,15 +292,33 @@ class Mask2FormerLoss(nn.Module):
     @torch.no_grad()
     def _cost(self, image, class_logits, masks, target, generator):
         target_masks, labels, ignored, canvas = target
-        points = self.draw_points("matching", image, (1, self.num_points, 2), class_logits.device, generator)
-        num_draws = len(points)
-        flat = points.reshape(1, -1, 2)
-        weights = _weights(ignored, flat, canvas).view(num_draws, -1)  # (1, P)
-        point_targets = sample_masks(target_masks, flat, canvas).unflatten(1, (num_draws, -1)).transpose(0, 1)
-        point_logits = masks.at_points(image, points)  # (L, Q, P)
-        return matching_costs(
-            class_logits[:, image], point_logits, labels, point_targets, weights, **self.cost_weights
-        )  # (L, Q, N)
+        L, _, Q, _ = class_logits.shape
+        every = slice(0, L)
+        points = self.draw_points(
+            "matching", image, every, (1, self.num_points, 2), class_logits.device, generator
+        )  # (1 or L, P, 2)
+        point_targets = sample_masks(target_masks, points.unsqueeze(0), canvas).transpose(0, 1)  # (1 or L, N, P)
+        weights = _weights(ignored, points, canvas)
+        shared = len(points) == 1
+        chunks = self._chunks(L, Q * self.num_points, class_logits.device)
+        costs = []
+        for layers, point_logits in zip(chunks, masks.at_points(image, points, chunks), strict=True):
+            own = every if shared else layers
+            costs.append(
+                matching_costs(
+                    class_logits[layers, image],
+                    point_logits,
+                    labels,
+                    point_targets[own],
+                    None if weights is None else weights[own],
+                    **self.cost_weights,
+                )
+            )
+        return torch.cat(costs)  # (L, Q, N)
+
+    def _chunks(self, num_layers: int, elements_per_layer: int, device: torch.device) -> list[slice]:
+        step = max(1, _elements_at_once(device) // max(1, elements_per_layer))
+        return [slice(start, min(start + step, num_layers)) for start in range(0, num_layers, step)]
 
     def _class_targets(self, class_logits, class_labels, matches):
         L, B, Q, _ = class_logits.shape
@@ -248,40 +337,66 @@ class Mask2FormerLoss(nn.Module):
 
     def _mask_losses(self, image, masks, target, match, generator):
         """Sums over the matched masks of an image, two (L,) tensors."""
-        target_masks, _, ignored, canvas = target
         queries, matched = match
         L, M = queries.shape
-        logits = masks.of_queries(image, queries).flatten(0, 1).unsqueeze(1)  # (LM, 1, H, W)
-        with torch.no_grad():
-            points = self._loss_points(image, logits, (L, M), ignored, canvas, generator)  # (LM, P, 2)
-            targets = sample_masks(target_masks, points, canvas, rows=matched.flatten())  # (LM, P)
-            weights = _weights(ignored, points.flatten(0, 1).unsqueeze(0), canvas).view(points.shape[:2])
-        samples = sample_maps(logits, points).squeeze(1)  # (LM, P)
-        entropy = F.binary_cross_entropy_with_logits(samples, targets, reduction="none")
-        entropy = (entropy * weights).sum(1) / weights.sum(1).clamp(min=1)
-        probabilities = samples.sigmoid() * weights
-        overlap = (probabilities * targets).sum(1)
-        dice = 1 - (2 * overlap + 1) / (probabilities.sum(1) + (targets * weights).sum(1) + 1)
-        return entropy.view(L, M).sum(1), dice.view(L, M).sum(1)
+        largest = max(masks.size[0] * masks.size[1], 2 * self.num_candidates)
+        sums = [
+            self._chunk_losses(image, layers, masks, target, queries[layers], matched[layers], generator)
+            for layers in self._chunks(L, M * largest, queries.device)
+        ]
+        return tuple(torch.cat(parts) for parts in zip(*sums, strict=True))
 
-    def _loss_points(self, image, logits, layers_and_matches, ignored, canvas, generator):
-        """The most uncertain of many uniform candidates, then uniform ones (PointRend, section 3.2), (LM, P, 2)."""
+    def _chunk_losses(self, image, layers, masks, target, queries, matched, generator):
+        target_masks, _, ignored, canvas = target
+        shape = queries.shape  # (l, M)
+        rows = masks.of_queries(image, layers, queries)
+        with torch.no_grad():
+            points = self._loss_points(image, layers, rows.logits, shape, ignored, canvas, generator)  # (l, M, P, 2)
+            targets = _sample_matched(target_masks, matched, points, canvas).flatten(0, 1)  # (lM, P)
+            weights = _weights(ignored, points.flatten(0, 1), canvas)
+        samples = rows.sample(points.flatten(0, 1))  # (lM, P)
+        entropy = F.binary_cross_entropy_with_logits(samples, targets, reduction="none")
+        probabilities = samples.sigmoid()
+        if weights is None:
+            entropy = entropy.mean(1)
+        else:
+            entropy = (entropy * weights).sum(1) / weights.sum(1).clamp(min=1)
+            probabilities, targets = probabilities * weights, targets * weights
+        overlap = (probabilities * targets).sum(1)
+        dice = 1 - (2 * overlap + 1) / (probabilities.sum(1) + targets.sum(1) + 1)
+        return entropy.view(shape).sum(1), dice.view(shape).sum(1)
+
+    def _loss_points(self, image, layers, logits, shape, ignored, canvas, generator):
+        """The most uncertain of many uniform candidates, then uniform ones (PointRend, section 3.2), (l, M, P, 2)."""
         device, num_uniform = logits.device, self.num_points - self.num_uncertain
         candidates = self.draw_points(
-            "candidates", image, (*layers_and_matches, self.num_candidates, 2), device, generator
+            "candidates", image, layers, (*shape, self.num_candidates, 2), device, generator
         ).flatten(0, 1)
-        uniform = self.draw_points("uniform", image, (*layers_and_matches, num_uniform, 2), device, generator)
-        certainty = sample_maps(logits, candidates).squeeze(1).abs()  # (LM, candidates)
-        if ignored is not None:
-            weights = _weights(ignored, candidates.flatten(0, 1).unsqueeze(0), canvas).view_as(certainty)
+        uniform = self.draw_points("uniform", image, layers, (*shape, num_uniform, 2), device, generator)
+        certainty = sample_maps(logits.unsqueeze(1), candidates).squeeze(1).abs_()  # (lM, candidates)
+        weights = _weights(ignored, candidates, canvas)
+        if weights is not None:
             certainty = certainty.masked_fill(weights == 0, float("inf"))
-        chosen = certainty.topk(self.num_uncertain, dim=1, largest=False).indices
+        chosen = certainty.topk(self.num_uncertain, dim=1, largest=False, sorted=False).indices
         chosen = candidates.gather(1, chosen.unsqueeze(-1).expand(-1, -1, 2))
-        return torch.cat([chosen, uniform.flatten(0, 1)], dim=1)
+        return torch.cat([chosen.unflatten(0, shape), uniform], dim=2)
 
 
-def _weights(ignored: Tensor | None, points: Tensor, canvas: tuple[int, int]) -> Tensor:
-    """(1, P) float32: 0 at points whose bilinear sample touches an ignored pixel, else 1; points are (1, P, 2)."""
-    if ignored is None:
-        return points.new_ones(points.shape[:2])
-    return (sample_masks(ignored, points, canvas) == 0).float()
+def _sample_matched(masks: Tensor, matched: Tensor, points: Tensor, canvas: tuple[int, int]) -> Tensor:
+    """(l, M, P) samples of the targets `matched` (l, M) at their (l, M, P, 2) points."""
+    if matched.shape[1] < len(masks):  # more targets than queries: each layer has a choice of its own
+        return torch.stack(
+            [
+                sample_masks(masks[chosen], own.unsqueeze(1), canvas).squeeze(1)
+                for chosen, own in zip(matched, points, strict=True)
+            ]
+        )
+    order = matched.argsort(1)  # in the order of the targets, a target is sampled for all layers at once
+    in_order = points.gather(1, order[..., None, None].expand_as(points)).transpose(0, 1)  # (N, l, P, 2)
+    samples = sample_masks(masks, in_order, canvas).transpose(0, 1)  # (l, N, P)
+    return samples.gather(1, matched.unsqueeze(-1).expand_as(samples))
+
+
+def _weights(ignored: Tensor | None, points: Tensor, canvas: tuple[int, int]) -> Tensor | None:
+    """Of (R, P, 2) points, (R, P): 0 where the bilinear sample touches an ignored pixel, else 1; None for all 1."""
+    return None if ignored is None else (sample_masks(ignored, points.unsqueeze(0), canvas)[0] == 0).float()

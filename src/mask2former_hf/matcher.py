@@ -14,26 +14,31 @@ if is_scipy_available():
     from scipy.optimize import linear_sum_assignment
 
 
-def pairwise_mask_costs(point_logits: Tensor, point_targets: Tensor, point_weights: Tensor) -> tuple[Tensor, Tensor]:
+def pairwise_mask_costs(
+    point_logits: Tensor, point_targets: Tensor, point_weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Binary cross-entropy and dice of every predicted mask with every target.
 
     Args:
         point_logits: (L, Q, P) float32 mask logits at the points.
         point_targets: (L or 1, N, P) float32 targets in [0, 1] at the same points.
-        point_weights: (L or 1, P) float32; 0 takes a point out of the cost.
+        point_weights: (L or 1, P) float32; 0 takes a point out of the cost. None for 1 everywhere.
 
     Returns:
         Two (L, Q, N) tensors: mean cross-entropy over the points of weight 1, and
         `1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1)` with p the predicted probability.
     """
-    weights = point_weights.unsqueeze(-2)  # (L, 1, P)
     targets = point_targets.transpose(-1, -2)  # (L, P, N)
+    total_weight = point_logits.shape[-1]
+    entropy, probabilities = F.softplus(point_logits), point_logits.sigmoid()
+    if point_weights is not None:
+        weights = point_weights.unsqueeze(-2)  # (L, 1, P)
+        total_weight = weights.sum(-1, keepdim=True).clamp(min=1)
+        entropy, probabilities, targets = entropy * weights, probabilities * weights, targets * weights.mT
     # BCE(x, t) = softplus(x) - x t, so the pairwise sum is one matrix product.
-    entropy = (F.softplus(point_logits) * weights).sum(-1, keepdim=True) - (point_logits * weights) @ targets
-    entropy = entropy / weights.sum(-1, keepdim=True).clamp(min=1)
-    probabilities = point_logits.sigmoid() * weights
+    entropy = (entropy.sum(-1, keepdim=True) - point_logits @ targets) / total_weight
     overlap = probabilities @ targets
-    total = probabilities.sum(-1, keepdim=True) + (point_targets * weights).sum(-1).unsqueeze(-2)
+    total = probabilities.sum(-1, keepdim=True) + targets.sum(-2).unsqueeze(-2)
     return entropy, 1 - (2 * overlap + 1) / (total + 1)
 
 
@@ -43,7 +48,7 @@ def matching_costs(
     point_logits: Tensor,
     labels: Tensor,
     point_targets: Tensor,
-    point_weights: Tensor,
+    point_weights: Tensor | None,
     class_weight: float,
     mask_weight: float,
     dice_weight: float,
@@ -57,7 +62,7 @@ def matching_costs(
         class_weight, mask_weight, dice_weight: weights of `-p(class)`, cross-entropy and dice.
     """
     with torch.autocast(class_logits.device.type, enabled=False):
-        entropy, dice = pairwise_mask_costs(point_logits.float(), point_targets.float(), point_weights.float())
+        entropy, dice = pairwise_mask_costs(point_logits.float(), point_targets.float(), point_weights)
         return (
             mask_weight * entropy
             - class_weight * class_logits.float().softmax(-1)[..., labels]
@@ -68,6 +73,8 @@ def matching_costs(
 @torch.no_grad()
 def assign(costs: list[Tensor], dtype: torch.dtype = torch.float32) -> list[tuple[Tensor, Tensor]]:
     """Solve the assignment of every layer and image after one copy to the host.
+
+    One problem after the other: 80 of 100 queries x 20 targets take 1.6 ms, in a pool of two threads 2.9 ms.
 
     Args:
         costs: per image a (L, Q, N) tensor of costs; N may differ between images and be 0 or larger than Q.
