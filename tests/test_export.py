@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import tiny_model
+from helpers import random_targets, tiny_model
 from torch.export import Dim, export
 
 
@@ -31,3 +31,14 @@ def test_row_23_batch_height_and_width_can_be_dynamic_with_a_convolutional_backb
     for size in ((1, 3, 128, 64), (3, 3, 160, 224)):
         pixels = torch.randn(size)
         torch.testing.assert_close(program.module()(pixels), module(pixels), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backbone", ["swin", "resnet"])
+def test_a_compiled_training_forward_breaks_at_the_criterion_only(backbone):
+    model = tiny_model(backbone).train()
+    masks, labels = random_targets([3, 2], (64, 64))
+    batch = {"mask_labels": masks, "class_labels": labels, "pixel_mask": torch.ones(2, 64, 64)}
+    torch._dynamo.reset()
+    report = torch._dynamo.explain(model)(torch.randn(2, 3, 64, 64), **batch)
+    places = {frame.name for reason in report.break_reasons for frame in reason.user_stack[-1:]}
+    assert places == {"_loss_terms"} and all("Mask2FormerLoss.forward" in x.reason for x in report.break_reasons)

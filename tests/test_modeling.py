@@ -218,6 +218,41 @@ def test_row_13_gradient_checkpointing_gives_equal_gradients(backbone):
         torch.testing.assert_close(gradient, plain[name], rtol=1e-5, atol=1e-6, msg=name)
 
 
+def test_frozen_batch_norm_keeps_statistics_and_affine_parameters():
+    model = tiny_model("resnet", freeze_batch_norm=True).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items() if ".normalization." in name}
+    masks, labels = random_targets([3, 2], (64, 64))
+    model(torch.randn(2, 3, 64, 64), mask_labels=masks, class_labels=labels).loss.backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter -= parameter.grad
+    assert before and all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())
+    pixels = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        training = model(pixels).class_queries_logits
+        assert torch.equal(training, model.eval()(pixels).class_queries_logits)
+
+
+def test_swin_drops_both_branches_of_a_block():
+    """With a drop path of nearly 1 a block is the identity; stock's still adds the MLP."""
+    backbone = tiny_config("swin").backbone_config
+    backbone.drop_path_rate = 0.999999
+    ours = copy.deepcopy(
+        Mask2FormerForUniversalSegmentation(Mask2FormerConfig(backbone_config=backbone, **tiny_fields()))
+    )
+    stock = transformers.Mask2FormerForUniversalSegmentation(
+        transformers.Mask2FormerConfig(backbone_config=backbone, **tiny_fields())
+    )
+    blocks = [
+        model.model.pixel_level_module.encoder.train().swin.encoder.layers[-1].blocks[-1] for model in (ours, stock)
+    ]
+    x = torch.randn(1, 16, 128)
+    ours, stock = ((block(x, (4, 4))[0] - x).abs().max().item() for block in blocks)
+    assert ours == 0 and stock > 0.01
+    assert (blocks[0].eval()(x, (4, 4))[0] - x).abs().max() > 0.01
+
+
 def test_row_13_sdpa_and_eager_attention_agree():
     model, pixels = tiny_model(), torch.randn(1, 3, 64, 64)
     with torch.no_grad():

@@ -7,7 +7,14 @@ import torch
 from helpers import GOLDEN, golden_case, needs_golden, tiny_model  # noqa: F401
 
 from mask2former_hf.conversion.original import translate
-from mask2former_hf.training.optimization import parameter_groups, polynomial_schedule
+from mask2former_hf.training.optimization import multi_step_schedule, parameter_groups, polynomial_schedule
+
+MILESTONES = {  # of the recipes by their number of steps (reference, section b)
+    368750: (327778, 355092),
+    737500: (655556, 710184),
+    6000: (4000,),
+    8000: (5500,),
+}
 
 
 @needs_golden
@@ -45,15 +52,16 @@ def test_every_trainable_parameter_is_in_exactly_one_group():
 
 
 @needs_golden
-def test_golden_polynomial_schedule():
+def test_golden_schedules():
     cases = json.loads((GOLDEN / "lr_schedules" / "lr.json").read_text())
-    checked = 0
+    kinds = set()
     for name, case in cases.items():
-        if case["scheduler"] != "WarmupPolyLR":
-            continue
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-4)
-        factor = polynomial_schedule(optimizer, case["max_iter"]).lr_lambdas[0]
+        if case["scheduler"] == "WarmupPolyLR":
+            schedule = polynomial_schedule(optimizer, case["max_iter"])
+        else:
+            schedule = multi_step_schedule(optimizer, MILESTONES[case["max_iter"]])
+        kinds.add(case["scheduler"])
         for step, rate in case["values"]:
-            assert 1e-4 * factor(step) == pytest.approx(rate, rel=1e-6), name
-            checked += 1
-    assert checked >= 13
+            assert 1e-4 * schedule.lr_lambdas[0](step) == pytest.approx(rate, rel=1e-6), name
+    assert kinds == {"WarmupPolyLR", "LRMultiplier"}

@@ -45,6 +45,8 @@ class Mask2FormerConfig(PreTrainedConfig):
         use_auxiliary_loss: supervise every decoder layer, not only the last.
         feature_strides: strides of the backbone's feature maps, used only if they cannot be read off the backbone.
         output_auxiliary_logits: return the predictions of all layers.
+        freeze_batch_norm: batch norms of the backbone keep their statistics and affine parameters in training: the
+            original's FrozenBN, its default for ResNets. For backbones with trained statistics.
         task: what the checkpoint was trained for: `"semantic"`, `"instance"` or `"panoptic"`.
         stuff_label_ids: labels that are stuff (one segment per image), for panoptic results.
     """
@@ -93,6 +95,7 @@ class Mask2FormerConfig(PreTrainedConfig):
     use_auxiliary_loss: bool = True
     feature_strides: list[int] | tuple[int, ...] = (4, 8, 16, 32)
     output_auxiliary_logits: bool | None = None
+    freeze_batch_norm: bool = False
     task: str | None = None
     stuff_label_ids: list[int] | tuple[int, ...] | None = None
 

@@ -183,6 +183,7 @@ class Mask2FormerLoss(nn.Module):
         weights[-1] = no_object_weight
         self.register_buffer("empty_weight", weights)
 
+    @torch.compiler.disable  # numbers of targets vary and the assignment runs on the host: one break, not many
     def forward(
         self,
         class_logits: Tensor,

@@ -6,6 +6,7 @@ S = sum of H * W over the three feature levels. Everything is batch first.
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -142,7 +143,7 @@ class PointwiseConvolution(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return super().forward(x)
-        weight, pixels = self.weight.flatten(1).expand(len(x), -1, -1), x.flatten(2)  # (B, O, C), (B, C, H * W)
+        weight, pixels = self.weight.flatten(1).expand(x.shape[0], -1, -1), x.flatten(2)  # (B, O, C), (B, C, H * W)
         if self.bias is None:
             output = torch.bmm(weight, pixels)
         else:
@@ -276,11 +277,32 @@ def backbone_options(backbone: nn.Module) -> dict[str, bool]:
     return {"interpolate_pos_encoding": True} if absolute else {}
 
 
-def freeze_unused(backbone: nn.Module):
-    """SwinBackbone owns a final layer norm that no feature map passes through; DistributedDataParallel would wait for
-    its gradient."""
+def freeze_parts(backbone: nn.Module, freeze_batch_norm: bool):
+    """Take parameters out of training: what no feature map passes through, and batch norms if asked for."""
     if backbone.config.model_type == "swin":
+        # A final layer norm that SwinBackbone owns and does not use: DistributedDataParallel would wait for its gradient.
         backbone.swin.layernorm.requires_grad_(False)
+    if freeze_batch_norm:
+        for module in batch_norms(backbone):
+            module.requires_grad_(False)
+
+
+def batch_norms(module: nn.Module) -> list[nn.Module]:
+    return [child for child in module.modules() if isinstance(child, nn.modules.batchnorm._BatchNorm)]
+
+
+def drop_paths_of_both_branches(backbone: nn.Module):
+    """Let Swin's stochastic depth act on the MLP branch as well, as in the original; transformers' blocks apply it to
+    the attention branch only."""
+    if backbone.config.model_type == "swin":
+        for stage in backbone.swin.encoder.layers:
+            for block in stage.blocks:
+                if not isinstance(block.drop_path, nn.Identity):
+                    block.mlp.register_forward_hook(partial(drop_path_of_output, block.drop_path))
+
+
+def drop_path_of_output(drop_path: nn.Module, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+    return drop_path(output)
 
 
 class Mask2FormerPixelLevelModule(nn.Module):
@@ -297,7 +319,9 @@ class Mask2FormerPixelLevelModule(nn.Module):
                 "strides 4, 8, 16, 32. Choose a hierarchical backbone (Swin, ResNet, ConvNeXt, ...) and name its four "
                 "stages, for example out_features=['stage1', 'stage2', 'stage3', 'stage4']"
             )
-        freeze_unused(self.encoder)
+        self.freezes_batch_norm = config.freeze_batch_norm
+        freeze_parts(self.encoder, self.freezes_batch_norm)
+        drop_paths_of_both_branches(self.encoder)
         layers = [
             Mask2FormerPixelDecoderEncoderLayer(
                 config.feature_size, config.num_attention_heads, config.encoder_feedforward_dim, config.dropout
@@ -311,6 +335,13 @@ class Mask2FormerPixelLevelModule(nn.Module):
             config.common_stride,
             Mask2FormerPixelDecoderEncoder(layers),
         )
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if self.freezes_batch_norm:
+            for module in batch_norms(self.encoder):
+                module.eval()
+        return self
 
     def forward(self, pixel_values: Tensor) -> tuple[tuple[Tensor, ...], Tensor, list[Tensor]]:
         """(B, 3, H, W) -> the backbone's four maps, mask features, and maps at strides 32, 16, 8."""
@@ -591,7 +622,7 @@ class Mask2FormerPreTrainedModel(PreTrainedModel):
             weights[-1] = module.no_object_weight
             init.copy_(module.empty_weight, weights)
         elif isinstance(module, Mask2FormerPixelLevelModule):
-            freeze_unused(module.encoder)  # again: a tensor missing in a checkpoint is created anew
+            freeze_parts(module.encoder, module.freezes_batch_norm)  # again: tensors missing in a file are new ones
             if self.config.backbone_config.model_type == "swin":
                 init_swin(module.encoder)
         else:
@@ -638,17 +669,22 @@ def init_swin(backbone: nn.Module):
             init.trunc_normal_(module.relative_position_bias_table, std=0.02)
 
 
+def image_extents(pixel_mask: Tensor) -> Tensor:
+    """(B, 3) int64: height, width and number of pixels of what a (B, H, W) mask marks."""
+    mask = pixel_mask != 0
+    H, W = mask.shape[1:]
+    rows = (mask.any(2) * torch.arange(1, H + 1, device=mask.device)).amax(1)
+    columns = (mask.any(1) * torch.arange(1, W + 1, device=mask.device)).amax(1)
+    return torch.stack((rows, columns, mask.sum((1, 2))), dim=1)
+
+
 def image_sizes_of(pixel_mask: Tensor) -> list[tuple[int, int]]:
     """(height, width) of each image in a (B, H, W) mask that is nonzero on it; one copy to the host.
 
     Raises:
         ValueError: if an image is not one rectangle at the top left.
     """
-    mask = pixel_mask != 0
-    H, W = mask.shape[1:]
-    rows = (mask.any(2) * torch.arange(1, H + 1, device=mask.device)).amax(1)
-    columns = (mask.any(1) * torch.arange(1, W + 1, device=mask.device)).amax(1)
-    sizes = torch.stack((rows, columns, mask.sum((1, 2))), dim=1).tolist()
+    sizes = image_extents(pixel_mask).tolist()
     for image, (height, width, area) in enumerate(sizes):
         if area == 0 or area != height * width:
             raise ValueError(
@@ -852,7 +888,7 @@ class Mask2FormerForUniversalSegmentation(Mask2FormerPreTrainedModel):
             mask_logits="all" if all_layers else "last" if wants_masks else "none",
         )
         if has_labels and pixel_mask is not None:
-            outputs.image_sizes = torch.tensor(image_sizes_of(pixel_mask), device=pixel_values.device)
+            outputs.image_sizes = image_extents(pixel_mask)[:, :2]  # unchecked: a look at the values stalls the device
         states = outputs.transformer_decoder_intermediate_states
         loss = loss_dict = auxiliary_logits = None
         if has_labels or all_layers:
@@ -893,12 +929,13 @@ class Mask2FormerForUniversalSegmentation(Mask2FormerPreTrainedModel):
         self, pixel_values, class_logits, states, outputs, mask_labels, class_labels, ignore_masks, generator
     ) -> dict[str, Tensor]:
         canvas = tuple(pixel_values.shape[-2:])
-        for image, (masks, size) in enumerate(zip(mask_labels, outputs.image_sizes.tolist(), strict=False)):
-            if tuple(masks.shape[1:]) not in (canvas, tuple(size)):
-                raise ValueError(
-                    f"mask_labels[{image}] has shape {tuple(masks.shape)}: masks must have the size of pixel_values, "
-                    f"{canvas[0]}x{canvas[1]}, or of the image by pixel_mask, {size[0]}x{size[1]}"
-                )
+        if any(tuple(masks.shape[1:]) != canvas for masks in mask_labels):
+            for image, (masks, size) in enumerate(zip(mask_labels, outputs.image_sizes.tolist(), strict=False)):
+                if tuple(masks.shape[1:]) not in (canvas, tuple(size)):
+                    raise ValueError(
+                        f"mask_labels[{image}] has shape {tuple(masks.shape)}: masks must have the size of "
+                        f"pixel_values, {canvas[0]}x{canvas[1]}, or of the image by pixel_mask, {size[0]}x{size[1]}"
+                    )
         layers = slice(None) if self.config.use_auxiliary_loss else slice(-1, None)
         embeddings = self.model.transformer_module.decoder.mask_predictor(states[layers])  # (L, B, Q, C)
         terms = self.criterion(

@@ -1,5 +1,7 @@
 """Parameter groups and learning rate of the paper's recipe (the original's `train_net.py`)."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -36,3 +38,9 @@ def parameter_groups(
 def polynomial_schedule(optimizer: torch.optim.Optimizer, num_steps: int, power: float = 0.9) -> LambdaLR:
     """Learning rate times (1 - step / num_steps) ** power (the original's WarmupPolyLR, which has no warm-up)."""
     return LambdaLR(optimizer, lambda step: max(0.0, 1 - step / num_steps) ** power)
+
+
+def multi_step_schedule(optimizer: torch.optim.Optimizer, milestones: Sequence[int], gamma: float = 0.1) -> LambdaLR:
+    """Learning rate times `gamma` from each milestone (a step number) on (the original's WarmupMultiStepLR, whose
+    warm-up factor is 1)."""
+    return LambdaLR(optimizer, lambda step: gamma ** sum(step >= milestone for milestone in milestones))
