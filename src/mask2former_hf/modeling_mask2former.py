@@ -280,7 +280,7 @@ def backbone_options(backbone: nn.Module) -> dict[str, bool]:
 def freeze_parts(backbone: nn.Module, freeze_batch_norm: bool):
     """Take parameters out of training: what no feature map passes through, and batch norms if asked for."""
     if backbone.config.model_type == "swin":
-        # A final layer norm that SwinBackbone owns and does not use: DistributedDataParallel would wait for its gradient.
+        # A last norm that SwinBackbone owns and does not use: DistributedDataParallel would wait for its gradient.
         backbone.swin.layernorm.requires_grad_(False)
     if freeze_batch_norm:
         for module in batch_norms(backbone):

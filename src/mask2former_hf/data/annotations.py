@@ -1,0 +1,208 @@
+"""From what files say to the `segmentation` and `segments_info` of an example."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from .classes import BACKGROUND_ID, ClassTable, count_ids
+
+MAX_LABEL = 65535  # of a 16-bit map
+_UNDECLARED = -1
+
+
+def label_lookup(classes: ClassTable) -> np.ndarray:
+    """(65536,) int32: label of a semantic map -> segment id (index + 1), 0 for ignored ones."""
+    lookup = np.full(MAX_LABEL + 1, _UNDECLARED, dtype=np.int32)
+    declared = [*(row.id for row in classes.rows), *classes.ignored, *(original for original, _ in classes.aliases)]
+    for original in declared:
+        if not 0 <= original <= MAX_LABEL:
+            raise ValueError(f"label {original}: a map of labels holds 0 to {MAX_LABEL}; remove it from the labels")
+        index = classes.to_index(original)
+        lookup[original] = 0 if index is None else index + 1
+    return lookup
+
+
+def semantic_annotation(labels: np.ndarray, lookup: np.ndarray, classes: ClassTable, where) -> dict:
+    """A map of labels -> one segment per class that occurs, with id index + 1; ignored labels become 0.
+
+    Args:
+        labels: (H, W) integers.
+        lookup: of `label_lookup(classes)`.
+        where: file or row, for errors.
+
+    Raises:
+        ValueError: lists the labels that are not declared.
+    """
+    if labels.dtype.itemsize > 2 or labels.dtype.kind == "i":
+        known = np.where((labels >= 0) & (labels <= MAX_LABEL), lookup[labels.clip(0, MAX_LABEL)], _UNDECLARED)
+    else:
+        known = lookup[labels]
+    areas = np.bincount(known.ravel() + 1, minlength=len(classes) + 2)  # undeclared, void, first class, ...
+    if areas[0]:
+        raise ValueError(
+            f"{where}: has the labels {np.unique(labels[known == _UNDECLARED]).tolist()} that are not declared; give "
+            f"each a name or IGNORE in the map of labels, such as {{255: IGNORE}}. {classes}"
+        )
+    segments = [_segment(classes, index + 1, index, 0, int(areas[index + 2])) for index in range(len(classes))]
+    return {"segmentation": known, "segments_info": [segment for segment in segments if segment["area"]]}
+
+
+def panoptic_annotation(ids: np.ndarray, segments: Iterable[Mapping], classes: ClassTable, where) -> dict:
+    """A map of segment ids and COCO's `segments_info`, with original category ids.
+
+    Args:
+        ids: (H, W) int32, 0 is void.
+        segments: `id`, `category_id` and optionally `iscrowd` of each; a category that the table ignores becomes void.
+        where: file or row, for errors.
+
+    Raises:
+        ValueError: for ids that only the map or only the list has, ids that are listed twice, unknown categories.
+    """
+    area = dict(zip(*count_ids(ids), strict=True))
+    area.pop(0, None)
+    listed = [int(segment["id"]) for segment in segments]
+    problems = {
+        "ids {} in the map that segments_info does not describe": set(area) - set(listed),
+        "ids {} in segments_info that the map does not have": set(listed) - set(area),
+        "ids {} in segments_info twice": {number for number in listed if listed.count(number) > 1},
+    }
+    for problem, numbers in problems.items():
+        if numbers:
+            shown = f"{sorted(numbers)[:10]}{' ...' if len(numbers) > 10 else ''}"
+            raise ValueError(f"{where}: {problem.format(shown)}; map and json must belong together, 0 is void")
+    info, void = [], []
+    for segment, number in zip(segments, listed, strict=True):
+        index = _to_index(classes, segment["category_id"], where)
+        if index is None:
+            void.append(number)
+        else:
+            info.append(_segment(classes, number, index, int(segment.get("iscrowd") or 0), area[number]))
+    if void:
+        ids = np.where(np.isin(ids, void), 0, ids)
+    return {"segmentation": ids, "segments_info": info}
+
+
+def instance_annotation(masks: Sequence[np.ndarray], objects: Iterable[Mapping], size, classes, where) -> dict:
+    """Masks that may overlap -> numbered 1, 2, ... on as few layers as a greedy choice finds.
+
+    Args:
+        masks: (H, W) bool per object.
+        objects: the annotations, `category_id` and optionally `iscrowd`, `area`, `bbox` and `id` (kept as
+            `annotation_id`); without `area` it is that of the mask.
+        size: (H, W).
+        where: file or row, for errors.
+    """
+    info = []
+    for number, (mask, entry) in enumerate(zip(masks, objects, strict=True), 1):
+        index = _to_index(classes, entry["category_id"], where)
+        if index is None:
+            raise ValueError(
+                f"{where}: an object has the category {entry['category_id']!r}, which is ignored; leave the object out"
+            )
+        area = entry.get("area")
+        segment = _segment(
+            classes, number, index, int(entry.get("iscrowd") or 0), int(mask.sum()) if area is None else area
+        )
+        for key, name in (("bbox", "bbox"), ("id", "annotation_id")):
+            if entry.get(key) is not None:
+                segment[name] = entry[key]
+        info.append(segment)
+    return {"segmentation": stack_masks(masks, size), "segments_info": info}
+
+
+def stack_masks(masks: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
+    """Masks -> int32 maps in which mask k has the id k + 1 and lies complete on one layer.
+
+    Largest first, each takes the first layer that is free there.
+
+    Args:
+        masks: (H, W) bool each.
+        size: (H, W).
+
+    Returns:
+        (H, W), or (M, H, W) with M > 1 layers if masks overlap; `BACKGROUND_ID` where there is none.
+    """
+    layers = [np.full(size, BACKGROUND_ID, dtype=np.int32)]
+    areas = [int(np.count_nonzero(mask)) for mask in masks]
+    for k in sorted(range(len(masks)), key=lambda k: -areas[k]):
+        if not areas[k]:
+            break
+        rows, columns = (np.flatnonzero(masks[k].any(axis)) for axis in (1, 0))
+        window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        mask = masks[k][window]
+        for layer in layers:
+            if (layer[window][mask] == BACKGROUND_ID).all():
+                break
+        else:
+            layer = np.full(size, BACKGROUND_ID, dtype=np.int32)
+            layers.append(layer)
+        layer[window][mask] = k + 1
+    return layers[0] if len(layers) == 1 else np.stack(layers)
+
+
+def decode_mask(segmentation, size: tuple[int, int], where) -> np.ndarray:
+    """(H, W) bool of COCO's polygons, compressed or uncompressed RLE.
+
+    Args:
+        segmentation: a list of polygons `[x, y, x, y, ...]`, or `{"size": [H, W], "counts"}` with counts as text or
+            as a list of numbers.
+        size: (H, W) of the image.
+        where: for errors.
+    """
+    H, W = size
+    if isinstance(segmentation, Mapping):
+        counts, stated = segmentation.get("counts"), segmentation.get("size")
+        if counts is None or stated is None or tuple(int(side) for side in stated) != (H, W):
+            raise ValueError(
+                f"{where}: an RLE of size {stated} for an image of height and width {[H, W]}; they must be equal"
+            )
+        runs = read_counts(counts) if isinstance(counts, str | bytes) else np.asarray(counts, dtype=np.int64)
+        if (runs < 0).any() or runs.sum() != H * W:
+            raise ValueError(f"{where}: the counts of an RLE sum to {runs.sum()}, not to H * W = {H * W}")
+        return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(W, H).T
+    polygons = [list(map(float, polygon)) for polygon in segmentation]
+    odd = [len(polygon) for polygon in polygons if len(polygon) % 2]
+    if odd:
+        raise ValueError(f"{where}: a polygon of {odd[0]} numbers; it must be x, y, x, y, ...")
+    # pycocotools takes 4 numbers for a box; one or two points enclose nothing
+    polygons = [polygon for polygon in polygons if len(polygon) >= 6]
+    if not polygons:
+        return np.zeros((H, W), dtype=bool)
+    try:
+        from pycocotools import mask as tools
+    except ImportError as error:
+        raise ImportError("COCO's polygons are drawn with pycocotools: pip install pycocotools") from error
+    return tools.decode(tools.merge(tools.frPyObjects(polygons, H, W))).astype(bool)
+
+
+def read_counts(text: str | bytes) -> np.ndarray:
+    """Run lengths of COCO's compressed RLE; their sum is for the caller to check.
+
+    Not by pycocotools: 2.0.11 decodes texts that are too short to whatever lies in memory.
+    A number is written in groups of 5 bits, lowest first, as characters from "0" (48) on; bit 5 says that more follow,
+    the highest bit of the last group is the sign. From the fourth on, numbers are differences to the last but one.
+    """
+    codes = np.frombuffer(text.encode() if isinstance(text, str) else text, dtype=np.uint8).astype(np.int64) - 48
+    last = np.flatnonzero(codes & 32 == 0)
+    if not last.size:
+        return np.zeros(0, dtype=np.int64)
+    codes = codes[: last[-1] + 1]
+    first = np.concatenate([[0], last[:-1] + 1])
+    place = 5 * (np.arange(len(codes)) - np.repeat(first, last - first + 1))
+    numbers = np.add.reduceat((codes & 31) << place, first)
+    numbers -= np.where(codes[last] & 16, np.int64(1) << (place[last] + 5), 0)
+    numbers[1::2] = np.cumsum(numbers[1::2])
+    numbers[2::2] = np.cumsum(numbers[2::2])
+    return numbers
+
+
+def _to_index(classes: ClassTable, category, where) -> int | None:
+    try:
+        return classes.to_index(category)
+    except ValueError as error:
+        raise ValueError(f"{where}: category_id {error}") from None
+
+
+def _segment(classes: ClassTable, number: int, index: int, iscrowd: int, area) -> dict:
+    isthing = int(classes.rows[index].isthing)
+    return {"id": number, "category_id": index, "isthing": isthing, "iscrowd": iscrowd, "area": area}

@@ -1,0 +1,198 @@
+"""Readers of COCO's two annotation formats: panoptic PNGs with a json, and instances as polygons or RLE."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from .annotations import decode_mask, instance_annotation, panoptic_annotation
+from .classes import ClassTable
+from .readers import FileReader, PackedRecords, locate, read_panoptic_ids
+
+
+class CocoPanoptic(FileReader):
+    """COCO panoptic annotations (also ADE20K's, Cityscapes' and Mapillary's): an example per entry of `annotations`.
+
+    Segments keep their ids of the PNG. See `Reader` for the example.
+
+    Args:
+        images: folder of the images.
+        annotations: the json, with `images`, `annotations` and `categories`.
+        segmentation: folder of the PNGs with id = red + 256 green + 65536 blue.
+        classes: instead of the json's categories, for example those of the training data.
+
+    Raises:
+        FileNotFoundError: for images or PNGs that are not there.
+        ValueError: for an empty or inconsistent json.
+    """
+
+    task = "panoptic"
+
+    def __init__(self, images: str | Path, annotations: str | Path, segmentation: str | Path, classes=None):
+        self.images, self.segmentation, self.source = Path(images), Path(segmentation), Path(annotations)
+        data = _load(self.source, {"images": ("id", "file_name"), "annotations": ("image_id", "segments_info")})
+        if classes is None:
+            categories = data.get("categories") or []
+            if any("isthing" not in category for category in categories):
+                raise ValueError(f"{self.source}: categories without isthing; add it (1 or 0), or give classes=")
+            classes = _table(categories, self.source)
+        self.classes = classes
+        images_by_id = _by_id(data["images"], self.source)
+        if not data["annotations"]:
+            raise ValueError(f"{self.source}: annotations is empty, there is nothing to read")
+        _check_references(data["annotations"], images_by_id, self.source)
+        _check_categories(
+            (segment for entry in data["annotations"] for segment in entry["segments_info"]), classes, self.source
+        )
+        entries = [(images_by_id[entry["image_id"]], entry) for entry in data["annotations"]]
+        names = locate(self.images, "images", [image["file_name"] for image, _ in entries], self.source)
+        pngs = [entry.get("file_name") or os.path.splitext(image["file_name"])[0] + ".png" for image, entry in entries]
+        pngs = locate(self.segmentation, "panoptic maps", pngs, self.source)
+        self._records = PackedRecords(
+            (
+                image["id"],
+                name,
+                png,
+                [_only(segment, ("id", "category_id", "iscrowd")) for segment in entry["segments_info"]],
+            )
+            for (image, entry), name, png in zip(entries, names, pngs, strict=True)
+        )
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def annotation(self, index: int) -> dict:
+        self._check_index(index)
+        image_id, name, png, segments = self._records[index]
+        path = self.segmentation / png
+        found = panoptic_annotation(read_panoptic_ids(path), segments, self.classes, path)
+        return {**found, "image_id": image_id, "file_name": name}
+
+    def _image_path(self, index: int) -> Path:
+        return self.images / self._records[index][1]
+
+
+class CocoInstances(FileReader):
+    """COCO instance annotations, which may overlap: an example per entry of `images`.
+
+    Segments are numbered 1, 2, ... in an image; `annotation_id` and `bbox` (x, y, width, height of the original image)
+    are those of the json, as is `area`. See `Reader` for the example.
+
+    Args:
+        images: folder of the images.
+        annotations: the json: `images`, `annotations` (polygons, compressed or uncompressed RLE) and `categories`.
+        classes: instead of the json's categories.
+        skip_empty: leave out images without an object that is no crowd, as the original does in training.
+
+    Raises:
+        FileNotFoundError: for images that are not there.
+        ValueError: for an empty or inconsistent json.
+    """
+
+    task = "instance"
+
+    def __init__(self, images: str | Path, annotations: str | Path, classes=None, skip_empty: bool = False):
+        self.images, self.source = Path(images), Path(annotations)
+        needed = {"images": ("id", "file_name", "height", "width"), "annotations": ("image_id", "category_id")}
+        data = _load(self.source, needed)
+        self.classes = classes or _table(data.get("categories") or [], self.source, isthing=True)
+        images_by_id = _by_id(data["images"], self.source)
+        _check_references(data["annotations"], images_by_id, self.source)
+        _check_categories(data["annotations"], self.classes, self.source)
+        boxes = [entry.get("id") for entry in data["annotations"] if not entry.get("segmentation")]
+        if boxes:
+            raise ValueError(
+                f"{self.source}: {len(boxes)} annotations have no segmentation, such as the ids {boxes[:5]}; "
+                "masks cannot be made from boxes, take these annotations out"
+            )
+        objects = {image: [] for image in images_by_id}
+        fields = ("id", "category_id", "iscrowd", "area", "bbox", "segmentation")
+        for entry in data["annotations"]:
+            objects[entry["image_id"]].append(_only(entry, fields))
+        kept = [
+            image
+            for image in data["images"]
+            if not skip_empty or any(not entry.get("iscrowd") for entry in objects[image["id"]])
+        ]
+        if not kept:
+            raise ValueError(
+                f"{self.source}: no image{' with an object' if skip_empty else ''}, there is nothing to read"
+            )
+        names = locate(self.images, "images", [image["file_name"] for image in kept], self.source)
+        self._records = PackedRecords(
+            (image["id"], name, (image["height"], image["width"]), objects[image["id"]])
+            for image, name in zip(kept, names, strict=True)
+        )
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def annotation(self, index: int) -> dict:
+        self._check_index(index)
+        image_id, name, size, objects = self._records[index]
+        masks = [
+            decode_mask(entry["segmentation"], size, f"{self.source}, annotation {entry.get('id')}")
+            for entry in objects
+        ]
+        found = instance_annotation(masks, objects, size, self.classes, self.images / name)
+        return {**found, "image_id": image_id, "file_name": name}
+
+    def _image_path(self, index: int) -> Path:
+        return self.images / self._records[index][1]
+
+
+def _load(path: Path, fields: Mapping[str, tuple[str, ...]]) -> dict:
+    """A json of the lists that `fields` names, whose entries have the given fields."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such annotation file")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not a json file ({error})") from None
+    for name, needed in fields.items():
+        if not isinstance(data, dict) or not isinstance(data.get(name), list):
+            raise ValueError(f"{path}: not a COCO json, which has the lists {', '.join(fields)}; there is no {name}")
+        for position, entry in enumerate(data[name]):
+            missing = [field for field in needed if field not in entry]
+            if missing:
+                raise ValueError(f"{path}: {name}[{position}] has no {', '.join(missing)}; add it")
+    return data
+
+
+def _table(categories: list, source: Path, isthing: bool | None = None) -> ClassTable:
+    if not categories:
+        raise ValueError(f"{source}: no categories; add them to the json, or give classes=")
+    return ClassTable.from_categories(categories, isthing)
+
+
+def _by_id(images: list, source: Path) -> dict:
+    found = {image["id"]: image for image in images}
+    if len(found) < len(images):
+        raise ValueError(f"{source}: {len(images) - len(found)} image ids occur twice; give every image its own id")
+    return found
+
+
+def _check_references(annotations: list, images_by_id: Mapping, source: Path):
+    unknown = sorted({str(entry["image_id"]) for entry in annotations if entry["image_id"] not in images_by_id})
+    if unknown:
+        shown = ", ".join(unknown[:5]) + (" ..." if len(unknown) > 5 else "")
+        raise ValueError(
+            f"{source}: annotations have the image_id {shown}, which images does not list; add the images or take the "
+            "annotations out"
+        )
+
+
+def _check_categories(entries: Iterable[Mapping], classes: ClassTable, source: Path):
+    unknown = {}
+    for entry in entries:
+        if not classes.has(entry["category_id"]):
+            unknown.setdefault(entry["category_id"], entry.get("id"))
+    if unknown:
+        raise ValueError(
+            f"{source}: category_id {sorted(unknown)} (for example in the annotation or segment with the id "
+            f"{next(iter(unknown.values()))}) is not among the categories; add it there. {classes}"
+        )
+
+
+def _only(entry: Mapping, keys: tuple[str, ...]) -> dict:
+    return {key: entry[key] for key in keys if key in entry}

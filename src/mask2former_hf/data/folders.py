@@ -1,0 +1,218 @@
+"""Readers of folders: a map of labels per image, or a map of object ids per image."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from .annotations import label_lookup, semantic_annotation
+from .classes import BACKGROUND_ID, ClassRow, ClassTable, count_ids
+from .readers import IMAGE_FILES, MAP_FILES, FileReader, files_by_name, read_map
+
+
+class FolderReader(FileReader):
+    """Pairs of images and maps with equal paths below their folders, apart from extensions and suffixes.
+
+    Args:
+        images, maps: the folders; both are searched with their subfolders.
+        image_suffix, map_suffix: what the names have besides the common stem; files without it are left out.
+
+    Raises:
+        FileNotFoundError: for a missing folder, an image without a map, or a map without an image.
+        ValueError: for an empty folder.
+    """
+
+    def __init__(self, images: str | Path, maps: str | Path, image_suffix: str = "", map_suffix: str = ""):
+        self.images, self.maps = Path(images), Path(maps)
+        found = files_by_name(self.images, "images", IMAGE_FILES, image_suffix)
+        maps_found = files_by_name(self.maps, "maps", MAP_FILES, map_suffix)
+        for kind, here, there, where in (
+            ("image", found, maps_found, self.maps),
+            ("map", maps_found, found, self.images),
+        ):
+            alone = [name for name in here if name not in there]
+            if alone:
+                other = "map" if kind == "image" else "image"
+                raise FileNotFoundError(
+                    f"{len(alone)} of {len(here)} {kind}s have no {other} in {where}, first {here[alone[0]]}; names "
+                    "must be equal up to the extension, or give image_suffix and map_suffix (for Cityscapes "
+                    "'_leftImg8bit' and '_gtFine_labelIds')"
+                )
+        self._names = list(found)
+        self._image_files = list(found.values())
+        self._map_files = [maps_found[name] for name in found]
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def annotation(self, index: int) -> dict:
+        self._check_index(index)
+        path = self.maps / self._map_files[index]
+        found = self._annotate(read_map(path), self._names[index], path)
+        return {**found, "image_id": self._names[index], "file_name": self._image_files[index]}
+
+    def _annotate(self, ids: np.ndarray, name: str, path: Path) -> dict:
+        raise NotImplementedError
+
+    def _image_path(self, index: int) -> Path:
+        return self.images / self._image_files[index]
+
+
+class LabelMaps(FolderReader):
+    """Semantic label maps (ADE20K, Cityscapes, CamVid, any folder): 8 or 16 bits, one file per image.
+
+    A class that occurs in an image is one segment with id = index + 1. See `Reader` for the example.
+
+    Args:
+        images, maps: folders; files are matched by their path without extension and suffix.
+        labels: `{0: IGNORE, 1: "road", 255: IGNORE}`, a `ClassTable`, or a json of `ClassTable.from_json`. Every
+            label that occurs must be declared.
+        image_suffix, map_suffix: what the names have besides the common stem, for Cityscapes `"_leftImg8bit"` and
+            `"_gtFine_labelIds"`.
+    """
+
+    task = "semantic"
+
+    def __init__(
+        self,
+        images: str | Path,
+        maps: str | Path,
+        labels: Mapping[int, str | None] | ClassTable | str | Path,
+        image_suffix: str = "",
+        map_suffix: str = "",
+    ):
+        super().__init__(images, maps, image_suffix, map_suffix)
+        self.classes = as_table(labels)
+        self._lookup = label_lookup(self.classes)
+
+    def _annotate(self, ids, name, path):
+        return semantic_annotation(ids, self._lookup, self.classes, path)
+
+
+class InstanceMaps(FolderReader):
+    """Maps of object ids, 0 for background: 8 or 16 bits, one file per image.
+
+    What an id is follows from one of: a single class; `table`; `divisor`. Segments keep the ids of the map. See
+    `Reader` for the example.
+
+    Args:
+        images, maps: folders; files are matched by their path without extension and suffix.
+        classes: the name of the one class, all names in the order of their indices, or a `ClassTable`.
+        table: `{id: class}` for all images or `{image: {id: class}}`, where an image is named by its path without
+            extension and a class by its name or original id; or a file: json of this form, or csv with the columns
+            `id`, `class` and optionally `image`.
+        divisor: id // divisor is the original id of the class, and a smaller id is the crowd of the class with this
+            id, such as 1000 in Cityscapes' instanceIds. Classes that the table of classes ignores are background.
+        image_suffix, map_suffix: as in `LabelMaps`.
+    """
+
+    task = "instance"
+
+    def __init__(
+        self,
+        images: str | Path,
+        maps: str | Path,
+        classes: str | Sequence[str] | ClassTable,
+        table: Mapping | str | Path | None = None,
+        divisor: int | None = None,
+        image_suffix: str = "",
+        map_suffix: str = "",
+    ):
+        super().__init__(images, maps, image_suffix, map_suffix)
+        if not isinstance(classes, ClassTable):
+            names = [classes] if isinstance(classes, str) else classes
+            classes = ClassTable(tuple(ClassRow(index, index + 1, name, True) for index, name in enumerate(names)))
+        if table is not None and divisor is not None:
+            raise ValueError("table and divisor are given: the class of an id follows from one of them")
+        if table is None and divisor is None and len(classes) > 1:
+            raise ValueError(
+                f"{len(classes)} classes: give a table (id -> class) or a divisor (id // divisor = class)"
+            )
+        if divisor is not None and divisor < 1:
+            raise ValueError(f"divisor={divisor}: must be 1 or more, such as 1000")
+        self.classes, self.divisor = classes, divisor
+        self._table = self._check_table(table if table is None or isinstance(table, Mapping) else read_table(table))
+
+    def _check_table(self, table: Mapping | None) -> dict | None:
+        """Image name or `None` for all -> {id: index}."""
+        if table is None:
+            return None
+        nested = {image: rows for image, rows in table.items() if isinstance(rows, Mapping)}
+        if nested and len(nested) < len(table):
+            raise ValueError("table mixes {id: class} and {image: {id: class}}: use one form")
+        images = nested or {None: table}
+        missing = [name for name in self._names if nested and name not in nested]
+        if missing:
+            raise ValueError(f"table has no entry for {len(missing)} images, the first is {missing[0]!r}; add them")
+        return {
+            image: {int(number): self._index(label) for number, label in rows.items()}
+            for image, rows in images.items()
+        }
+
+    def _index(self, label) -> int:
+        index = self.classes.to_index(label)
+        if index is None:
+            raise ValueError(f"table: class {label!r} is ignored; leave the id out of the map, as 0")
+        return index
+
+    def _annotate(self, ids, name, path):
+        numbers, areas = count_ids(ids)
+        if numbers and numbers[0] < 0:
+            raise ValueError(f"{path}: has the id {numbers[0]}; ids are positive, 0 is background")
+        info, background, unknown = [], [0], []
+        rows = None if self._table is None else self._table.get(name, self._table.get(None))
+        for number, area in zip(numbers, areas, strict=True):
+            if number == 0:
+                continue
+            iscrowd = int(self.divisor is not None and number < self.divisor)
+            if self.divisor is not None:
+                original = number if iscrowd else number // self.divisor
+                known = self.classes.has(original)
+                index = self.classes.to_index(original) if known else None
+                if known and index is None:
+                    background.append(number)
+                    continue
+            else:
+                index = 0 if rows is None else rows.get(number)
+            if index is None:
+                unknown.append(number)
+                continue
+            isthing = int(self.classes.rows[index].isthing)
+            info.append({"id": number, "category_id": index, "isthing": isthing, "iscrowd": iscrowd, "area": area})
+        if unknown:
+            source = "the table" if self.divisor is None else f"the classes (as id // {self.divisor})"
+            shown = f"{unknown[:10]}{' ...' if len(unknown) > 10 else ''}"
+            raise ValueError(f"{path}: has the ids {shown} that {source} does not declare; add them. {self.classes}")
+        return {
+            "segmentation": np.where(np.isin(ids, background), BACKGROUND_ID, ids.astype(np.int32)),
+            "segments_info": info,
+        }
+
+
+def as_table(labels: Mapping[int, str | None] | ClassTable | str | Path, things: bool = False) -> ClassTable:
+    """A `ClassTable` from a map of labels or the path of a json, whose classes are all things if `things` says so."""
+    if isinstance(labels, ClassTable):
+        return labels
+    table = ClassTable.from_labels(labels) if isinstance(labels, Mapping) else ClassTable.from_json(labels)
+    return replace(table, rows=tuple(row._replace(isthing=True) for row in table.rows)) if things else table
+
+
+def read_table(path: str | Path) -> dict:
+    """`{id: class}` or `{image: {id: class}}` from a json of this form, or a csv with `id`, `class`, maybe `image`."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such table")
+    if path.suffix.lower() == ".json":
+        return json.loads(path.read_text(encoding="utf-8"))
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or not {"id", "class"} <= set(rows[0]):
+        raise ValueError(f"{path}: a table is a json, or a csv with a header that has the columns id and class")
+    table = {}
+    for row in rows:
+        target = table.setdefault(row["image"], {}) if "image" in row else table
+        target[int(row["id"])] = row["class"]
+    return table

@@ -1,0 +1,298 @@
+"""Random transforms of an image and its map of segment ids, with the rounding rules of the original's recipes.
+
+An example is `{"image": (H, W, 3) uint8 RGB, "segmentation": (H, W) or (M, H, W) int32, "segments_info": [{"id",
+"category_id", ...}]}`; several maps hold segments that overlap; other keys pass through. A transform draws its
+parameters, and what it does is a function of the example and those parameters alone: called with a generator it
+appends `[name, parameters]`, plain values, to `example["augmentation"]`, for `replay` in augmentation.py.
+
+The rules are those of original_behaviour.md, section a.2. `area` and `bbox` of the segments no longer hold after a
+change of geometry and are removed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+IMAGE_PADDING = 128  # grey level, before normalisation
+CROP_TRIES = 10
+
+
+class Transform:
+    """One step; called with an example and a generator it draws, applies and records."""
+
+    def __call__(self, example: dict, rng: np.random.Generator) -> dict:
+        check_example(example)
+        parameters = self.draw(example, rng)
+        record = [*example.get("augmentation", []), [type(self).__name__, parameters]]
+        return {**self.apply(example, parameters), "augmentation": record}
+
+    def draw(self, example: dict, rng: np.random.Generator) -> dict:
+        """The parameters of one application: plain values, all that is random."""
+        raise NotImplementedError
+
+    @staticmethod
+    def apply(example: dict, parameters: dict) -> dict:
+        """The new example; the old one stays as it is."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class HorizontalFlip(Transform):
+    """Mirror left and right with probability `p`."""
+
+    p: float = 0.5
+
+    def __post_init__(self):
+        if not 0 <= self.p <= 1:
+            raise ValueError(f"p={self.p}: must be a probability, 0 to 1")
+
+    def draw(self, example, rng) -> dict:
+        return {"flip": bool(rng.random() < self.p)}
+
+    @staticmethod
+    def apply(example, parameters) -> dict:
+        if not parameters["flip"]:
+            return example
+        image = Image.fromarray(example["image"]).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return _moved(example, np.array(image), example["segmentation"][..., ::-1].copy())
+
+
+class _Resize(Transform):
+    @staticmethod
+    def apply(example, parameters) -> dict:
+        size = (parameters["height"], parameters["width"])
+        if size == example["image"].shape[:2]:
+            return example
+        image = Image.fromarray(example["image"]).resize(size[::-1], Image.Resampling.BILINEAR)
+        return _moved(example, np.array(image), _resize_map(example["segmentation"], size, parameters["nearest"]))
+
+
+@dataclass(frozen=True)
+class LargeScaleJitter(_Resize):
+    """Resize to fit a box of `size` times a factor, uniform in [min_scale, max_scale]; the aspect is kept.
+
+    Args:
+        size: side of the square box, or its (height, width), in pixels.
+    """
+
+    size: int | tuple[int, int]
+    min_scale: float = 0.1
+    max_scale: float = 2.0
+
+    def __post_init__(self):
+        _check_size("size", self.size)
+        if not 0 < self.min_scale <= self.max_scale:
+            raise ValueError(
+                f"min_scale={self.min_scale}, max_scale={self.max_scale}: must be 0 < min_scale <= max_scale"
+            )
+
+    def draw(self, example, rng) -> dict:
+        sides = example["image"].shape[:2]
+        scale = rng.uniform(self.min_scale, self.max_scale)
+        ratio = min(scale * box / side for box, side in zip(as_pair(self.size), sides, strict=True))
+        height, width = (max(1, round(side * ratio)) for side in sides)
+        return {"height": height, "width": width, "nearest": "centre"}
+
+
+@dataclass(frozen=True)
+class ResizeShortestEdge(_Resize):
+    """Resize the short side to one of `choices`, less if the long side would exceed `max_size`.
+
+    Args:
+        choices: lengths in pixels, equally likely.
+        max_size: bound on the long side.
+        nearest: where a map is sampled, at the `"centre"` of a new pixel, as the image, or at its upper left
+            `"corner"`: the original resizes label maps so, up to half a new pixel beside the image.
+    """
+
+    choices: Sequence[int]
+    max_size: int
+    nearest: str = "centre"
+
+    def __post_init__(self):
+        if not len(self.choices) or min(self.choices) < 1 or self.max_size < 1:
+            raise ValueError(f"choices={self.choices}, max_size={self.max_size}: must be lengths of 1 or more pixels")
+        if self.nearest not in ("centre", "corner"):
+            raise ValueError(f"nearest={self.nearest!r}: must be 'centre' or 'corner'")
+
+    def draw(self, example, rng) -> dict:
+        sides = example["image"].shape[:2]
+        short = int(self.choices[rng.integers(len(self.choices))])
+        ratio = short / min(sides)
+        sides = [short if side == min(sides) else ratio * side for side in sides]
+        ratio = min(1.0, self.max_size / max(sides))
+        height, width = (max(1, int(side * ratio + 0.5)) for side in sides)
+        return {"height": height, "width": width, "nearest": self.nearest}
+
+
+@dataclass(frozen=True)
+class RandomCrop(Transform):
+    """Cut out a window of `size`, or less where the image is smaller.
+
+    Args:
+        size: side of the square window, or its (height, width), in pixels.
+        single_category_max_area: below 1, up to 10 windows are drawn until one has two categories or more, and none
+            on this share or more of the annotated pixels; the last one stands.
+    """
+
+    size: int | tuple[int, int]
+    single_category_max_area: float = 1.0
+
+    def __post_init__(self):
+        _check_size("size", self.size)
+        if not 0 < self.single_category_max_area <= 1:
+            raise ValueError(f"single_category_max_area={self.single_category_max_area}: must be in (0, 1]")
+
+    def draw(self, example, rng) -> dict:
+        sides = example["image"].shape[:2]
+        size = [min(wanted, side) for wanted, side in zip(as_pair(self.size), sides, strict=True)]
+        for _ in range(CROP_TRIES):
+            top, left = (int(rng.integers(side - cut + 1)) for side, cut in zip(sides, size, strict=True))
+            parameters = {"top": top, "left": left, "height": size[0], "width": size[1]}
+            if self.single_category_max_area == 1 or self._is_mixed(example, parameters):
+                break
+        return parameters
+
+    def _is_mixed(self, example, parameters) -> bool:
+        categories = {segment["id"]: segment["category_id"] for segment in example["segments_info"]}
+        rows, columns = _window(parameters)
+        ids, counts = np.unique(example["segmentation"][..., rows, columns], return_counts=True)
+        areas = {}
+        for number, area in zip(ids.tolist(), counts.tolist(), strict=True):
+            if number in categories:
+                category = categories[number]
+                areas[category] = areas.get(category, 0) + area
+        return len(areas) > 1 and max(areas.values()) < self.single_category_max_area * sum(areas.values())
+
+    @staticmethod
+    def apply(example, parameters) -> dict:
+        rows, columns = _window(parameters)
+        return _moved(
+            example, example["image"][rows, columns].copy(), example["segmentation"][..., rows, columns].copy()
+        )
+
+
+@dataclass(frozen=True)
+class PadTo(Transform):
+    """Pad right and bottom to exactly `size`: the image with 128, the map with `padding_id`.
+
+    Args:
+        size: side of the square, or (height, width), in pixels; a larger image is an error.
+        padding_id: `BACKGROUND_ID` if "no segment" is to be learnt there, 0 if it is to be ignored.
+    """
+
+    size: int | tuple[int, int]
+    padding_id: int
+
+    def __post_init__(self):
+        _check_size("size", self.size)
+
+    def draw(self, example, rng) -> dict:
+        height, width = as_pair(self.size)
+        return {"height": height, "width": width, "padding_id": self.padding_id}
+
+    @staticmethod
+    def apply(example, parameters) -> dict:
+        image, ids = example["image"], example["segmentation"]
+        (H, W), size = image.shape[:2], (parameters["height"], parameters["width"])
+        if H > size[0] or W > size[1]:
+            raise ValueError(f"the image is {H}x{W}, larger than the {size[0]}x{size[1]} to pad to: crop it before")
+        if (H, W) == size:
+            return example
+        canvas = np.full((*size, 3), IMAGE_PADDING, dtype=np.uint8)
+        canvas[:H, :W] = image
+        padded = np.full((*ids.shape[:-2], *size), parameters["padding_id"], dtype=np.int32)
+        padded[..., :H, :W] = ids
+        return _moved(example, canvas, padded)
+
+
+@dataclass(frozen=True)
+class FixedSizeCrop(PadTo):
+    """Cut out a window of `size` where the image is larger, pad as `PadTo` where it is smaller.
+
+    One uniform number places the window on both axes, as in the original: windows lie on the diagonal.
+    """
+
+    def draw(self, example, rng) -> dict:
+        place, size = rng.random(), as_pair(self.size)
+        sides = zip(example["image"].shape[:2], size, strict=True)
+        top, left = (round(max(side - cut, 0) * place) for side, cut in sides)
+        return {"top": top, "left": left, **super().draw(example, rng)}
+
+    @staticmethod
+    def apply(example, parameters) -> dict:
+        return PadTo.apply(RandomCrop.apply(example, parameters), parameters)
+
+
+@dataclass(frozen=True)
+class DropEmptySegments(Transform):
+    """Remove segments without a pixel from `segments_info`."""
+
+    def draw(self, example, rng) -> dict:
+        return {}
+
+    @staticmethod
+    def apply(example, parameters) -> dict:
+        ids = example["segmentation"]
+        kept = [segment for segment in example["segments_info"] if (ids == segment["id"]).any()]
+        return {**example, "segments_info": kept}
+
+
+def check_example(example: dict) -> None:
+    """Refuse an example whose image and map are of the wrong type or do not fit."""
+    image, ids = example["image"], example["segmentation"]
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,) or not image.size:
+        raise ValueError(
+            f"image is {_describe(image)}: must be an (H, W, 3) uint8 array; np.asarray(pil.convert('RGB'))"
+        )
+    if not isinstance(ids, np.ndarray) or ids.dtype != np.int32 or ids.ndim not in (2, 3):
+        raise ValueError(
+            f"segmentation is {_describe(ids)}: must be an (H, W) or (M, H, W) int32 array of segment ids"
+        )
+    if ids.shape[-2:] != image.shape[:2]:
+        raise ValueError(
+            f"segmentation is {ids.shape[-2]}x{ids.shape[-1]} but the image is {image.shape[0]}x{image.shape[1]}: "
+            "they must be of one size"
+        )
+
+
+def _describe(value) -> str:
+    return f"{value.dtype} of shape {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
+
+
+def _moved(example, image, ids) -> dict:
+    """The example with a new geometry."""
+    segments = [
+        {key: value for key, value in segment.items() if key not in ("area", "bbox")}
+        for segment in example["segments_info"]
+    ]
+    return {**example, "image": image, "segmentation": ids, "segments_info": segments}
+
+
+def _resize_map(ids, size, nearest) -> np.ndarray:
+    """Nearest neighbour over the last two axes."""
+    if nearest == "corner":
+        rows, columns = (np.arange(new) * old // new for new, old in zip(size, ids.shape[-2:], strict=True))
+        return ids[..., rows[:, None], columns]
+    result = np.empty((*ids.shape[:-2], *size), dtype=np.int32)
+    for index in np.ndindex(ids.shape[:-2]):
+        result[index] = Image.fromarray(ids[index]).resize(size[::-1], Image.Resampling.NEAREST)
+    return result
+
+
+def _window(parameters) -> tuple[slice, slice]:
+    top, left = parameters["top"], parameters["left"]
+    return slice(top, top + parameters["height"]), slice(left, left + parameters["width"])
+
+
+def as_pair(size: int | Sequence[int]) -> tuple[int, int]:
+    """One number for both sides, or (height, width)."""
+    return tuple(size) if isinstance(size, Sequence) else (size, size)
+
+
+def _check_size(name, size) -> None:
+    sides = as_pair(size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ValueError(f"{name}={size}: must be 1 or more whole pixels, one number or (height, width)")
