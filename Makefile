@@ -10,16 +10,20 @@ BIN := $(VENV)/bin
 demo: $(VENV)/installed
 	$(BIN)/mask2former-hf demo --output demo_output
 
-test: $(VENV)/installed
+test: $(VENV)/installed-for-tests
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/installed
+lint: $(VENV)/installed-for-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 $(VENV)/installed: setup.cfg setup.py pyproject.toml src/mask2former_hf/kernels/msda_cpu.cpp
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/installed-for-tests: $(VENV)/installed
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e .[test]
 	touch $@
 

@@ -1,13 +1,20 @@
 """Multi-scale deformable attention: stock transformers' function, our PyTorch formula, and the compiled kernel.
 
-    python benchmarks/deformable_attention.py [--repeats 7] [--dtype float32]
+    python benchmarks/deformable_attention.py [--device cpu] [--dtype float32] [--batch 1] [--repeats 7]
 
 At the shapes of the pixel decoder's encoder: queries are the cells of the levels, 8 heads of 32 channels, 4 points.
 All start from raw offsets and attention logits: softmax and location arithmetic count for everyone.
 On a CPU stock always computes in float32: in bfloat16 PyTorch's grid_sample crashes there (torch 2.13).
+On a GPU the kernels that others have published are timed as well, if they are installed: the original's
+(`MultiScaleDeformableAttention`) and mmcv's, both of which compute in float32 only.
+
+GB/s counts what has to move, each input read once and each output written once, over the kernel's time; the percentage
+is of what a copy of a large tensor reaches on the same machine. Samples read again are not counted.
 """
 
 import argparse
+import importlib
+from itertools import product
 
 import torch
 from common import interleaved_medians, machine
@@ -17,66 +24,163 @@ from mask2former_hf.deformable_attention import multi_scale_deformable_attention
 from mask2former_hf.kernels import deformable_attention, select
 from mask2former_hf.modeling_mask2former import cell_centres
 
-IMAGES = {"640x640": (640, 640), "800x1216": (800, 1216)}
+# Image name -> padded to the size divisor, 32.
+IMAGES = {
+    "cpu": {"640x640": (640, 640), "800x1216": (800, 1216)},
+    "cuda": {"800x1333": (800, 1344), "1024x1024": (1024, 1024)},
+}
+BATCHES = {"cpu": (1,), "cuda": (1, 8)}
+DTYPES = {"cpu": ("float32",), "cuda": ("float32", "bfloat16")}
+CALLS = {"cpu": 1, "cuda": 10}  # per timing: a GPU works through them while Python prepares the next
+HEADS, CHANNELS, LEVELS, POINTS = 8, 32, 3, 4
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch", type=int, nargs="+")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), nargs="+")
+    parser.add_argument("--device", choices=("cpu", "cuda"), nargs="+", default=["cpu", "cuda"])
     arguments = parser.parse_args()
-    device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
-    print(f"batch {arguments.batch}, {arguments.dtype}, {device}, {machine()}")
-    if select(device, dtype) is None:
-        raise SystemExit(f"No compiled kernel runs on {device} in {arguments.dtype}: nothing to compare")
-    print(f"{'image':10}{'pass':20}{'stock ms':>10}{'formula ms':>12}{'kernel ms':>11}{'stock / kernel':>16}")
-    for name, image in IMAGES.items():
-        compare(name, image, arguments, device, dtype)
-
-
-def compare(name, image, arguments, device, dtype):
-    torch.manual_seed(0)
-    shapes = [(image[0] // stride, image[1] // stride) for stride in (32, 16, 8)]
-    B, S, h, D, L, P = arguments.batch, sum(H * W for H, W in shapes), 8, 32, 3, 4
-    value = torch.randn(B, S, h, D, device=device, dtype=dtype, requires_grad=True)
-    offsets = (torch.randn(B, S, h, L, P, 2, device=device) * 3).requires_grad_()
-    logits = torch.randn(B, S, h, L * P, device=device, requires_grad=True)
-    points = torch.cat([cell_centres(shape, device) for shape in shapes])
-    sizes = torch.tensor([(W, H) for H, W in shapes], dtype=torch.float32, device=device)
-    incoming = torch.randn(B, S, h * D, device=device, dtype=dtype)
-
-    def arithmetic(function):
-        locations = points.view(1, S, 1, 1, 1, 2) + offsets / sizes.view(1, 1, 1, L, 1, 2)
-        weights = logits.softmax(-1).view(B, S, h, L, P)
-        stock_dtype = torch.float32 if device.type == "cpu" else dtype
-        return function(value.to(stock_dtype), shapes, locations.to(stock_dtype), weights.to(stock_dtype))
-
-    def formula():
-        locations = points.view(1, S, 1, 1, 1, 2) + offsets / sizes.view(1, 1, 1, L, 1, 2)
-        return multi_scale_deformable_attention(value, shapes, locations, logits.softmax(-1).view(B, S, h, L, P))
-
-    functions = {
-        "stock": lambda: arithmetic(stock_attention),
-        "formula": formula,
-        "kernel": lambda: deformable_attention(value, shapes, points, offsets, logits),
-    }
-
-    def forward(function):
-        with torch.no_grad():
-            function()
-
-    def backward(function):
-        output = function()
-        torch.autograd.grad(output, [value, offsets, logits], incoming.to(output.dtype))
-
-    for label, run in (("forward", forward), ("forward + backward", backward)):
-        seconds = interleaved_medians(
-            {key: lambda f=function, run=run: run(f) for key, function in functions.items()}, arguments.repeats
+    print(machine())
+    for device_type in arguments.device:
+        if device_type == "cuda" and not torch.cuda.is_available():
+            print("\nNo GPU: the figures of the Triton kernel are missing. Run this again where there is one.")
+            continue
+        device, published = torch.device(device_type), published_kernels() if device_type == "cuda" else {}
+        bandwidth = copy_bandwidth(device)
+        print(f"\n{device_type}: a copy moves {bandwidth / 1e9:.0f} GB/s; times in ms")
+        if device_type == "cuda" and not published:
+            print("No published kernel is installed: their figures are missing.")
+        names = ["stock", "formula", "kernel", *published]
+        heading = "".join(f"{name:>10}" for name in names)
+        print(f"{'image':10}{'batch':>5} {'dtype':9}{'pass':19}{heading}{'stock/kernel':>14}{'GB/s':>7}{'of copy':>9}")
+        cases = product(
+            IMAGES[device_type], arguments.batch or BATCHES[device_type], arguments.dtype or DTYPES[device_type]
         )
-        stock, plain, kernel = (1000 * seconds[key] for key in functions)
-        print(f"{name:10}{label:20}{stock:10.1f}{plain:12.1f}{kernel:11.1f}{stock / kernel:16.1f}")
+        for name, batch, dtype_name in cases:
+            dtype = getattr(torch, dtype_name)
+            if select(device, dtype) is None:
+                print(f"{name:10}{batch:5} {dtype_name:9}no compiled kernel (mask2former-hf env says why)")
+                continue
+            problem = Problem(IMAGES[device_type][name], batch, dtype, device)
+            for row in problem.time(published, arguments.repeats, CALLS[device_type]):
+                label, seconds, size = row
+                times = "".join(f"{1000 * seconds[key]:10.2f}" if key in seconds else f"{'-':>10}" for key in names)
+                ratio = f"{seconds['stock'] / seconds['kernel']:.1f}" if "stock" in seconds else "-"
+                rate = size / seconds["kernel"]
+                print(
+                    f"{name:10}{batch:5} {dtype_name:9}{label:19}{times}{ratio:>14}{rate / 1e9:7.1f}"
+                    f"{rate / bandwidth:9.0%}",
+                    flush=True,
+                )
+
+
+class Problem:
+    """Inputs of one image size, batch size and dtype, and everyone who attends to them."""
+
+    def __init__(self, image: tuple[int, int], batch: int, dtype: torch.dtype, device: torch.device):
+        torch.manual_seed(0)
+        self.shapes = [(image[0] // stride, image[1] // stride) for stride in (32, 16, 8)]
+        S = sum(H * W for H, W in self.shapes)
+        self.value = torch.randn(batch, S, HEADS, CHANNELS, device=device, dtype=dtype, requires_grad=True)
+        self.offsets = (torch.randn(batch, S, HEADS, LEVELS, POINTS, 2, device=device) * 3).requires_grad_()
+        self.logits = torch.randn(batch, S, HEADS, LEVELS * POINTS, device=device, requires_grad=True)
+        self.points = torch.cat([cell_centres(shape, device) for shape in self.shapes])
+        self.sizes = torch.tensor([(W, H) for H, W in self.shapes], dtype=torch.float32, device=device)
+        self.incoming = torch.randn(batch, S, HEADS * CHANNELS, device=device, dtype=dtype)
+
+    def plain(self, function, dtype: torch.dtype, coordinates: torch.dtype = torch.float32):
+        """Run a function of value, shapes, locations and weights."""
+        reference = self.points.view(1, -1, 1, 1, 1, 2)
+        locations = reference + self.offsets / self.sizes.view(1, 1, 1, LEVELS, 1, 2)
+        weights = self.logits.softmax(-1).unflatten(-1, (LEVELS, POINTS))
+        return function(self.value.to(dtype), self.shapes, locations.to(coordinates), weights.to(dtype))
+
+    def time(self, published: dict, repeats: int, calls: int):
+        """Label, seconds by name, and the bytes that have to move, of the forward pass and of forward + backward."""
+        dtype, float32 = self.value.dtype, torch.float32
+        stock_dtype = float32 if self.value.device.type == "cpu" else dtype
+        functions = {
+            "stock": lambda: self.plain(stock_attention, stock_dtype, stock_dtype),
+            "formula": lambda: self.plain(multi_scale_deformable_attention, dtype),
+            "kernel": lambda: deformable_attention(self.value, self.shapes, self.points, self.offsets, self.logits),
+        } | {name: lambda f=function: self.plain(f, float32) for name, function in published.items()}
+        inputs = [self.value, self.offsets, self.logits]
+        once = sum(x.nbytes for x in (*inputs, self.points, self.incoming))
+        again = once + sum(x.nbytes for x in inputs)  # incoming gradient instead of the output; gradients written
+
+        def forward(function):
+            with torch.no_grad():
+                function()
+
+        def backward(function):
+            output = function()
+            torch.autograd.grad(output, inputs, self.incoming.to(output.dtype))
+
+        for label, run, size in (("forward", forward, once), ("forward + backward", backward, once + again)):
+            runs = {}
+            for name, function in functions.items():
+                try:
+                    run(function)  # also tunes the kernel
+                except torch.OutOfMemoryError:
+                    continue
+                runs[name] = lambda f=function, run=run: [run(f) for _ in range(calls)]
+            seconds = interleaved_medians(runs, repeats)
+            yield label, {name: x / calls for name, x in seconds.items()}, size
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes per second, read and written, of copying a tensor that fits no cache."""
+    source = torch.ones(2**28 if device.type == "cuda" else 2**26, device=device)
+    target = torch.empty_like(source)
+    seconds = interleaved_medians({"copy": lambda: [target.copy_(source) for _ in range(5)]}, repeats=5)["copy"]
+    return 5 * 2 * source.nbytes / seconds
+
+
+def published_kernels() -> dict:
+    """Name -> function of value, shapes, locations and weights, of those that are installed."""
+    found = {}
+    try:
+        found["original"] = _original(importlib.import_module("MultiScaleDeformableAttention"))
+    except ImportError:
+        pass
+    try:
+        found["mmcv"] = _published(
+            importlib.import_module("mmcv.ops.multi_scale_deform_attn").MultiScaleDeformableAttnFunction
+        )
+    except ImportError:
+        pass
+    return found
+
+
+def _original(library):
+    """The original's compiled module has a function for each direction."""
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *tensors_and_step):
+            *tensors, ctx.step = tensors_and_step
+            ctx.save_for_backward(*tensors)
+            return library.ms_deform_attn_forward(*tensors, ctx.step)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            value, locations, weights = library.ms_deform_attn_backward(
+                *ctx.saved_tensors, gradient.contiguous(), ctx.step
+            )
+            return value, None, None, locations, weights, None
+
+    return _published(Function)
+
+
+def _published(function):
+    def run(value, shapes, locations, weights):
+        sizes = torch.tensor(shapes, device=value.device)
+        starts = torch.cat((sizes.new_zeros(1), sizes.prod(1).cumsum(0)[:-1]))
+        return function.apply(value, sizes, starts, locations, weights, 128)
+
+    return run
 
 
 if __name__ == "__main__":

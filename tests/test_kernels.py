@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from mask2former_hf import kernels
 from mask2former_hf.deformable_attention import multi_scale_deformable_attention
-from mask2former_hf.kernels import cpu, kernel_report, operators, use_kernel
+from mask2former_hf.kernels import choosing, cpu, kernel_report, operators, use_kernel
 
 MISSING = cpu.why_not(torch.device("cpu"), torch.float32)
 needs_cpp = pytest.mark.skipif(MISSING is not None, reason=f"no compiled kernel: {MISSING}")
@@ -121,6 +121,78 @@ def test_bfloat16_is_accumulated_in_float32():
     half = kernels.deformable_attention(value.bfloat16(), shapes, points, offsets, logits)
     exact = kernels.deformable_attention(value.bfloat16().float(), shapes, points, offsets, logits)
     assert half.dtype == torch.bfloat16 and torch.equal(half, exact.bfloat16())
+
+
+@needs_cpp
+def test_autocast_converts_value_alone():
+    shapes, value, points, offsets, logits = problem(D=32)
+    inputs = [x.requires_grad_() for x in (value, offsets, logits)]
+    with torch.autocast("cpu", torch.bfloat16):
+        output = kernels.deformable_attention(value, shapes, points, offsets, logits)
+        locations, weights = torch.rand(2, 13, 4, 3, 4, 2), torch.rand(2, 13, 4, 3, 4)
+        standard = operators.standard(value, flat(shapes), locations, weights)
+    expected = kernels.deformable_attention(value.bfloat16(), shapes, points, offsets, logits)
+    assert output.dtype == torch.bfloat16 and torch.equal(output, expected)
+    assert torch.equal(standard, operators.standard(value.bfloat16(), flat(shapes), locations, weights))
+    incoming = torch.randn(output.shape).bfloat16()
+    ours, theirs = (torch.autograd.grad(x, inputs, incoming) for x in (output, expected))
+    assert [x.dtype for x in ours] == 3 * [torch.float32]
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@needs_cpp
+def test_autocast_runs_the_formula_where_its_dtype_has_no_kernel():
+    shapes, value, points, offsets, logits = problem()
+    with torch.autocast("cpu", torch.float16):
+        assert kernels.deformable_attention(value, shapes, points, offsets, logits) is None
+        with pytest.raises(
+            RuntimeError, match="got torch.float16 on cpu, for which there is no kernel .*cpp: it comp"
+        ):
+            operators.fused(value, flat(shapes), points, offsets, logits)
+    with torch.autocast("cpu", torch.bfloat16):  # leaves float64 alone
+        assert kernels.deformable_attention(value.double(), shapes, points, offsets, logits) is None
+
+
+@needs_cpp
+def test_autocast_inside_a_compiled_graph():
+    shapes, value, points, offsets, logits = problem()
+
+    def attend(value, points, offsets, logits):
+        with torch.autocast("cpu", torch.bfloat16):
+            return kernels.deformable_attention(value, shapes, points, offsets, logits)
+
+    inputs = (value.requires_grad_(), points, offsets, logits)
+    expected = attend(*inputs)
+    output = torch.compile(attend, fullgraph=True, backend="aot_eager")(*inputs)
+    assert output.dtype == torch.bfloat16 and torch.equal(output, expected)
+    a, b = (torch.autograd.grad(x.float().square().sum(), value)[0] for x in (output, expected))
+    assert torch.equal(a, b)
+
+
+@needs_cpp
+def test_the_model_under_autocast_runs_the_kernel(monkeypatch):
+    model, pixels, dtypes, original = tiny_model(), torch.randn(1, 3, 64, 96), [], cpu.forward
+    monkeypatch.setattr(cpu, "forward", lambda value, *x, **y: dtypes.append(value.dtype) or original(value, *x, **y))
+    with torch.no_grad():
+        exact = model(pixels)
+        dtypes.clear()
+        with torch.autocast("cpu", torch.bfloat16):
+            half = model(pixels)
+    assert dtypes == 2 * [torch.bfloat16]
+    difference = (half.class_queries_logits - exact.class_queries_logits).abs().mean()
+    assert difference < 0.1 * exact.class_queries_logits.abs().mean()
+
+
+@needs_cpp
+def test_the_backward_pass_uses_the_forwards_kernel_after_the_context_was_left(monkeypatch):
+    shapes, value, points, offsets, logits = problem()
+    with use_kernel("cpp"):
+        output = kernels.deformable_attention(value.requires_grad_(), shapes, points, offsets, logits)
+    monkeypatch.setitem(choosing.KERNELS, "triton", lambda device, dtype: None)
+    monkeypatch.setitem(choosing.IMPLEMENTATIONS, "triton", None)
+    with use_kernel("triton"):
+        output.sum().backward()
+    assert value.grad is not None
 
 
 @needs_cpp

@@ -7,6 +7,7 @@ Letters: B batch, Q queries, S = sum of H * W over the L levels, h heads, D chan
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.integrations import use_kernel_forward_from_hub
 
 try:  # compiled kernels, if the whole package is installed; a checkpoint's own code runs without them
     from mask2former_hf.kernels import deformable_attention as compiled_deformable_attention
@@ -48,6 +49,28 @@ def multi_scale_deformable_attention(
     return output.view(B, h * D, Q).transpose(1, 2).to(dtype)
 
 
+@use_kernel_forward_from_hub("MultiScaleDeformableAttention")
+class DeformableSampling(nn.Module):
+    """The formula as a module without parameters, whose forward `use_kernels=True` may replace by a kernel of the Hub.
+
+    Name of the layer and arguments are those that transformers' Deformable DETR has given them.
+    """
+
+    def forward(
+        self,
+        value: Tensor,
+        value_spatial_shapes: Tensor,
+        value_spatial_shapes_list: list[tuple[int, int]],
+        level_start_index: Tensor,
+        sampling_locations: Tensor,
+        attention_weights: Tensor,
+        im2col_step: int,
+    ) -> Tensor:
+        return multi_scale_deformable_attention(
+            value, value_spatial_shapes_list, sampling_locations, attention_weights
+        )
+
+
 class MultiScaleDeformableAttention(nn.Module):
     """Deformable attention with its projections.
 
@@ -69,6 +92,7 @@ class MultiScaleDeformableAttention(nn.Module):
         self.attention_weights = nn.Linear(embed_dim, num_heads * num_levels * num_points)
         self.value_proj = nn.Linear(embed_dim, embed_dim)
         self.output_proj = nn.Linear(embed_dim, embed_dim)
+        self.sampling = DeformableSampling()
 
     def forward(
         self, queries: Tensor, features: Tensor, reference_points: Tensor, spatial_shapes: list[tuple[int, int]]
@@ -91,11 +115,23 @@ class MultiScaleDeformableAttention(nn.Module):
         offsets = self.sampling_offsets(queries).view(B, Q, h, L, P, 2)
         offsets = offsets.to(torch.promote_types(offsets.dtype, torch.float32))
         logits = self.attention_weights(queries).view(B, Q, h, L * P)
-        if compiled_deformable_attention is not None:
+        # A kernel of the Hub was asked for explicitly, so it goes before ours.
+        from_hub = self.sampling.forward.__func__ is not DeformableSampling.forward
+        if compiled_deformable_attention is not None and not from_hub:
             output = compiled_deformable_attention(value, spatial_shapes, reference_points, offsets, logits)
             if output is not None:
                 return self.output_proj(output)
         weights = logits.softmax(-1).view(B, Q, h, L, P)
         level_sizes = torch.tensor([(W, H) for H, W in spatial_shapes], dtype=torch.float32, device=queries.device)
         locations = reference_points.view(1, Q, 1, 1, 1, 2) + offsets / level_sizes.view(1, 1, 1, L, 1, 2)
-        return self.output_proj(multi_scale_deformable_attention(value, spatial_shapes, locations, weights))
+        starts = [sum(H * W for H, W in spatial_shapes[:level]) for level in range(L)]
+        output = self.sampling(
+            value.to(locations.dtype),  # kernels of the Hub take one dtype, and coordinates need float32
+            torch.tensor(spatial_shapes, device=queries.device),
+            spatial_shapes,
+            torch.tensor(starts, device=queries.device),
+            locations,
+            weights.to(locations.dtype),
+            im2col_step=64,
+        )
+        return self.output_proj(output.to(value.dtype))

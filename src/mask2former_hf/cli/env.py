@@ -9,7 +9,17 @@ import torch
 from .. import __version__
 from ..kernels import kernel_report
 
-PACKAGES = ("torch", "transformers", "huggingface_hub", "safetensors", "accelerate", "datasets", "scipy", "numpy")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "huggingface_hub",
+    "safetensors",
+    "accelerate",
+    "datasets",
+    "scipy",
+    "numpy",
+    "triton",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser):
