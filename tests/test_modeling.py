@@ -494,3 +494,15 @@ def test_published_style_config_with_legacy_backbone_fields_loads(tmp_path):
     fields |= {"backbone": None, "use_pretrained_backbone": False, "use_timm_backbone": False, "backbone_kwargs": None}
     (tmp_path / "config.json").write_text(json.dumps(fields))
     assert isinstance(Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path).config, Mask2FormerConfig)
+
+
+def test_load_state_dict_takes_the_names_in_files(tmp_path):
+    """What transformers' Trainer does on resume; with stock's class the Swin backbone stays as it was."""
+    trained, fresh = tiny_model("swin"), Mask2FormerForUniversalSegmentation(tiny_config("swin"))
+    trained.save_pretrained(tmp_path)
+    result = fresh.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=False)
+    assert not result.unexpected_keys
+    for (name, expected), (_, loaded) in zip(trained.state_dict().items(), fresh.state_dict().items(), strict=True):
+        assert torch.equal(expected, loaded), name
+    with pytest.raises(RuntimeError, match="Unexpected key.*no.such.tensor"):
+        fresh.load_state_dict({"no.such.tensor": torch.zeros(1)})

@@ -193,6 +193,7 @@ class Mask2FormerLoss(nn.Module):
         ignore_masks: Sequence[Tensor] | None = None,
         canvas: tuple[int, int] | None = None,
         generator: torch.Generator | None = None,
+        normalizers: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Unweighted loss terms of every layer.
 
@@ -205,6 +206,8 @@ class Mask2FormerLoss(nn.Module):
                 takes no part in matching and losses.
             canvas: (H, W) of the padded images that the network saw; the size of each image's masks if not given.
             generator: source of the random points.
+            normalizers: (2,) what the mask terms and the class term are divided by, from `loss_normalizers`, for
+                gradient accumulation; counted in this batch if not given.
 
         Returns:
             `{"loss_cross_entropy", "loss_mask", "loss_dice"}`, each (L,) float32. Mask terms are sums over matched
@@ -220,7 +223,7 @@ class Mask2FormerLoss(nn.Module):
             costs = [self._cost(image, class_logits, masks, target, generator) for image, target in enumerate(targets)]
             matches = assign(costs, class_logits.dtype)
             labels = [labels for _, labels, _, _ in targets]
-            num_masks, class_normaliser, classes = self._class_targets(class_logits, labels, matches)
+            num_masks, class_normaliser, classes = self._class_targets(class_logits, labels, matches, normalizers)
             entropy = F.cross_entropy(
                 class_logits.float().flatten(0, 2), classes.flatten(), self.empty_weight.float(), reduction="none"
             )
@@ -321,11 +324,13 @@ class Mask2FormerLoss(nn.Module):
         step = max(1, _elements_at_once(device) // max(1, elements_per_layer))
         return [slice(start, min(start + step, num_layers)) for start in range(0, num_layers, step)]
 
-    def _class_targets(self, class_logits, class_labels, matches):
+    def _class_targets(self, class_logits, class_labels, matches, normalizers):
         L, B, Q, _ = class_logits.shape
         classes = class_logits.new_full((L, B, Q), self.num_labels, dtype=torch.long)
         for image, (queries, targets) in enumerate(matches):
             classes[:, image].scatter_(1, queries, class_labels[image][targets])
+        if normalizers is not None:
+            return *normalizers.to(class_logits.device, torch.float32), classes
         # Every layer matches the same number of queries, but labels may be weighted differently: one sum per layer.
         class_normaliser = self.empty_weight.float()[classes].sum((1, 2))  # (L,)
         num_masks = class_normaliser.new_tensor([sum(len(labels) for labels in class_labels)])
@@ -381,6 +386,22 @@ class Mask2FormerLoss(nn.Module):
         chosen = certainty.topk(self.num_uncertain, dim=1, largest=False, sorted=False).indices
         chosen = candidates.gather(1, chosen.unsqueeze(-1).expand(-1, -1, 2))
         return torch.cat([chosen.unflatten(0, shape), uniform], dim=2)
+
+
+def loss_normalizers(class_labels: Sequence[Tensor], num_queries: int, no_object_weight: float) -> Tensor:
+    """(2,) float32 sums that the loss of all these images is divided by: number of targets, weight of all queries.
+
+    Micro-batches whose losses are all divided by the sums of the whole batch add up to the batch's loss. With several
+    processes, whose gradients are averaged, add the sums up and divide by the number of processes.
+
+    Args:
+        class_labels: of all images of all micro-batches.
+        num_queries, no_object_weight: the model's; every other class counts 1.
+    """
+    targets = [len(labels) for labels in class_labels]
+    matched = sum(min(count, num_queries) for count in targets)
+    unmatched = len(targets) * num_queries - matched
+    return torch.tensor([max(sum(targets), 1), matched + no_object_weight * unmatched], dtype=torch.float32)
 
 
 def _sample_matched(masks: Tensor, matched: Tensor, points: Tensor, canvas: tuple[int, int]) -> Tensor:

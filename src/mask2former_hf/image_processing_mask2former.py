@@ -187,7 +187,7 @@ class Mask2FormerImageProcessor(PilBackend):
             targets = []
             for b, (image, id_map) in enumerate(zip(images, maps, strict=True)):
                 id_map = _to_ids(id_map, f"segmentation_maps[{b}]", sizes[b])
-                id_map = _resize_nearest(id_map, image.shape[:2])
+                id_map = resize_nearest(id_map, image.shape[:2])
                 targets.append(id_map_to_targets(id_map, canvas, classes[b], ignore_index, do_reduce_labels))
                 labels = targets[-1][1]
                 if num_labels is not None and len(labels) and not 0 <= labels.min() <= labels.max() < num_labels:
@@ -497,7 +497,7 @@ def _resize(image, size, resample):
     return np.stack([np.asarray(channel) for channel in channels], axis=-1)
 
 
-def _resize_nearest(id_map, size):
+def resize_nearest(id_map, size):
     """PIL's nearest neighbour, for ids that PIL has no mode for."""
     rows, columns = ((np.arange(new) + 0.5) * old / new for new, old in zip(size, id_map.shape, strict=True))
     return id_map[rows.astype(np.int64)[:, None], columns.astype(np.int64)]

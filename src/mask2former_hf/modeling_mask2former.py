@@ -5,6 +5,7 @@ S = sum of H * W over the three feature levels. Everything is batch first.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from transformers import AutoBackbone, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput, logging
 
@@ -576,6 +578,24 @@ class Mask2FormerPreTrainedModel(PreTrainedModel):
         # initialisation overwrites loaded tensors. Ours does not: transformers.initialization looks at each tensor.
         super()._initialize_weights(module)
 
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], *args, **kwargs):
+        """As `nn.Module.load_state_dict`, also with the names that a backbone's tensors have in checkpoint files.
+
+        Those differ from the names in memory for Swin. `from_pretrained` translates them; code that reads a file and
+        calls this, such as transformers' Trainer when it resumes, would leave the backbone as it is.
+        """
+        own = self.state_dict()
+        if not all(name in own for name in state_dict):
+            markers = {name: torch.tensor(number) for number, name in enumerate(own)}
+            in_memory = list(own)
+            in_files = {
+                name: in_memory[marker.item()] for name, marker in revert_weight_conversion(self, markers).items()
+            }
+            state_dict = {
+                name if name in own else in_files.get(name, name): tensor for name, tensor in state_dict.items()
+            }
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         """The original's initialisation; modules come children first, so parents refine what leaves got."""
@@ -849,6 +869,7 @@ class Mask2FormerForUniversalSegmentation(Mask2FormerPreTrainedModel):
         return_dict: bool | None = None,
         ignore_masks: list[Tensor] | None = None,
         generator: torch.Generator | None = None,
+        normalizers: Tensor | None = None,
     ) -> Mask2FormerForUniversalSegmentationOutput | tuple:
         """Predict segments, and with labels compute the loss.
 
@@ -865,6 +886,7 @@ class Mask2FormerForUniversalSegmentation(Mask2FormerPreTrainedModel):
             return_dict: a tuple of the fields that are not None, if False.
             ignore_masks: per image (h, w), nonzero on pixels that take no part in matching and loss.
             generator: source of the random points of the loss.
+            normalizers: (2,) what the loss is divided by in gradient accumulation (`criterion.loss_normalizers`).
 
         Raises:
             ValueError: for inputs that do not fit together, and in training for predictions that are not finite.
@@ -898,7 +920,15 @@ class Mask2FormerForUniversalSegmentation(Mask2FormerPreTrainedModel):
             class_logits = self.class_predictor(states[-1]).unsqueeze(0)
         if has_labels:
             loss_dict = self._loss_terms(
-                pixel_values, class_logits, states, outputs, mask_labels, class_labels, ignore_masks, generator
+                class_logits,
+                states,
+                outputs,
+                canvas=tuple(pixel_values.shape[-2:]),
+                mask_labels=mask_labels,
+                class_labels=class_labels,
+                ignore_masks=ignore_masks,
+                generator=generator,
+                normalizers=normalizers,
             )
             loss = sum(terms.sum() for terms in loss_dict.values())
         if all_layers:
@@ -925,10 +955,7 @@ class Mask2FormerForUniversalSegmentation(Mask2FormerPreTrainedModel):
         )
         return output if self.model._choose(return_dict, "return_dict") else output.to_tuple()
 
-    def _loss_terms(
-        self, pixel_values, class_logits, states, outputs, mask_labels, class_labels, ignore_masks, generator
-    ) -> dict[str, Tensor]:
-        canvas = tuple(pixel_values.shape[-2:])
+    def _loss_terms(self, class_logits, states, outputs, canvas, mask_labels, **options) -> dict[str, Tensor]:
         if any(tuple(masks.shape[1:]) != canvas for masks in mask_labels):
             for image, (masks, size) in enumerate(zip(mask_labels, outputs.image_sizes.tolist(), strict=False)):
                 if tuple(masks.shape[1:]) not in (canvas, tuple(size)):
@@ -942,10 +969,8 @@ class Mask2FormerForUniversalSegmentation(Mask2FormerPreTrainedModel):
             class_logits[layers],
             LazyMasks(embeddings, outputs.pixel_decoder_last_hidden_state),
             mask_labels,
-            class_labels,
-            ignore_masks=ignore_masks,
             canvas=canvas,
-            generator=generator,
+            **options,
         )
         weights = {
             "loss_cross_entropy": self.config.class_weight,

@@ -13,8 +13,8 @@ from transformers import ResNetConfig
 
 from .. import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
 from ..data.scenes import ID2LABEL, STUFF_LABEL_IDS, ScenesDataset
-from ..training.collation import PanopticCollator
-from ..training.evaluation import evaluate_panoptic
+from ..training.collation import SegmentationCollator
+from ..training.evaluation import evaluate
 from ..training.optimization import parameter_groups, polynomial_schedule
 from ..visualization import draw_panoptic, side_by_side
 from .main import UserError
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     save(model, processor, arguments.output)
     held_out = ScenesDataset(arguments.eval_images, size=SIZE, seed=arguments.seed + HELD_OUT_SEED)
     pictures = PictureWriter(arguments.output / "pictures", arguments.pictures, model.config.id2label)
-    summary = evaluate_panoptic(model, processor, iter_examples(held_out), on_result=pictures)
+    summary = evaluate(model, processor, held_out, on_result=pictures)["pq"]
     report(summary)
     results = {"steps": done, "train_seconds": round(trained, 1), "panoptic_quality": summary}
     (arguments.output / "results.json").write_text(json.dumps(results, indent=2))
@@ -90,10 +90,6 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def iter_examples(dataset):
-    return (dataset[index] for index in range(len(dataset)))
-
-
 def train(model, processor, arguments) -> int:
     """Train in place; returns the steps done, fewer than asked for after Ctrl-C."""
     dataset = ScenesDataset(arguments.steps * arguments.batch_size, size=SIZE, seed=arguments.seed)
@@ -101,7 +97,7 @@ def train(model, processor, arguments) -> int:
         dataset,
         batch_size=arguments.batch_size,
         sampler=RandomSampler(dataset, generator=torch.Generator().manual_seed(arguments.seed)),
-        collate_fn=PanopticCollator(processor),
+        collate_fn=SegmentationCollator(processor),
     )
     groups = parameter_groups(model, arguments.learning_rate, backbone_multiplier=1.0)
     optimizer = torch.optim.AdamW(groups, lr=arguments.learning_rate)
@@ -153,6 +149,7 @@ class PictureWriter:
     def __call__(self, example: dict, result: dict):
         if self.written >= self.count:
             return
+        result = result["panoptic"]
         truth = [{"id": s["id"], "label_id": s["category_id"]} for s in example["segments_info"]]
         panels = [
             draw_panoptic(example["image"], example["segmentation"] * 0, [], self.id2label, void=False),

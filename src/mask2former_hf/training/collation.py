@@ -3,34 +3,82 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from ..image_processing_mask2former import Mask2FormerImageProcessor
+from ..image_processing_mask2former import Mask2FormerImageProcessor, resize_nearest
 
 
-class PanopticCollator:
-    """Batch panoptic examples through an image processor.
+class SegmentationCollator:
+    """Batch annotated examples (`data.readers.Reader`) through an image processor.
 
-    An example is `{"image", "segmentation", "segments_info"}`: an RGB image, an (H, W) map of segment ids with 0 for
-    void, and a dict with `id` and `category_id` per segment. Void takes no part in matching and loss.
+    An example has `image` (RGB), `segmentation` ((H, W) segment ids, or (M, H, W) where segments overlap) and
+    `segments_info` (`id`, `category_id`, optionally `iscrowd`). Pixels with id 0 (void) and those of crowds take no
+    part in matching and loss; pixels with a negative id are background, a statement. A segment without a pixel is a
+    target with an empty mask.
 
     Args:
-        processor: resizes, normalises and pads; its own `ignore_index` does not matter.
+        processor: normalises and pads, and resizes unless `resize` is False.
+        resize: False for examples that an augmentation has brought to their size.
     """
 
-    def __init__(self, processor: Mask2FormerImageProcessor):
-        self.processor = processor
+    def __init__(self, processor: Mask2FormerImageProcessor, resize: bool = True):
+        self.processor, self.resize = processor, resize
 
     def __call__(self, examples: Sequence[dict]) -> dict:
-        """Examples -> pixel_values, pixel_mask, mask_labels, class_labels and ignore_masks."""
-        return dict(
-            self.processor(
-                [example["image"] for example in examples],
-                segmentation_maps=[np.asarray(example["segmentation"]) for example in examples],
-                instance_id_to_semantic_id=[
-                    {segment["id"]: segment["category_id"] for segment in example["segments_info"]}
-                    for example in examples
-                ],
-                ignore_index=0,
-                return_tensors="pt",
-            )
+        """Examples -> pixel_values, pixel_mask, mask_labels, class_labels; ignore_masks if any pixel is ignored."""
+        options = {} if self.resize else {"do_resize": False}
+        batch = dict(self.processor([example["image"] for example in examples], return_tensors="pt", **options))
+        canvas = tuple(batch["pixel_values"].shape[-2:])
+        rows, columns = (batch["pixel_mask"].amax(axis).sum(1).tolist() for axis in (2, 1))
+        targets = [
+            example_targets(example, size, canvas)
+            for example, size in zip(examples, zip(rows, columns, strict=True), strict=True)
+        ]
+        batch["mask_labels"], batch["class_labels"], ignored = (list(column) for column in zip(*targets, strict=True))
+        if any(mask.any() for mask in ignored):
+            batch["ignore_masks"] = ignored
+        return batch
+
+
+def example_targets(example: dict, size: tuple[int, int], canvas: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Targets of an example that was resized to `size` and padded to `canvas`.
+
+    Returns:
+        masks (N, H, W) uint8, labels (N,) int64, and (H, W) bool, True where nothing is stated.
+
+    Raises:
+        ValueError: if a map has another size than its image, or an id without an entry in `segments_info`.
+    """
+    layers = np.asarray(example["segmentation"])
+    layers = layers[None] if layers.ndim == 2 else layers
+    name = example.get("file_name", "an example")
+    if layers.shape[1:] != np.shape(example["image"])[:2]:
+        raise ValueError(
+            f"segmentation of {name} is {layers.shape[1:]} and its image {np.shape(example['image'])[:2]}: they must "
+            "have the same height and width"
         )
+    segments = example["segments_info"]
+    unknown = set(np.unique(layers[layers > 0]).tolist()) - {segment["id"] for segment in segments}
+    if unknown:
+        raise ValueError(
+            f"segmentation of {name} has the ids {sorted(unknown)[:10]} that segments_info does not describe: add "
+            "them, or use 0 for pixels without a statement and -1 for background"
+        )
+    height, width = size
+    if layers.shape[1:] != (height, width):
+        layers = np.stack([resize_nearest(layer, size) for layer in layers])
+    layers = torch.from_numpy(np.ascontiguousarray(layers))
+    things = [segment for segment in segments if not segment.get("iscrowd", 0)]
+    masks = torch.zeros(len(things), *canvas, dtype=torch.uint8)
+    for mask, segment in zip(masks, things, strict=True):
+        mask[:height, :width] = (layers == segment["id"]).any(0)
+    ignored = torch.zeros(canvas, dtype=torch.bool)
+    ignored[:height, :width] = (layers == 0).all(0)
+    for segment in segments:
+        if segment.get("iscrowd", 0):
+            ignored[:height, :width] |= (layers == segment["id"]).any(0)
+    if len(masks):
+        ignored &= masks.amax(0) == 0  # an object in front of a crowd is a statement
+    labels = torch.tensor([segment["category_id"] for segment in things], dtype=torch.int64)
+    return masks, labels, ignored
