@@ -1,0 +1,212 @@
+"""transformers' Trainer with the paper's recipe, loss terms in the log, and evaluation that keeps no predictions."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
+
+from ..criterion import loss_normalizers
+from ..image_processing_mask2former import Mask2FormerImageProcessor
+from .collation import SegmentationCollator
+from .evaluation import (
+    SegmentationEvaluator,
+    check_classes,
+    evaluation_loader,
+    headline,
+    merge_processes,
+    process_rank,
+    run_evaluation,
+)
+from .optimization import multi_step_schedule, parameter_groups, polynomial_schedule
+
+COMPLETE = "complete"  # an empty file that is written into a checkpoint's folder last
+SCHEDULES = ("poly", "multistep", "trainer")
+
+
+@dataclass
+class Mask2FormerTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with the original's recipe as defaults; batch size and steps are the user's."""
+
+    learning_rate: float = field(default=1e-4, metadata={"help": "of everything but the backbone"})
+    weight_decay: float = field(default=0.05, metadata={"help": "of what is neither norm nor embedding"})
+    max_grad_norm: float = field(default=0.01, metadata={"help": "largest norm of all gradients together"})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "examples are dicts for the collator"})
+    backbone_multiplier: float = field(default=0.1, metadata={"help": "factor on the backbone's learning rate"})
+    schedule: str = field(
+        default="poly", metadata={"help": "'poly', 'multistep', or 'trainer' for lr_scheduler_type's"}
+    )
+    milestones: list[int] | None = field(default=None, metadata={"help": "steps of the drops of 'multistep'"})
+    eval_metrics: list[str] | None = field(default=None, metadata={"help": "pq, ap, box_ap, miou; by task if unset"})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule={self.schedule!r}: must be one of {', '.join(SCHEDULES)}")
+        if (self.schedule == "multistep") != bool(self.milestones):
+            raise ValueError(
+                f"schedule={self.schedule!r} with milestones={self.milestones}: 'multistep' takes the steps at which "
+                "the learning rate drops, the others take none"
+            )
+
+
+class Mask2FormerTrainer(Trainer):
+    """Trains and measures `Mask2FormerForUniversalSegmentation` on annotated examples (`data.readers.Reader`).
+
+    Besides what Trainer does: the paper's parameter groups and schedules; the loss is normalised over all processes
+    and micro-batches of a step, so that gradient accumulation gives the gradient of the large batch; every term of
+    the loss is logged; evaluation reduces each image to the metrics' counts on the spot and merges those across
+    processes; a checkpoint counts only once it is complete: a run killed while saving resumes from the one before.
+
+    Args:
+        processor: of the model; also the `processing_class`.
+        eval_thresholds: `threshold`, `overlap_threshold` and `top_k` of `SegmentationEvaluator`.
+        augmented: whether `train_dataset` gives examples at their final size (`data.augmentation.AugmentedDataset`);
+            otherwise the processor resizes them.
+        kwargs: of `transformers.Trainer`.
+    """
+
+    def __init__(
+        self,
+        *args,
+        processor: Mask2FormerImageProcessor,
+        eval_thresholds: dict | None = None,
+        augmented: bool = False,
+        **kwargs,
+    ):
+        kwargs.setdefault("data_collator", SegmentationCollator(processor, resize=not augmented))
+        super().__init__(*args, processing_class=processor, **kwargs)
+        self.processor, self.eval_thresholds = processor, eval_thresholds or {}
+        # The model gets normalisers of the whole step: Trainer must not divide by the number of micro-batches.
+        self.model_accepts_loss_kwargs = True
+        self._term_sums: dict[str, torch.Tensor] = {}  # since the last log
+        self._term_steps = 0  # number of the step that they begin with
+
+    # Training
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            groups = parameter_groups(
+                model, self.args.learning_rate, self.args.weight_decay, self.args.backbone_multiplier
+            )
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            self.optimizer = kind(groups, **options)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        if self.lr_scheduler is None:
+            optimizer = self.optimizer if optimizer is None else optimizer
+            if self.args.schedule == "trainer":
+                return super().create_scheduler(num_training_steps, optimizer)
+            if self.args.schedule == "poly":
+                self.lr_scheduler = polynomial_schedule(optimizer, num_training_steps)
+            else:
+                self.lr_scheduler = multi_step_schedule(optimizer, self.args.milestones)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict], device: torch.device):
+        """The loss' normalisers of all micro-batches of a step, averaged over processes; Trainer hands them on."""
+        if not batch_samples:
+            return None
+        config = self.accelerator.unwrap_model(self.model).config
+        labels = [labels for batch in batch_samples for labels in batch["class_labels"]]
+        sums = loss_normalizers(labels, config.num_queries, config.no_object_weight).to(device)
+        return self.accelerator.reduce(sums, "mean")
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if num_items_in_batch is not None:
+            inputs = {**inputs, "normalizers": num_items_in_batch}
+        outputs = model(**inputs)
+        if model.training:
+            for name, terms in outputs.loss_dict.items():
+                self._add_term(name, terms.detach().sum())
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def _add_term(self, name: str, value: torch.Tensor):
+        if not self._term_sums:
+            self._term_steps = self.state.global_step
+        self._term_sums[name] = self._term_sums.get(name, 0.0) + value
+
+    def log(self, logs: dict[str, float], start_time: float | None = None):
+        if "loss" in logs and self._term_sums:
+            steps = self.state.global_step - self._term_steps
+            names = sorted(self._term_sums)
+            sums = self.accelerator.reduce(torch.stack([self._term_sums[name] for name in names]), "mean")
+            logs |= {name: value / max(steps, 1) for name, value in zip(names, sums.tolist(), strict=True)}
+            self._term_sums = {}
+        super().log(logs, start_time)
+
+    # Evaluation
+
+    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        dataset = self.eval_dataset[dataset] if isinstance(dataset, str) else dataset
+        if dataset is None:
+            raise ValueError("eval_dataset is missing: give it to the trainer or to `evaluate`")
+        check_classes(self.accelerator.unwrap_model(self.model).config, dataset)
+        return evaluation_loader(dataset, self.args.eval_batch_size, self.args.dataloader_num_workers)
+
+    def get_test_dataloader(self, test_dataset) -> DataLoader:
+        return self.get_eval_dataloader(test_dataset)
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ) -> EvalLoopOutput:
+        """Metrics of the dataset; predictions are not kept, so the output has none."""
+        model = self.accelerator.unwrap_model(self.model)
+        model.to(self.args.device)
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
+        evaluator = SegmentationEvaluator(model.config, self.processor, self.args.eval_metrics, **self.eval_thresholds)
+        show = not self.args.disable_tqdm and process_rank()[0] == 0
+        images = run_evaluation(model, dataloader, evaluator, progress=show, autocast=half)
+        images = int(self.accelerator.reduce(torch.tensor(images, device=self.args.device), "sum"))
+        figures = headline(merge_processes(evaluator).compute())
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=images)
+
+    # Checkpoints
+
+    def _save_checkpoint(self, model, trial):
+        limit, self.args.save_total_limit = (
+            self.args.save_total_limit,
+            None,
+        )  # an old one goes once the new is complete
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            folder = Path(self._get_output_dir(trial=trial))
+            (folder / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
+            rotate_checkpoints(
+                output_dir=str(folder),
+                save_total_limit=limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """As `Trainer.train`; `resume_from_checkpoint=True` takes the last complete checkpoint of `output_dir`."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(
+                    f"resume_from_checkpoint=True: {self.args.output_dir} has no complete checkpoint; train without it"
+                )
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+
+def last_complete_checkpoint(output_dir: str | Path) -> str | None:
+    """The newest `checkpoint-<step>` that was saved to the end; None if there is none."""
+    folder = Path(output_dir)
+    steps = [
+        int(path.name.removeprefix("checkpoint-"))
+        for path in (folder.glob("checkpoint-*") if folder.is_dir() else ())
+        if path.name.removeprefix("checkpoint-").isdigit() and (path / COMPLETE).is_file()
+    ]
+    return str(folder / f"checkpoint-{max(steps)}") if steps else None

@@ -1,0 +1,140 @@
+"""Training with Trainer: normalisation, resume, best model, several processes, and a kill in the middle of saving."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import training_worker
+from safetensors.torch import load_file
+
+from mask2former_hf import Mask2FormerForUniversalSegmentation
+from mask2former_hf.training.trainer import Mask2FormerTrainingArguments, last_complete_checkpoint
+
+WORKER = Path(training_worker.__file__)
+
+
+@pytest.fixture(autouse=True)
+def nondeterministic_again():
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def run(folder, *flags):
+    return training_worker.main([str(folder), *map(str, flags)])
+
+
+def launch(folder, *flags, processes=1):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, WORKER, folder, *flags]
+    if processes > 1:
+        torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
+        command = [sys.executable, *torchrun, WORKER, folder, *flags]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, env=environment, timeout=300
+    )
+
+
+def assert_equal_weights(ours, others, tolerance=0.0):
+    assert ours.keys() == others.keys()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(others[name], tensor, rtol=tolerance, atol=tolerance, msg=name)
+
+
+def test_accumulated_micro_batches_give_the_step_of_the_large_batch(tmp_path):
+    large = run(tmp_path / "large", "--fixed-points", "--steps", 2, "--batch", 4)
+    small = run(tmp_path / "small", "--fixed-points", "--steps", 2, "--batch", 1, "--accumulate", 4)
+    losses = [[row["loss"] for row in t.state.log_history if "loss" in row] for t in (large, small)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    norms = [[row["grad_norm"] for row in t.state.log_history if "loss" in row] for t in (large, small)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+
+
+def test_terms_of_the_loss_are_logged_and_sum_to_it(tmp_path):
+    history = run(tmp_path, "--steps", 3, "--batch", 2, "--accumulate", 2).state.log_history
+    rows = [row for row in history if "loss" in row]
+    assert len(rows) == 3
+    for row in rows:
+        terms = [row[name] for name in ("loss_cross_entropy", "loss_mask", "loss_dice")]
+        assert sum(terms) == pytest.approx(row["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("plain", [(), ("--plain",)], ids=["ours", "transformers"])
+def test_a_resumed_run_ends_with_the_weights_of_one_that_never_stopped(tmp_path, plain):
+    """With a Swin backbone, whose tensors have other names in files: stock's model keeps its old backbone."""
+    whole = run(tmp_path / "whole", "--steps", 4, *plain)
+    run(tmp_path / "parts", "--steps", 4, "--stop-at", 2, *plain)
+    if plain:
+        (tmp_path / "parts" / "checkpoint-2" / "complete").touch()
+        trainer = training_worker.build(arguments_of(tmp_path / "parts", *plain))
+        trainer.train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-2"))
+    else:
+        trainer = run(tmp_path / "parts", "--steps", 4, "--resume")
+    assert trainer.state.global_step == 4
+    assert_equal_weights(whole.model.state_dict(), trainer.model.state_dict())
+
+
+def arguments_of(folder, *flags):
+    from types import SimpleNamespace
+
+    return SimpleNamespace(
+        output=str(folder), backbone="swin", steps=4, batch=4, accumulate=1, save_steps=2, limit=None,
+        fixed_points=False, resume=False, plain="--plain" in flags, evaluate=False,
+    )  # fmt: skip
+
+
+def test_the_best_checkpoint_is_loaded_at_the_end_with_its_backbone(tmp_path):
+    trainer = run(tmp_path, "--evaluate", "--steps", 4)
+    best = trainer.state.best_model_checkpoint
+    scores = {row["step"]: row["eval_pq"] for row in trainer.state.log_history if "eval_pq" in row}
+    assert best.endswith(f"checkpoint-{max(scores, key=scores.get)}")
+    expected = Mask2FormerForUniversalSegmentation.from_pretrained(best)
+    assert_equal_weights(expected.state_dict(), trainer.model.state_dict())
+
+
+def test_two_processes_train_and_measure_like_one(tmp_path):
+    """Same global batch; five images to evaluate, three on one process and two on the other."""
+    flags = ("--fixed-points", "--steps", "2", "--evaluate", "--backbone", "convnext")
+    run(tmp_path / "one", *flags, "--batch", 4)
+    result = launch(tmp_path / "two", *flags, "--batch", "2", processes=2)
+    assert result.returncode == 0, result.stderr[-3000:]
+    one, two = (torch.load(tmp_path / name / "final.pt") for name in ("one", "two"))
+    assert_equal_weights(one, two, tolerance=2e-3)  # AdamW's first steps turn rounding of tiny gradients into steps
+    logs = [json.loads((tmp_path / name / "log.json").read_text()) for name in ("one", "two")]
+    losses = [[row["loss"] for row in log if "loss" in row] for log in logs]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    metrics = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
+    for name in ("eval_pq", "eval_ap", "eval_miou"):
+        assert metrics[0][name] == pytest.approx(metrics[1][name], abs=2e-2), name
+
+
+def test_a_run_killed_while_saving_resumes_from_the_last_complete_checkpoint(tmp_path):
+    result = launch(tmp_path, "--steps", "6", "--kill-while-saving", "4", "--limit", "1")
+    assert result.returncode == -signal.SIGKILL
+    assert (tmp_path / "checkpoint-4" / "model.safetensors").exists()  # half of a checkpoint is there
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    load_file(tmp_path / "checkpoint-2" / "model.safetensors")
+    trainer = run(tmp_path, "--steps", 6, "--resume", "--limit", 1)
+    assert trainer.state.global_step == 6
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-6")
+    assert not (tmp_path / "checkpoint-2").exists()
+
+
+def test_resuming_without_a_complete_checkpoint_says_so(tmp_path):
+    with pytest.raises(ValueError, match="has no complete checkpoint"):
+        run(tmp_path, "--resume")
+
+
+def test_schedule_and_milestones_must_fit(tmp_path):
+    with pytest.raises(ValueError, match="schedule='cosine': must be one of poly, multistep, trainer"):
+        Mask2FormerTrainingArguments(str(tmp_path), schedule="cosine")
+    with pytest.raises(ValueError, match="'multistep' takes the steps"):
+        Mask2FormerTrainingArguments(str(tmp_path), schedule="multistep")
