@@ -5,6 +5,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 
 TASKS = ("semantic", "instance", "panoptic")
+MASK_LOSSES = ("bce", "focal")
 
 
 @strict
@@ -12,7 +13,8 @@ class Mask2FormerConfig(PreTrainedConfig):
     r"""Architecture, loss weights and label meaning of a Mask2Former (Cheng et al., CVPR 2022).
 
     Names, defaults and meaning are those of `transformers.Mask2FormerConfig`, and either class reads the other's
-    `config.json`. `task` and `stuff_label_ids` are additional and optional.
+    `config.json`. `freeze_batch_norm`, `task`, `stuff_label_ids` and the fields of the mask loss are additional and
+    optional.
 
     Args:
         backbone_config: config (or its dict) of a backbone that `AutoBackbone` knows, with four feature maps at
@@ -47,6 +49,10 @@ class Mask2FormerConfig(PreTrainedConfig):
         output_auxiliary_logits: return the predictions of all layers.
         freeze_batch_norm: batch norms of the backbone keep their statistics and affine parameters in training: the
             original's FrozenBN, its default for ResNets. For backbones with trained statistics.
+        mask_loss: the mask term of matching cost and loss: `"bce"` (cross-entropy, the original's) or `"focal"`, which
+            is several times smaller, as `mask_weight` can balance.
+        focal_alpha: weight of the pixels of a segment in the focal loss; those outside weigh `1 - focal_alpha`.
+        focal_gamma: how strongly the focal loss turns away from pixels that are right already; 0 for not at all.
         task: what the checkpoint was trained for: `"semantic"`, `"instance"` or `"panoptic"`.
         stuff_label_ids: labels that are stuff (one segment per image), for panoptic results.
     """
@@ -96,6 +102,9 @@ class Mask2FormerConfig(PreTrainedConfig):
     feature_strides: list[int] | tuple[int, ...] = (4, 8, 16, 32)
     output_auxiliary_logits: bool | None = None
     freeze_batch_norm: bool = False
+    mask_loss: str = "bce"
+    focal_alpha: float | int = 0.25
+    focal_gamma: float | int = 2.0
     task: str | None = None
     stuff_label_ids: list[int] | tuple[int, ...] | None = None
 
@@ -141,6 +150,9 @@ class Mask2FormerConfig(PreTrainedConfig):
             "train_num_points": (self.train_num_points >= 1, "at least 1"),
             "oversample_ratio": (self.oversample_ratio >= 1, "at least 1"),
             "importance_sample_ratio": (0 <= self.importance_sample_ratio <= 1, "between 0 and 1"),
+            "mask_loss": (self.mask_loss in MASK_LOSSES, f"one of {', '.join(MASK_LOSSES)}"),
+            "focal_alpha": (0 <= self.focal_alpha <= 1, "between 0 and 1"),
+            "focal_gamma": (self.focal_gamma >= 0, "0 or more"),
             "task": (self.task is None or self.task in TASKS, f"one of {', '.join(TASKS)}, or None"),
         }
         for name, (holds, rule) in rules.items():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .matcher import assign, matching_costs
+from .matcher import assign, focal_halves, matching_costs
 
 
 def sample_maps(maps: Tensor, points: Tensor) -> Tensor:
@@ -129,7 +129,11 @@ class LazyMasks:
     def at_points(self, image: int, points: Tensor, chunks: list[slice]) -> Iterator[Tensor]:
         sampled = sample_maps(self.features[image].float().expand(len(points), -1, -1, -1), points)  # (L or 1, C, P)
         for layers in chunks:
-            yield self.embeddings[layers, image].float() @ (sampled[0] if len(points) == 1 else sampled[layers])
+            embeddings = self.embeddings[layers, image].float()  # (l, Q, C)
+            if len(points) == 1:  # one product of all rows: a batch of them takes twice as long on CPUs
+                yield (embeddings.flatten(0, 1) @ sampled[0]).unflatten(0, embeddings.shape[:2])
+            else:
+                yield embeddings @ sampled[layers]
 
     def of_queries(self, image: int, layers: slice, queries: Tensor) -> "LazyRows":
         embeddings = self.embeddings[layers, image]
@@ -160,6 +164,7 @@ class Mask2FormerLoss(nn.Module):
         num_points: P, for the matching cost of an image and for the losses of a matched mask.
         oversample_ratio: candidates per point for importance sampling.
         importance_sample_ratio: share of points that are the most uncertain candidates; the rest is uniform.
+        focal: (alpha, gamma) for the focal loss instead of cross-entropy as mask term, in matching cost and loss.
     """
 
     def __init__(
@@ -172,11 +177,12 @@ class Mask2FormerLoss(nn.Module):
         num_points: int = 12544,
         oversample_ratio: float = 3.0,
         importance_sample_ratio: float = 0.75,
+        focal: tuple[float, float] | None = None,
     ):
         super().__init__()
         self.num_labels, self.no_object_weight = num_labels, no_object_weight
         self.cost_weights = {"class_weight": class_weight, "mask_weight": mask_weight, "dice_weight": dice_weight}
-        self.num_points = num_points
+        self.num_points, self.focal = num_points, focal
         self.num_candidates = int(num_points * oversample_ratio)
         self.num_uncertain = int(num_points * importance_sample_ratio)
         weights = torch.ones(num_labels + 1)
@@ -316,6 +322,7 @@ class Mask2FormerLoss(nn.Module):
                     point_targets[own],
                     None if weights is None else weights[own],
                     **self.cost_weights,
+                    focal=self.focal,
                 )
             )
         return torch.cat(costs)  # (L, Q, N)
@@ -361,7 +368,11 @@ class Mask2FormerLoss(nn.Module):
             targets = _sample_matched(target_masks, matched, points, canvas).flatten(0, 1)  # (lM, P)
             weights = _weights(ignored, points.flatten(0, 1), canvas)
         samples = rows.sample(points.flatten(0, 1))  # (lM, P)
-        entropy = F.binary_cross_entropy_with_logits(samples, targets, reduction="none")
+        if self.focal is None:
+            entropy = F.binary_cross_entropy_with_logits(samples, targets, reduction="none")
+        else:
+            positive, negative = focal_halves(samples, self.focal)
+            entropy = targets * positive + (1 - targets) * negative
         probabilities = samples.sigmoid()
         if weights is None:
             entropy = entropy.mean(1)

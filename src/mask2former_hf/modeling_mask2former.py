@@ -854,6 +854,7 @@ class Mask2FormerForUniversalSegmentation(Mask2FormerPreTrainedModel):
             num_points=config.train_num_points,
             oversample_ratio=config.oversample_ratio,
             importance_sample_ratio=config.importance_sample_ratio,
+            focal=(config.focal_alpha, config.focal_gamma) if config.mask_loss == "focal" else None,
         )
         self.post_init()
 
