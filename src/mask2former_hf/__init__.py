@@ -11,6 +11,12 @@ _EXPORTS = {
     "Mask2FormerImageProcessor": "image_processing_mask2former",
     "Mask2FormerModel": "modeling_mask2former",
     "Mask2FormerPreTrainedModel": "modeling_mask2former",
+    "push_to_hub": "hub.publishing",
+    "register": "hub.registration",
+    "resize_queries": "conversion.surgery",
+    "save_with_code": "hub.remote_code",
+    "set_labels": "conversion.surgery",
+    "unregister": "hub.registration",
 }
 
 __all__ = sorted(_EXPORTS)

@@ -1,133 +1,190 @@
-"""Parameter names of facebookresearch/Mask2Former and of transformers' checkpoint files.
+"""Parameter names of facebookresearch/Mask2Former and of transformers' checkpoint files, both ways.
 
-One table, read top to bottom; the first pattern that matches a name decides. `None` drops a tensor on purpose: it is a
-constant that the module computes itself.
+One table. `None` drops a tensor on purpose: on the right a constant that our module computes itself, on the left what
+the original does not have.
 """
 
-import re
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from .names import CheckpointError, NameTable, listed
+
 _ENCODER = "model.pixel_level_module.encoder."
 _PIXELS = "model.pixel_level_module.decoder."
 _QUERIES = "model.transformer_module."
-_THEIR_PIXELS = r"sem_seg_head\.pixel_decoder\."
-_THEIR_QUERIES = r"sem_seg_head\.predictor\."
-_BLOCK = rf"{_ENCODER}encoder.layers.\1.blocks.\2."
-_ENCODER_LAYER = rf"{_PIXELS}encoder.layers.\1."
-_DECODER_LAYER = rf"{_QUERIES}decoder.layers.\1."
+_THEIR_PIXELS = "sem_seg_head.pixel_decoder."
+_THEIR_QUERIES = "sem_seg_head.predictor."
+_THEIR_BLOCK = "backbone.layers.{i}.blocks.{j}."
+_BLOCK = _ENCODER + "encoder.layers.{i}.blocks.{j}."
+_THEIR_ENCODER_LAYER = _THEIR_PIXELS + "transformer.encoder.layers.{i}."
+_ENCODER_LAYER = _PIXELS + "encoder.layers.{i}."
+_DECODER_LAYER = _QUERIES + "decoder.layers.{i}."
+_POSITION_MAP = "backbone.absolute_pos_embed"
+_BIAS_TABLE = "attn.relative_position_bias_table"
 
-_BOTTLENECK = {"conv1": "layer.0", "conv2": "layer.1", "conv3": "layer.2", "shortcut": "shortcut"}
-
-# Original name (a regular expression for the whole name) -> name in transformers' files. A tuple of three names splits
-# a joint query, key and value matrix along its rows.
-TABLE = [
-    # Swin
-    (r"backbone\.patch_embed\.proj\.(.+)", rf"{_ENCODER}embeddings.patch_embeddings.projection.\1"),
-    (r"backbone\.patch_embed\.norm\.(.+)", rf"{_ENCODER}embeddings.norm.\1"),
-    (r"backbone\.absolute_pos_embed", rf"{_ENCODER}embeddings.position_embeddings"),
-    (r"backbone\.layers\.(\d+)\.blocks\.(\d+)\.attn\.relative_position_index", None),
-    (r"backbone\.layers\.(\d+)\.blocks\.(\d+)\.attn\.relative_position_bias_table",
-     rf"{_BLOCK}attention.self.relative_position_bias_table"),
-    (r"backbone\.layers\.(\d+)\.blocks\.(\d+)\.attn\.qkv\.(.+)",
-     tuple(rf"{_BLOCK}attention.self.{part}.\3" for part in ("query", "key", "value"))),
-    (r"backbone\.layers\.(\d+)\.blocks\.(\d+)\.attn\.proj\.(.+)", rf"{_BLOCK}attention.output.dense.\3"),
-    (r"backbone\.layers\.(\d+)\.blocks\.(\d+)\.norm1\.(.+)", rf"{_BLOCK}layernorm_before.\3"),
-    (r"backbone\.layers\.(\d+)\.blocks\.(\d+)\.norm2\.(.+)", rf"{_BLOCK}layernorm_after.\3"),
-    (r"backbone\.layers\.(\d+)\.blocks\.(\d+)\.mlp\.fc1\.(.+)", rf"{_BLOCK}intermediate.dense.\3"),
-    (r"backbone\.layers\.(\d+)\.blocks\.(\d+)\.mlp\.fc2\.(.+)", rf"{_BLOCK}output.dense.\3"),
-    (r"backbone\.layers\.(\d+)\.downsample\.(.+)", rf"{_ENCODER}encoder.layers.\1.downsample.\2"),
-    (r"backbone\.norm0\.(.+)", rf"{_ENCODER}hidden_states_norms.stage1.\1"),
-    (r"backbone\.norm1\.(.+)", rf"{_ENCODER}hidden_states_norms.stage2.\1"),
-    (r"backbone\.norm2\.(.+)", rf"{_ENCODER}hidden_states_norms.stage3.\1"),
-    (r"backbone\.norm3\.(.+)", rf"{_ENCODER}hidden_states_norms.stage4.\1"),
-    # ResNet: stages are res2 .. res5 there and 0 .. 3 here, convolutions conv1 .. conv3 there and 0 .. 2 here
-    (r"backbone\.stem\.conv1\.weight", rf"{_ENCODER}embedder.embedder.convolution.weight"),
-    (r"backbone\.stem\.conv1\.norm\.(.+)", rf"{_ENCODER}embedder.embedder.normalization.\1"),
-    *(
-        (rf"backbone\.res{stage + 2}\.(\d+)\.{theirs}\.{kind}",
-         rf"{_ENCODER}encoder.stages.{stage}.layers.\1.{ours}.{target}")
-        for stage in range(4)
-        for theirs, ours in _BOTTLENECK.items()
-        for kind, target in (("weight", "convolution.weight"), (r"norm\.(.+)", r"normalization.\2"))
-    ),
-    # Pixel decoder
-    (rf"{_THEIR_PIXELS}input_proj\.(\d)\.(.+)", rf"{_PIXELS}input_projections.\1.\2"),
-    (rf"{_THEIR_PIXELS}transformer\.level_embed", rf"{_PIXELS}level_embed"),
-    (rf"{_THEIR_PIXELS}transformer\.encoder\.layers\.(\d+)\.self_attn\.(.+)",
-     rf"{_ENCODER_LAYER}self_attn.\2"),
-    (rf"{_THEIR_PIXELS}transformer\.encoder\.layers\.(\d+)\.norm1\.(.+)",
-     rf"{_ENCODER_LAYER}self_attn_layer_norm.\2"),
-    (rf"{_THEIR_PIXELS}transformer\.encoder\.layers\.(\d+)\.norm2\.(.+)",
-     rf"{_ENCODER_LAYER}final_layer_norm.\2"),
-    (rf"{_THEIR_PIXELS}transformer\.encoder\.layers\.(\d+)\.linear(\d)\.(.+)", rf"{_ENCODER_LAYER}fc\2.\3"),
-    (rf"{_THEIR_PIXELS}(adapter_1|layer_1)\.weight", rf"{_PIXELS}\1.0.weight"),
-    (rf"{_THEIR_PIXELS}(adapter_1|layer_1)\.norm\.(.+)", rf"{_PIXELS}\1.1.\2"),
-    (rf"{_THEIR_PIXELS}mask_features\.(.+)", rf"{_PIXELS}mask_projection.\1"),
-    # Transformer decoder; static_query is query_feat in early checkpoints
-    (rf"{_THEIR_QUERIES}(?:query_feat|static_query)\.weight", rf"{_QUERIES}queries_features.weight"),
-    (rf"{_THEIR_QUERIES}query_embed\.weight", rf"{_QUERIES}queries_embedder.weight"),
-    (rf"{_THEIR_QUERIES}level_embed\.weight", rf"{_QUERIES}level_embed.weight"),
-    (rf"{_THEIR_QUERIES}input_proj\.(\d)\.(.+)", rf"{_QUERIES}input_projections.\1.\2"),
-    (rf"{_THEIR_QUERIES}transformer_cross_attention_layers\.(\d+)\.multihead_attn\.(.+)",
-     rf"{_DECODER_LAYER}cross_attn.\2"),
-    (rf"{_THEIR_QUERIES}transformer_cross_attention_layers\.(\d+)\.norm\.(.+)",
-     rf"{_DECODER_LAYER}cross_attn_layer_norm.\2"),
-    (rf"{_THEIR_QUERIES}transformer_self_attention_layers\.(\d+)\.self_attn\.in_proj_(weight|bias)",
-     tuple(rf"{_DECODER_LAYER}self_attn.{part}_proj.\2" for part in "qkv")),
-    (rf"{_THEIR_QUERIES}transformer_self_attention_layers\.(\d+)\.self_attn\.out_proj\.(.+)",
-     rf"{_DECODER_LAYER}self_attn.out_proj.\2"),
-    (rf"{_THEIR_QUERIES}transformer_self_attention_layers\.(\d+)\.norm\.(.+)",
-     rf"{_DECODER_LAYER}self_attn_layer_norm.\2"),
-    (rf"{_THEIR_QUERIES}transformer_ffn_layers\.(\d+)\.linear(\d)\.(.+)", rf"{_DECODER_LAYER}fc\2.\3"),
-    (rf"{_THEIR_QUERIES}transformer_ffn_layers\.(\d+)\.norm\.(.+)", rf"{_DECODER_LAYER}final_layer_norm.\2"),
-    (rf"{_THEIR_QUERIES}decoder_norm\.(.+)", rf"{_QUERIES}decoder.layernorm.\1"),
-    (rf"{_THEIR_QUERIES}mask_embed\.layers\.(\d)\.(.+)",
-     rf"{_QUERIES}decoder.mask_predictor.mask_embedder.\1.0.\2"),
-    (rf"{_THEIR_QUERIES}class_embed\.(.+)", r"class_predictor.\1"),
-    (r"(?:sem_seg_head\.)?criterion\.empty_weight", r"criterion.empty_weight"),
+# ResNet: stages are res2 .. res5 there and 0 .. 3 here, convolutions conv1 .. conv3 there and 0 .. 2 here
+_RESNET = [
+    (f"backbone.res{stage + 2}.{{i}}.{theirs}.{kind}",
+     f"{_ENCODER}encoder.stages.{stage}.layers.{{i}}.{ours}.{target}")
+    for stage in range(4)
+    for theirs, ours in
+    {"conv1": "layer.0", "conv2": "layer.1", "conv3": "layer.2", "shortcut": "shortcut"}.items()
+    for kind, target in {"weight": "convolution.weight", "norm.{s}": "normalization.{s}"}.items()
 ]  # fmt: skip
 
+TABLE = NameTable([
+    # Swin
+    ("backbone.patch_embed.proj.{p}", _ENCODER + "embeddings.patch_embeddings.projection.{p}"),
+    ("backbone.patch_embed.norm.{p}", _ENCODER + "embeddings.norm.{p}"),
+    (_POSITION_MAP, _ENCODER + "embeddings.position_embeddings"),
+    (_THEIR_BLOCK + "attn.relative_position_index", None),
+    (_THEIR_BLOCK + _BIAS_TABLE, _BLOCK + "attention.self.relative_position_bias_table"),
+    (_THEIR_BLOCK + "attn.qkv.{p}",
+     tuple(f"{_BLOCK}attention.self.{part}.{{p}}" for part in ("query", "key", "value"))),
+    (_THEIR_BLOCK + "attn.proj.{p}", _BLOCK + "attention.output.dense.{p}"),
+    (_THEIR_BLOCK + "norm1.{p}", _BLOCK + "layernorm_before.{p}"),
+    (_THEIR_BLOCK + "norm2.{p}", _BLOCK + "layernorm_after.{p}"),
+    (_THEIR_BLOCK + "mlp.fc1.{p}", _BLOCK + "intermediate.dense.{p}"),
+    (_THEIR_BLOCK + "mlp.fc2.{p}", _BLOCK + "output.dense.{p}"),
+    ("backbone.layers.{i}.downsample.norm.{p}", _ENCODER + "encoder.layers.{i}.downsample.norm.{p}"),
+    ("backbone.layers.{i}.downsample.reduction.{p}", _ENCODER + "encoder.layers.{i}.downsample.reduction.{p}"),
+    *((f"backbone.norm{n}.{{p}}", f"{_ENCODER}hidden_states_norms.stage{n + 1}.{{p}}") for n in range(4)),
+    (None, _ENCODER + "swin.layernorm.{p}"),  # transformers' SwinBackbone has it and does not use it
+    # ResNet
+    ("backbone.stem.conv1.weight", _ENCODER + "embedder.embedder.convolution.weight"),
+    ("backbone.stem.conv1.norm.{s}", _ENCODER + "embedder.embedder.normalization.{s}"),
+    *_RESNET,
+    # Pixel decoder
+    (_THEIR_PIXELS + "input_proj.{i}.{j}.{p}", _PIXELS + "input_projections.{i}.{j}.{p}"),
+    (_THEIR_PIXELS + "transformer.level_embed", _PIXELS + "level_embed"),
+    (_THEIR_ENCODER_LAYER + "self_attn.{a}.{p}", _ENCODER_LAYER + "self_attn.{a}.{p}"),
+    (_THEIR_ENCODER_LAYER + "norm1.{p}", _ENCODER_LAYER + "self_attn_layer_norm.{p}"),
+    (_THEIR_ENCODER_LAYER + "norm2.{p}", _ENCODER_LAYER + "final_layer_norm.{p}"),
+    (_THEIR_ENCODER_LAYER + "linear1.{p}", _ENCODER_LAYER + "fc1.{p}"),
+    (_THEIR_ENCODER_LAYER + "linear2.{p}", _ENCODER_LAYER + "fc2.{p}"),
+    *((f"{_THEIR_PIXELS}{part}.weight", f"{_PIXELS}{part}.0.weight") for part in ("adapter_1", "layer_1")),
+    *((f"{_THEIR_PIXELS}{part}.norm.{{p}}", f"{_PIXELS}{part}.1.{{p}}") for part in ("adapter_1", "layer_1")),
+    (_THEIR_PIXELS + "mask_features.{p}", _PIXELS + "mask_projection.{p}"),
+    # Transformer decoder
+    (_THEIR_QUERIES + "query_feat.weight", _QUERIES + "queries_features.weight"),
+    (_THEIR_QUERIES + "query_embed.weight", _QUERIES + "queries_embedder.weight"),
+    (_THEIR_QUERIES + "level_embed.weight", _QUERIES + "level_embed.weight"),
+    (_THEIR_QUERIES + "input_proj.{i}.{p}", _QUERIES + "input_projections.{i}.{p}"),
+    *((f"{_THEIR_QUERIES}transformer_cross_attention_layers.{{i}}.multihead_attn.{part}",
+       f"{_DECODER_LAYER}cross_attn.{part}") for part in ("in_proj_weight", "in_proj_bias", "out_proj.{p}")),
+    (_THEIR_QUERIES + "transformer_cross_attention_layers.{i}.norm.{p}",
+     _DECODER_LAYER + "cross_attn_layer_norm.{p}"),
+    *((f"{_THEIR_QUERIES}transformer_self_attention_layers.{{i}}.self_attn.in_proj_{kind}",
+       tuple(f"{_DECODER_LAYER}self_attn.{part}_proj.{kind}" for part in "qkv")) for kind in ("weight", "bias")),
+    (_THEIR_QUERIES + "transformer_self_attention_layers.{i}.self_attn.out_proj.{p}",
+     _DECODER_LAYER + "self_attn.out_proj.{p}"),
+    (_THEIR_QUERIES + "transformer_self_attention_layers.{i}.norm.{p}",
+     _DECODER_LAYER + "self_attn_layer_norm.{p}"),
+    (_THEIR_QUERIES + "transformer_ffn_layers.{i}.linear1.{p}", _DECODER_LAYER + "fc1.{p}"),
+    (_THEIR_QUERIES + "transformer_ffn_layers.{i}.linear2.{p}", _DECODER_LAYER + "fc2.{p}"),
+    (_THEIR_QUERIES + "transformer_ffn_layers.{i}.norm.{p}", _DECODER_LAYER + "final_layer_norm.{p}"),
+    (_THEIR_QUERIES + "decoder_norm.{p}", _QUERIES + "decoder.layernorm.{p}"),
+    (_THEIR_QUERIES + "mask_embed.layers.{i}.{p}", _QUERIES + "decoder.mask_predictor.mask_embedder.{i}.0.{p}"),
+    (_THEIR_QUERIES + "class_embed.{p}", "class_predictor.{p}"),
+    ("criterion.empty_weight", "criterion.empty_weight"),
+], source="facebookresearch/Mask2Former")  # fmt: skip
 
-def translate(name: str) -> str | tuple[str, str, str] | None:
+
+def current_name(name: str) -> str:
+    """A name of an early checkpoint -> the name that the original's last version has; others unchanged.
+
+    The original renames while it loads (`_load_from_state_dict` of its head and of its decoder): the pixel decoder's
+    tensors had no `pixel_decoder.` in their names, and `query_feat` was `static_query`.
+    """
+    if name == "sem_seg_head.criterion.empty_weight":
+        return "criterion.empty_weight"
+    if name.startswith("sem_seg_head.") and not name.startswith((_THEIR_QUERIES, _THEIR_PIXELS)):
+        return _THEIR_PIXELS + name.removeprefix("sem_seg_head.")
+    return name.replace(_THEIR_QUERIES + "static_query", _THEIR_QUERIES + "query_feat")
+
+
+def translate(name: str) -> str | tuple[str, ...] | None:
     """Name of the original -> name in transformers' files, three names for a joint matrix, or None if dropped.
 
     Raises:
         KeyError: for a name that is not in the table.
     """
-    for pattern, target in TABLE:
-        match = re.fullmatch(pattern, name)
-        if match is None:
-            continue
-        if isinstance(target, tuple):
-            return tuple(match.expand(part) for part in target)
-        return None if target is None else match.expand(target)
-    raise KeyError(f"{name!r} is not a parameter of facebookresearch/Mask2Former that this table knows")
+    targets = TABLE.to_ours(current_name(name))
+    return targets if len(targets) > 1 else targets[0]
 
 
 def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors under the original's names -> tensors as `from_pretrained` reads them from a file.
 
     Raises:
-        KeyError: listing the names that are not in the table; nothing is dropped silently.
+        CheckpointError: listing the names that are not in the table; nothing is dropped silently.
     """
     converted, unknown = {}, []
     for name, tensor in state.items():
         try:
-            target = translate(name)
+            targets = TABLE.to_ours(current_name(name))
         except KeyError:
             unknown.append(name)
             continue
-        if isinstance(target, tuple):
-            converted |= dict(zip(target, (part.contiguous() for part in tensor.chunk(3)), strict=True))
-        elif target is not None:
-            is_position_map = name == "backbone.absolute_pos_embed"  # (1, C, H, W) there, (1, H * W, C) here
-            converted[target] = tensor.flatten(2).transpose(1, 2).contiguous() if is_position_map else tensor
+        if len(targets) > 1:
+            converted |= dict(zip(targets, (part.contiguous() for part in tensor.chunk(3)), strict=True))
+        elif targets[0] is not None:
+            # (1, C, H, W) there, (1, H * W, C) here
+            is_position_map = name == _POSITION_MAP
+            converted[targets[0]] = tensor.flatten(2).transpose(1, 2).contiguous() if is_position_map else tensor
     if unknown:
-        raise KeyError(f"No translation for {unknown}: is this a checkpoint of facebookresearch/Mask2Former?")
+        raise CheckpointError(
+            f"no translation for {len(unknown)} tensors: {listed(unknown)}. The table knows {TABLE.source} with Swin "
+            "or ResNet, its deformable pixel decoder and its masked-attention decoder"
+        )
     for name in [name for name in converted if name.endswith("normalization.running_var")]:
         # Counts how often batch statistics were updated; the original's frozen batch norm does not keep it.
         converted.setdefault(name.replace("running_var", "num_batches_tracked"), torch.tensor(0))
     return converted
+
+
+def restore_state_dict(state: Mapping[str, Tensor], frozen_batch_norm: bool) -> dict[str, Tensor]:
+    """The way back: tensors under the names in transformers' files -> tensors under the original's names.
+
+    Args:
+        state: as in a checkpoint file.
+        frozen_batch_norm: write the buffers of detectron2's FrozenBatchNorm2d, which has no `num_batches_tracked`.
+
+    Raises:
+        CheckpointError: listing the names that the original has no counterpart for (another backbone, for example).
+    """
+    restored, parts, unknown = {}, {}, []
+    for name, tensor in state.items():
+        try:
+            target, part, count = TABLE.to_theirs(name)
+        except KeyError:
+            unknown.append(name)
+            continue
+        if target is None or (frozen_batch_norm and target.endswith("num_batches_tracked")):
+            continue
+        if count > 1:
+            parts.setdefault(target, [None] * count)[part] = tensor
+        elif target == _POSITION_MAP:
+            side = round(tensor.shape[1] ** 0.5)
+            restored[target] = tensor.transpose(1, 2).unflatten(2, (side, side)).contiguous()
+        else:
+            restored[target] = tensor
+        if target.endswith(_BIAS_TABLE):
+            index = target.replace("bias_table", "index")
+            restored[index] = relative_position_index((round(tensor.shape[0] ** 0.5) + 1) // 2)
+    if unknown:
+        raise CheckpointError(
+            f"{TABLE.source} has no counterpart for {len(unknown)} tensors: {listed(unknown)}. Its backbones are Swin "
+            "and ResNet"
+        )
+    return restored | {name: torch.cat(tensors) for name, tensors in parts.items()}
+
+
+def relative_position_index(window: int) -> Tensor:
+    """(window^2, window^2) int64: row of the bias table for query and key, the constant that Swin's files contain."""
+    cell = torch.arange(window * window)
+    rows, columns = cell // window, cell % window
+    row_steps = rows[:, None] - rows[None, :] + window - 1  # 0 .. 2 * window - 2
+    return row_steps * (2 * window - 1) + columns[:, None] - columns[None, :] + window - 1

@@ -1,0 +1,155 @@
+"""From a checkpoint of another implementation to our model, and back to the original's file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers.core_model_loading import revert_weight_conversion
+
+from ..configuration_mask2former import Mask2FormerConfig
+from ..modeling_mask2former import Mask2FormerForUniversalSegmentation
+from . import mmdetection
+from .architecture import Architecture, Settings, infer_architecture, make_config
+from .files import Checkpoint
+from .names import CheckpointError, listed
+from .original import convert_state_dict, restore_state_dict
+
+UNUSED = "model.pixel_level_module.encoder.swin.layernorm."  # transformers' SwinBackbone has it and does not use it
+CHECK_SIZE = (128, 160)  # height and width of the image that a converted model is tried on
+
+
+@dataclass
+class Source:
+    """A checkpoint that was read and understood, before it becomes a model.
+
+    Args:
+        kind: "original" or "mmdetection".
+        state: its tensors under the original's names.
+        architecture: what they show.
+        notes: what was assumed.
+    """
+
+    kind: str
+    state: dict[str, Tensor]
+    architecture: Architecture
+    notes: list[str]
+
+
+def understand(checkpoint: Checkpoint) -> Source:
+    """Recognise a checkpoint by its names and bring them to those of the original.
+
+    Raises:
+        CheckpointError: for a checkpoint of something else, and for names that no table has.
+    """
+    names = list(checkpoint.tensors)
+    if any(name.startswith("model.pixel_level_module.") for name in names):
+        raise CheckpointError("the tensors already have transformers' names: load the folder with from_pretrained")
+    if any(name.startswith("panoptic_head.") for name in names):
+        kind, state = "mmdetection", mmdetection.to_original(checkpoint.tensors)
+    elif any(name.startswith("sem_seg_head.") for name in names):
+        kind, state = "original", dict(checkpoint.tensors)
+    else:
+        raise CheckpointError(
+            "neither facebookresearch/Mask2Former (names with sem_seg_head.) nor mmdetection (panoptic_head.): the "
+            f"tensors are {listed(names, 6)}"
+        )
+    architecture = infer_architecture(state)
+    notes = []
+    if architecture.backbone["model_type"] == "resnet" and kind == "mmdetection":
+        architecture.assumed["freeze_batch_norm"] = True  # requires_grad=False and norm_eval=True in its configs
+    if kind == "original" and "criterion.empty_weight" not in state:
+        notes.append("criterion.empty_weight is not in the file; made anew from no_object_weight")
+    return Source(kind, state, architecture, notes)
+
+
+def assumptions(source: Source, settings: Settings | None) -> str | None:
+    """A line about the fields that neither the tensors nor the settings show; `None` if there are none."""
+    architecture = source.architecture
+    known = architecture.config | architecture.backbone
+    if settings is not None:
+        known = known | settings.config | settings.backbone
+    assumed = architecture.assumed | architecture.assumed_backbone
+    listing = ", ".join(f"{name} = {value}" for name, value in assumed.items() if name not in known)
+    return f"not visible in tensors and assumed, as in all recipes of the original: {listing}" if listing else None
+
+
+def build_model(
+    source: Source,
+    settings: Settings | None = None,
+    labels: Mapping[int, str] | None = None,
+    stuff: list[int] | None = None,
+) -> Mask2FormerForUniversalSegmentation:
+    """Our model with every tensor of the checkpoint, in evaluation mode.
+
+    Args:
+        source, settings, labels, stuff: see `make_config`.
+
+    Raises:
+        CheckpointError: listing tensors that are unknown, missing, or of another shape than the configuration's.
+    """
+    config = make_config(source.architecture, settings, labels, stuff)
+    converted = convert_state_dict(source.state)
+    converted.setdefault("criterion.empty_weight", empty_weight(config))
+    model = Mask2FormerForUniversalSegmentation(config).eval()
+    expected = file_state_dict(model)
+    problems = {
+        "missing": [n for n in expected if n not in converted and not n.startswith(UNUSED)],
+        "left over": [n for n in converted if n not in expected],
+        "of another shape": [
+            f"{n} {tuple(tensor.shape)}, not {tuple(expected[n].shape)}"
+            for n, tensor in converted.items()
+            if n in expected and tensor.shape != expected[n].shape
+        ],
+    }
+    if any(problems.values()):
+        found = "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in problems.items() if names)
+        raise CheckpointError(f"the tensors do not fill the model (names as in transformers' files). {found}")
+    model.load_state_dict(converted, strict=False)  # all but UNUSED, checked above
+    return model
+
+
+def empty_weight(config: Mask2FormerConfig) -> Tensor:
+    weight = torch.ones(config.num_labels + 1)
+    weight[-1] = config.no_object_weight
+    return weight
+
+
+def file_state_dict(model: Mask2FormerForUniversalSegmentation) -> dict[str, Tensor]:
+    """The model's tensors under the names that they get in a file."""
+    return revert_weight_conversion(model, model.state_dict())
+
+
+def to_original(model: Mask2FormerForUniversalSegmentation) -> dict[str, Tensor]:
+    """The model's tensors under the original's names, for `write_original`; exact, nothing is recomputed in floats.
+
+    Raises:
+        CheckpointError: listing tensors that the original has no counterpart for.
+    """
+    return restore_state_dict(file_state_dict(model), frozen_batch_norm=model.config.freeze_batch_norm)
+
+
+@torch.no_grad()
+def check_numbers(model: Mask2FormerForUniversalSegmentation, seed: int = 0) -> str:
+    """Run the model on a seeded random image; returns a line for the user.
+
+    Raises:
+        CheckpointError: if an output is not finite or has another shape than the configuration says.
+    """
+    height, width = CHECK_SIZE
+    pixels = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(seed))
+    output = model(pixels)
+    stride, config = model.config.common_stride, model.config
+    expected = {
+        "class_queries_logits": (1, config.num_queries, config.num_labels + 1),
+        "masks_queries_logits": (1, config.num_queries, height // stride, width // stride),
+    }
+    for name, shape in expected.items():
+        if tuple(output[name].shape) != shape or not output[name].isfinite().all():
+            raise CheckpointError(f"{name} of the converted model is {tuple(output[name].shape)} or not finite")
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    ranges = [
+        f"{kind} logits {tuple(x.shape)} in [{x.min():.3f}, {x.max():.3f}]"
+        for kind, x in (("class", output.class_queries_logits), ("mask", output.masks_queries_logits))
+    ]
+    return f"Checked on a random {height}x{width} image: {millions:.2f} M parameters; {', '.join(ranges)}, all finite"

@@ -1,0 +1,255 @@
+"""A checkpoint's README.md for the Hub, written from what is known about it."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from .. import __version__
+from .label_sets import stuff_of, task_of
+
+TAGS = ["mask2former", "mask2former_hf", "vision", "image-segmentation"]
+_ARGUMENTS = (
+    "learning_rate backbone_multiplier weight_decay max_grad_norm schedule milestones lr_scheduler_type warmup_steps "
+    "optim per_device_train_batch_size gradient_accumulation_steps max_steps num_train_epochs bf16 fp16 seed"
+).split()
+
+
+def write_model_card(
+    model,
+    directory: str | Path,
+    processor=None,
+    *,
+    repo_id: str | None = None,
+    dataset: str | None = None,
+    metrics: Mapping | None = None,
+    training_arguments=None,
+    license: str | None = None,
+    base_model: str | None = None,
+    with_code: bool = False,
+    parity: Mapping | None = None,
+) -> Path:
+    """Write `directory/README.md`: metadata for the Hub, and text for people. What is not known is left out.
+
+    Args:
+        model: `Mask2FormerForUniversalSegmentation`; gives task, classes, architecture and size.
+        directory: created if it does not exist; a README.md there is overwritten.
+        processor: gives the input size.
+        repo_id: "owner/name" on the Hub, used in the examples; by default the directory's name.
+        dataset: what the model was trained and measured on; "owner/name" links the Hub's data set.
+        metrics: {name: number} as from `training.evaluation.headline`, or nested as from `evaluate`. Numbers are
+            written as they are; what is no finite number is left out.
+        training_arguments: `TrainingArguments`, of which what matters is listed, or a mapping, listed whole.
+        license: of the weights, as the Hub spells it ("apache-2.0", "cc-by-nc-4.0", "other").
+        base_model: id of the checkpoint that training started from.
+        with_code: the checkpoint was saved by `save_with_code`.
+        parity: the report of `mask2former-hf verify --json`.
+
+    Returns:
+        The file's path.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    name = repo_id or directory.resolve().name
+    figures = flatten(metrics or {})
+    is_id = dataset is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", dataset) is not None
+    data = ModelCardData(
+        license=license,
+        library_name="transformers",
+        pipeline_tag="image-segmentation",
+        tags=TAGS,
+        datasets=[dataset] if is_id else None,
+        base_model=base_model,
+    )
+    if figures and dataset is not None:
+        data.model_name = name.split("/")[-1]
+        data.eval_results = [
+            EvalResult(
+                task_type="image-segmentation",
+                dataset_type=dataset if is_id else re.sub(r"\W+", "-", dataset.lower()).strip("-"),
+                dataset_name=dataset,
+                metric_type=metric,
+                metric_value=value,
+            )
+            for metric, value in figures.items()
+        ]
+    sections = [
+        f"# {name.split('/')[-1]}",
+        _introduction(model.config, base_model),
+        _facts(model, processor, dataset),
+        _results(figures, dataset),
+        _parity(parity),
+        _usage(name, model.config, with_code),
+        _training(training_arguments),
+        _classes(model.config),
+        _licences(license, with_code),
+    ]
+    body = "\n\n".join(section for section in sections if section)
+    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n").save(directory / "README.md")
+    return directory / "README.md"
+
+
+def flatten(metrics: Mapping) -> dict[str, float]:
+    """{"pq": {"all": {"pq": 0.4}}} -> {"pq_all_pq": 0.4}; only finite numbers."""
+    figures = {}
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            figures |= {f"{name}_{inner}": number for inner, number in flatten(value).items()}
+        elif hasattr(value, "__float__") and not isinstance(value, bool | str) and math.isfinite(float(value)):
+            figures[str(name)] = float(value)
+    return figures
+
+
+def _introduction(config, base_model: str | None) -> str:
+    origin = f", trained from [{base_model}](https://huggingface.co/{base_model})" if base_model else ""
+    return (
+        f"A [Mask2Former](https://arxiv.org/abs/2112.01527) for {task_of(config)} segmentation{origin}. Written by "
+        f"mask2former_hf {__version__}; transformers' own Mask2Former loads the same files."
+    )
+
+
+def _facts(model, processor, dataset: str | None) -> str:
+    config, backbone = model.config, model.config.backbone_config
+    stuff = stuff_of(config)
+    kinds = "" if stuff is None else f" ({config.num_labels - len(stuff)} things, {len(stuff)} stuff)"
+    weights = [tensor for tensor in model.state_dict().values()]
+    size = sum(tensor.numel() * tensor.element_size() for tensor in weights)
+    depths = getattr(backbone, "depths", None)
+    rows = {
+        "Task": task_of(config),
+        "Data": dataset,
+        "Classes": f"{config.num_labels}{kinds}",
+        "Backbone": f"{backbone.model_type}{f', blocks {list(depths)}' if depths else ''}",
+        "Queries": config.num_queries,
+        "Parameters": f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f} M",
+        "Weights": f"{size / 1e6:.1f} MB, {str(model.dtype).removeprefix('torch.')}",
+        "Input": None if processor is None else _input(processor),
+        "Deformable attention": "compiled for CPUs (C++) and NVIDIA GPUs (Triton) where mask2former_hf is installed, "
+        "plain PyTorch elsewhere",
+    }
+    return _table(("", ""), [(name, value) for name, value in rows.items() if value is not None])
+
+
+def _input(processor) -> str:
+    size = {side: length for side, length in dict(processor.size).items() if length is not None}
+    return ", ".join(f"{side.replace('_', ' ')} {length}" for side, length in size.items())
+
+
+def _results(figures: Mapping[str, float], dataset: str | None) -> str:
+    if not figures:
+        return ""
+    where = f" on {dataset}" if dataset else ""
+    rows = [(metric, f"{value:.4g}") for metric, value in figures.items()]
+    return f"## Results{where}\n\n" + _table(("metric", "value"), rows)
+
+
+def _parity(parity: Mapping | None) -> str:
+    if not parity:
+        return ""
+    hidden = ("checkpoint", "metrics")  # the first may be a path on someone's machine
+    rows = [(name.replace("_", " "), _shown(value)) for name, value in parity.items() if name not in hidden]
+    text = "Logits of mask2former_hf and of transformers' Mask2Former on the same inputs (`mask2former-hf verify`)."
+    parts = [f"## The same in transformers\n\n{text}", _table(("", ""), rows)]
+    ours, stock = (flatten(parity.get("metrics", {}).get(name, {})) for name in ("ours", "stock"))
+    if ours.keys() & stock.keys():
+        rows = [(name, f"{value:.4g}", f"{stock[name]:.4g}") for name, value in ours.items() if name in stock]
+        parts.append(_table(("metric", "mask2former_hf", "transformers"), rows))
+    return "\n\n".join(parts)
+
+
+def _usage(name: str, config, with_code: bool) -> str:
+    post_process = f"post_process_{task_of(config)}_segmentation"
+    stuff = stuff_of(config) if task_of(config) == "panoptic" else None
+    if stuff == list(range(config.num_labels))[-len(stuff or ()) :]:
+        stuff = f", label_ids_to_fuse=set(range({stuff[0]}, {config.num_labels}))"  # COCO's 53
+    else:
+        stuff = f", label_ids_to_fuse={{{str(stuff)[1:-1]}}}" if stuff else ""
+    code = (
+        f"""
+This checkpoint carries the code of mask2former_hf. Without installing it:
+
+```python
+pipe = pipeline("image-segmentation", model="{name}", trust_remote_code=True)
+segments = pipe("photo.jpg", subtask="{task_of(config)}")
+```
+"""
+        if with_code
+        else ""
+    )
+    return f"""## Use
+
+With the package mask2former_hf, which gives the results of the paper's code:
+
+```python
+import mask2former_hf
+from transformers import pipeline
+
+mask2former_hf.register()
+segments = pipeline("image-segmentation", model="{name}")("photo.jpg")
+```
+{code}
+With transformers alone:
+
+```python
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, Mask2FormerForUniversalSegmentation
+
+processor = AutoImageProcessor.from_pretrained("{name}")
+model = Mask2FormerForUniversalSegmentation.from_pretrained("{name}")
+image = Image.open("photo.jpg")
+with torch.no_grad():
+    outputs = model(**processor(image, return_tensors="pt"))
+result = processor.{post_process}(
+    outputs, target_sizes=[(image.height, image.width)]{stuff}
+)[0]
+```"""
+
+
+def _training(arguments) -> str:
+    if arguments is None:
+        return ""
+    if not isinstance(arguments, Mapping):
+        given = {name: getattr(arguments, name, None) for name in _ARGUMENTS}
+        arguments = {name: value for name, value in given.items() if value not in (None, False)}
+        if arguments.get("max_steps", -1) > 0:
+            arguments.pop("num_train_epochs", None)
+        else:
+            arguments.pop("max_steps", None)
+        if arguments.get("schedule", "trainer") != "trainer":
+            arguments.pop("lr_scheduler_type", None)
+    return "## Training\n\n" + _table(("argument", "value"), [(name, _shown(v)) for name, v in arguments.items()])
+
+
+def _classes(config) -> str:
+    stuff = set(stuff_of(config) or ())
+    rows = [
+        (label, config.id2label[label], "stuff" if label in stuff else "thing") for label in sorted(config.id2label)
+    ]
+    header = ("label", "name", "kind")
+    if stuff_of(config) is None:
+        header, rows = header[:2], [row[:2] for row in rows]
+    return f"## Classes\n\n<details><summary>{len(rows)} classes</summary>\n\n{_table(header, rows)}\n\n</details>"
+
+
+def _licences(license: str | None, with_code: bool) -> str:
+    weights = f"`{license}`" if license else "not stated by who published them; ask before using them"
+    code = "The Python files of this checkpoint are Apache-2.0 (mask2former_hf)." if with_code else ""
+    return f"## Licence\n\nWeights: {weights}. Code (mask2former_hf): Apache-2.0. {code}".rstrip()
+
+
+def _shown(value) -> str:
+    value = getattr(value, "value", value)  # enumerations of TrainingArguments
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _table(header: tuple[str, ...], rows: Iterable[tuple]) -> str:
+    """Markdown; a bar in a cell would end it."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(
+        "| " + " | ".join(re.sub(r"\s+", " ", str(c)).replace("|", "\\|") for c in line) + " |" for line in lines
+    )

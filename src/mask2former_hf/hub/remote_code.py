@@ -1,0 +1,111 @@
+"""Checkpoints that bring this implementation along, for `trust_remote_code=True` where the package is missing."""
+
+import copy
+import json
+import shutil
+from pathlib import Path
+
+from ..configuration_mask2former import Mask2FormerConfig
+from ..image_processing_mask2former import Mask2FormerImageProcessor
+from ..modeling_mask2former import Mask2FormerForUniversalSegmentation
+from .label_sets import stuff_of
+
+ROOT = Path(__file__).resolve().parents[1]
+# What the model and the processor import of this package, all beside each other: transformers fetches no folders.
+FLAT_FILES = (
+    "configuration_mask2former.py",
+    "criterion.py",
+    "deformable_attention.py",
+    "image_processing_mask2former.py",
+    "matcher.py",
+    "modeling_mask2former.py",
+    "postprocessing.py",
+)
+CONFIG_MODULE = "configuration_with_code"
+MODEL_MAP = {
+    "AutoConfig": f"{CONFIG_MODULE}.{Mask2FormerConfig.__name__}",
+    "AutoModel": "modeling_mask2former.Mask2FormerModel",
+    "AutoModelForUniversalSegmentation": "modeling_mask2former.Mask2FormerForUniversalSegmentation",
+}
+# By backend: a plain string makes pipeline() ask users who never mentioned remote code (y/N, for 15 seconds).
+PROCESSOR_MAP = {
+    "AutoImageProcessor": dict.fromkeys(
+        ("torchvision", "pil"), "image_processing_mask2former.Mask2FormerImageProcessor"
+    )
+}
+
+_CONFIG_SOURCE = '''"""The config of a checkpoint that was saved with its code (mask2former_hf, `save_with_code`)."""
+
+from .configuration_mask2former import Mask2FormerConfig as _Mask2FormerConfig
+
+_UNIVERSAL, _FOR_PIPELINE = "AutoModelForUniversalSegmentation", "AutoModelForImageSegmentation"
+
+
+class Mask2FormerConfig(_Mask2FormerConfig):
+    """Adds, once its code is trusted, the class that `pipeline` asks for.
+
+    In config.json that entry would make `pipeline` ask every user whether to run the code, because transformers has no
+    Mask2Former of its own under that name.
+    """
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        auto_map = getattr(self, "auto_map", None) or {}
+        if _UNIVERSAL in auto_map:
+            self.auto_map = {**auto_map, _FOR_PIPELINE: auto_map[_UNIVERSAL]}
+
+    def to_dict(self):
+        fields = super().to_dict()
+        if fields.get("auto_map"):
+            fields["auto_map"] = {name: value for name, value in fields["auto_map"].items() if name != _FOR_PIPELINE}
+        return fields
+'''
+
+
+def save_with_code(
+    model: Mask2FormerForUniversalSegmentation, processor: Mask2FormerImageProcessor, directory: str | Path
+):
+    """Write a checkpoint together with the Python files that run it.
+
+    With `trust_remote_code=True` the Auto classes and `pipeline` then run this implementation in a process that lacks
+    this package. Without it everybody gets transformers' own classes, and nobody is asked. The files are Apache-2.0.
+
+    The processor's file names the checkpoint's stuff (`label_ids_to_fuse`), because transformers' pipeline, which runs
+    where this package is missing, does not read the config's. That pipeline takes `subtask=None` for panoptic whatever
+    the checkpoint is for, so give it a `subtask`.
+
+    Args:
+        directory: created if it does not exist; a checkpoint there is overwritten.
+
+    Raises:
+        ValueError: if `directory` is a file, or the model or processor is not of this package.
+    """
+    directory = Path(directory)
+    if directory.is_file():
+        raise ValueError(f"directory={str(directory)!r} is a file: give a folder, which need not exist")
+    for name, given, wanted in (
+        ("model", model, Mask2FormerForUniversalSegmentation),
+        ("processor", processor, Mask2FormerImageProcessor),
+    ):
+        if type(given) is not wanted:
+            raise ValueError(
+                f"{name} is a {type(given).__module__}.{type(given).__name__}: only the code of this package's "
+                f"{wanted.__name__} travels; load the checkpoint with that class"
+            )
+    if processor.label_ids_to_fuse is None:
+        processor = copy.copy(processor)
+        processor.label_ids_to_fuse = stuff_of(model.config)
+    model.save_pretrained(directory)
+    processor.save_pretrained(directory)
+    for name in FLAT_FILES:
+        shutil.copyfile(ROOT / name, directory / name)
+    (directory / f"{CONFIG_MODULE}.py").write_text(_CONFIG_SOURCE, encoding="utf-8")
+    # Written here and not by register_for_auto_class, which would change the classes for the rest of the process.
+    _add(directory / "config.json", MODEL_MAP)
+    _add(directory / "preprocessor_config.json", PROCESSOR_MAP)
+
+
+def _add(path: Path, auto_map: dict):
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    fields["auto_map"] = auto_map
+    path.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
