@@ -32,7 +32,10 @@ FOLDERS = {  # folder or file -> what it may import besides its own folder
     "training": {"data", "metrics", "flat"},
     "conversion": {"flat"},
     "hub": {"conversion", "flat"},
-    "cli": {"training", "data", "metrics", "conversion", "hub", "visualization", "kernels", "flat", "cli"},
+    "refinement": {"flat"},
+    "cli": {
+        *("training", "data", "metrics", "conversion", "hub", "refinement", "visualization", "kernels", "flat", "cli"),
+    },
 }
 
 

@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 from .. import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
 from ..configuration_mask2former import TASKS
 from ..postprocessing import masks_to_coco_rle
+from ..refinement.results import METHODS, check_refinement, segment_image
 from ..visualization import draw_instances, draw_panoptic, draw_semantic
 from .main import UserError
 
@@ -30,6 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--stuff", type=int, nargs="*", metavar="LABEL", help="labels that are stuff (default: by checkpoint)"
     )
+    parser.add_argument(
+        "--refine", choices=METHODS, help="a threshold per mask (otsu), or a dense CRF over the image (crf)"
+    )
+    parser.add_argument("--tta", action="store_true", help="average over six sizes and their mirror images")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -41,6 +46,10 @@ def run(arguments: argparse.Namespace) -> int:
     images, problems = find_images(arguments.images)
     model, processor = load(arguments.model, arguments.device)
     task = arguments.task or model.config.task or "panoptic"
+    try:
+        check_refinement(task, arguments.refine)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"--refine {arguments.refine}: {error}") from error
     stuff = model.config.stuff_label_ids if arguments.stuff is None else arguments.stuff
     unknown = [label for label in stuff or () if label not in model.config.id2label]
     if unknown:
@@ -51,7 +60,12 @@ def run(arguments: argparse.Namespace) -> int:
         )
     thing_threshold = {"panoptic": 0.8, "instance": 0.5, "semantic": 0.0}[task]
     threshold = thing_threshold if arguments.threshold is None else arguments.threshold
-    writer = WRITERS[task](arguments.output, model.config, set(stuff or ()), threshold)
+    options = {
+        "threshold": threshold,
+        "stuff_label_ids": set(stuff or ()),
+        "resize_masks_first": model.config.task != "semantic",
+    }
+    writer = WRITERS[task](arguments.output, model.config, options["stuff_label_ids"])
     try:
         for image_id, (path, name) in enumerate(tqdm(images, desc="predicting", unit="image"), start=1):
             try:
@@ -60,9 +74,10 @@ def run(arguments: argparse.Namespace) -> int:
             except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
                 problems.append(f"{path}: not a readable image ({error})")
                 continue
-            with torch.inference_mode():
-                outputs = model(**processor(image, return_tensors="pt").to(model.device))
-            writer.add(image_id, name, image, outputs, processor)
+            result = segment_image(
+                model, processor, image, task, arguments.refine, arguments.tta, progress=True, **options
+            )
+            writer.add(image_id, name, image, result)
     finally:  # also after Ctrl-C: what was predicted is kept
         writer.close()
     for problem in problems:
@@ -121,8 +136,8 @@ class Writer:
 
     folder: str | None = None
 
-    def __init__(self, output: Path, config, stuff: set[int], threshold: float):
-        self.output, self.config, self.stuff, self.threshold, self.count = output, config, stuff, threshold, 0
+    def __init__(self, output: Path, config, stuff: set[int]):
+        self.output, self.config, self.stuff, self.count = output, config, stuff, 0
         try:
             (output / "overlays").mkdir(parents=True, exist_ok=True)
             if self.folder:
@@ -152,10 +167,7 @@ class PanopticWriter(Writer):
         super().__init__(*arguments)
         self.images, self.annotations = [], []
 
-    def add(self, image_id, name, image, outputs, processor):
-        result = processor.post_process_panoptic_segmentation(
-            outputs, threshold=self.threshold, label_ids_to_fuse=self.stuff, target_sizes=[image.shape[:2]]
-        )[0]
+    def add(self, image_id, name, image, result):
         ids = result["segmentation"].cpu().numpy()
         segments = []
         for segment in result["segments_info"]:
@@ -187,12 +199,8 @@ class InstanceWriter(Writer):
         super().__init__(*arguments)
         self.results = []
 
-    def add(self, image_id, name, image, outputs, processor):
-        result = processor.post_process_instance_segmentation(
-            outputs, threshold=self.threshold, target_sizes=[image.shape[:2]]
-        )[0]
-        keep = [i for i, label in enumerate(result["labels"].tolist()) if label not in self.stuff]
-        masks, labels, scores, boxes = (result[key][keep] for key in ("masks", "labels", "scores", "boxes"))
+    def add(self, image_id, name, image, result):
+        masks, labels, scores, boxes = (result[key] for key in ("masks", "labels", "scores", "boxes"))
         for rle, label, score, (left, top, right, bottom) in zip(
             masks_to_coco_rle(masks), labels.tolist(), scores.tolist(), boxes.tolist(), strict=True
         ):
@@ -213,11 +221,8 @@ class SemanticWriter(Writer):
 
     folder = "semantic"
 
-    def add(self, image_id, name, image, outputs, processor):
-        labels = processor.post_process_semantic_segmentation(
-            outputs, target_sizes=[image.shape[:2]], resize_masks_first=self.config.task != "semantic"
-        )[0]
-        labels = labels.cpu().numpy().astype(np.uint8 if self.config.num_labels <= 256 else np.uint16)
+    def add(self, image_id, name, image, result):
+        labels = result.cpu().numpy().astype(np.uint8 if self.config.num_labels <= 256 else np.uint16)
         Image.fromarray(labels).save(self.output / self.folder / f"{name}.png")
         draw_semantic(image, labels, self.config.id2label).save(self.output / "overlays" / f"{name}.png")
         self.count += 1

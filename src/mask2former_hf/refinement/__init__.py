@@ -1,0 +1,1 @@
+"""What refines results without training: thresholds by Otsu's rule, a dense CRF, test-time augmentation."""
