@@ -5,9 +5,13 @@ import importlib
 import sys
 
 COMMANDS = {
+    "convert": "turn a checkpoint of detectron2 or mmdetection into a folder for this package, and back",
     "demo": "train a small model on generated scenes, evaluate it, and draw its predictions",
+    "evaluate": "measure a checkpoint on annotated images: panoptic quality, average precision, mean IoU",
     "env": "print versions, devices, and which kernel runs for each device and dtype",
     "predict": "segment images with a checkpoint",
+    "train": "fine-tune or train a model on your own data",
+    "verify": "compare a checkpoint here and in stock transformers: logits, speed, and metrics on a data set",
 }
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
 from ..criterion import loss_normalizers
@@ -83,6 +84,12 @@ class Mask2FormerTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self._term_sums: dict[str, torch.Tensor] = {}  # since the last log
         self._term_steps = 0  # number of the step that they begin with
+
+    def replace_progress(self, callback: type):
+        """Show progress by another callback than `ProgressCallback`."""
+        if not self.args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(callback)
 
     # Training
 

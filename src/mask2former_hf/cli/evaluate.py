@@ -1,0 +1,74 @@
+"""`mask2former-hf evaluate`: official metrics of a checkpoint on annotated images."""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from ..training.evaluation import KNOWN_METRICS, evaluate, headline, process_rank
+from .datasets import add_data_arguments, load_split, read_settings
+from .main import UserError
+from .predict import load
+
+DEFAULTS = {"batch_size": 4, "num_workers": 0, "threshold": 0.8, "overlap_threshold": 0.8, "top_k": 100}
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    parser.add_argument("config", nargs="?", type=Path, help="YAML file whose keys are the flags below")
+    parser.add_argument("--model", help="checkpoint folder or Hub id")
+    add_data_arguments(parser, ("",))
+    parser.add_argument("--metrics", nargs="+", choices=KNOWN_METRICS, help="default: by the checkpoint's task")
+    parser.add_argument("--threshold", type=float, help="lowest score of panoptic segments (default: 0.8)")
+    parser.add_argument("--overlap-threshold", type=float, help="of panoptic segments (default: 0.8)")
+    parser.add_argument("--top-k", type=int, help="instances per image (default: 100)")
+    parser.add_argument("--batch-size", type=int, help="images per forward pass (default: 4)")
+    parser.add_argument("--num-workers", type=int, help="processes that read images (default: 0)")
+    parser.add_argument("--json", type=Path, help="write the full summary to this file")
+    parser.add_argument("--bf16", action="store_true", help="forward pass in bfloat16 autocast")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    settings = read_settings(arguments, DEFAULTS)
+    if settings.model is None:
+        raise UserError("--model is missing: a checkpoint folder or Hub id")
+    dataset = load_split(settings, "")
+    model, processor = load(settings.model, settings.device)
+    if model.config.task is None and settings.metrics is None:
+        model.config.task = dataset.task
+    try:
+        summary = evaluate(
+            model,
+            processor,
+            dataset,
+            metrics=settings.metrics,
+            batch_size=settings.batch_size,
+            num_workers=settings.num_workers,
+            autocast=torch.bfloat16 if settings.bf16 else None,
+            threshold=settings.threshold,
+            overlap_threshold=settings.overlap_threshold,
+            top_k=settings.top_k,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if process_rank()[0] == 0:
+        print_summary(summary)
+        if settings.json is not None:
+            settings.json.parent.mkdir(parents=True, exist_ok=True)
+            settings.json.write_text(json.dumps(summary, indent=2, default=float))
+    return 0
+
+
+def print_summary(summary: dict[str, dict]):
+    """The usual figures in one block, then the classes that occur."""
+    for name, value in headline(summary).items():
+        print(f"{name:12}{100 * value:7.2f}")
+    columns = {"pq": ("pq", "sq", "rq"), "ap": ("AP", "AP50"), "box_ap": ("AP", "AP50"), "miou": ("iou", "accuracy")}
+    for metric, values in summary.items():
+        rows = values["per_class"].values()
+        seen = [row for row in rows if any(row[column] == row[column] for column in columns[metric])]
+        seen = [row for row in seen if metric != "pq" or row["tp"] + row["fp"] + row["fn"]]
+        print(f"\n{metric} per class" + "".join(f"{column:>10}" for column in columns[metric]))
+        for row in seen:
+            print(f"  {row['name'][:24]:24}" + "".join(f"{100 * row[column]:10.2f}" for column in columns[metric]))

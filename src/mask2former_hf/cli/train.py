@@ -1,0 +1,306 @@
+"""`mask2former-hf train`: fine-tune or train on your own data, with official metrics. Also under torchrun."""
+
+import argparse
+import json
+import os
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+from transformers.trainer_callback import ProgressCallback
+from transformers.utils import logging as transformers_logging
+
+from ..configuration_mask2former import TASKS
+from ..data.augmentation import AugmentedDataset, by_name
+from ..training.setup import (
+    BACKBONES,
+    augmentation_for,
+    model_for_classes,
+    new_model,
+    parameters_in_millions,
+    processor_for,
+    scan,
+)
+from ..training.trainer import Mask2FormerTrainer, Mask2FormerTrainingArguments
+from ..visualization import draw_instances
+from .datasets import add_data_arguments, annotation, load_split, read_settings
+from .main import UserError
+
+DEFAULTS = {
+    "batch_size": 4,
+    "accumulate": 1,
+    "learning_rate": 1e-4,
+    "weight_decay": 0.05,
+    "clip": 0.01,
+    "crop": 512,
+    "num_workers": 0,
+    "seed": 0,
+    "log_every": 10,
+    "report_to": "none",
+    "keep": 2,
+    "backbone_multiplier": 0.1,
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    parser.add_argument("config", nargs="?", type=Path, help="YAML file whose keys are the flags below")
+    parser.add_argument("--output", type=Path, help="folder of the run: checkpoints, logs, results")
+    parser.add_argument("--model", help="checkpoint to start from (folder or Hub id)")
+    parser.add_argument("--backbone", help=f"instead of --model: {', '.join(BACKBONES)}, or a pretrained backbone")
+    parser.add_argument("--recipe", help="settings of one of the original's 59 recipes, such as coco-panoptic-r50")
+    parser.add_argument("--task", help=f"{', '.join(TASKS)} (default: by the data)")
+    add_data_arguments(parser, ("train", "val"))
+    parser.add_argument(
+        "--crop", type=int, help="side of the training images in pixels (default: 512, or the recipe's)"
+    )
+    parser.add_argument("--test-size", type=int, nargs="+", metavar="PIXELS", help="short side, and largest long side")
+    parser.add_argument("--steps", type=int, help="optimizer steps (required without --recipe)")
+    parser.add_argument("--batch-size", type=int, help="images per process and forward pass (default: 4)")
+    parser.add_argument("--accumulate", type=int, help="forward passes per optimizer step (default: 1)")
+    parser.add_argument("--learning-rate", type=float, help="(default: 1e-4)")
+    parser.add_argument("--backbone-multiplier", type=float, help="on the backbone's learning rate (default: 0.1)")
+    parser.add_argument("--weight-decay", type=float, help="(default: 0.05)")
+    parser.add_argument("--clip", type=float, help="largest gradient norm (default: 0.01)")
+    parser.add_argument("--queries", type=int, help="number of queries (default: the model's)")
+    parser.add_argument("--eval-every", type=int, help="steps between evaluations and checkpoints (default: a tenth)")
+    parser.add_argument("--metrics", nargs="+", help="pq, ap, box_ap, miou (default: by the task)")
+    parser.add_argument("--keep", type=int, help="checkpoints to keep besides the best (default: 2)")
+    parser.add_argument("--log-every", type=int, help="steps between lines of the log (default: 10)")
+    parser.add_argument("--report-to", help="tensorboard, trackio or none (default)")
+    parser.add_argument("--num-workers", type=int, help="processes that prepare images (default: 0)")
+    parser.add_argument("--seed", type=int, help="of weights, data order and augmentation (default: 0)")
+    parser.add_argument("--bf16", action="store_true", help="mixed precision in bfloat16")
+    parser.add_argument("--fp16", action="store_true", help="mixed precision in float16 with loss scaling")
+    parser.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third more time")
+    parser.add_argument("--freeze-batch-norm", action="store_true", help="for backbones with trained statistics")
+    parser.add_argument("--resume", action="store_true", help="go on from the last complete checkpoint of --output")
+    parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    recipe = _recipe(arguments)
+    settings = read_settings(arguments, DEFAULTS | recipe["settings"])
+    _check(settings)
+    first_process = int(os.environ.get("RANK", "0")) == 0
+    train, val = load_split(settings, "train"), load_split(settings, "val")
+    if train.classes.id2label != val.classes.id2label:
+        raise UserError("the classes of the training and the validation data differ: give --classes for both")
+    task = settings.task or train.task
+    torch.manual_seed(settings.seed)
+    transformers_logging.disable_progress_bar()
+    model = _model(settings, train.classes, task)
+    statistics = scan(train, annotation, progress=partial(tqdm, desc="reading annotations", disable=not first_process))
+    largest = statistics["segments"]["largest"]
+    if largest > model.config.num_queries:
+        raise UserError(
+            f"an image has {largest} segments and the model {model.config.num_queries} queries, each of which finds "
+            f"one: give --queries {largest} or more"
+        )
+    crop = settings.crop
+    test_size = settings.test_size or [crop, 2 * crop]
+    processor = processor_for(train.classes, test_size[0], test_size[1] if len(test_size) > 1 else 2 * test_size[0])
+    if recipe["mapper"] and arguments.crop is None:
+        pipeline = by_name(recipe["mapper"], recipe["augmentation"])
+    else:
+        pipeline = augmentation_for(task, crop)
+    augmented = AugmentedDataset(train, pipeline, seed=settings.seed)
+    trainer = _trainer(settings, recipe, model, processor, augmented, val)
+    if first_process:
+        print_summary(settings, model, train, val, statistics, trainer)
+        settings.output.mkdir(parents=True, exist_ok=True)
+        picture = settings.output / "first_batch.png"
+        draw_batch(
+            [augmented[i] for i in range(min(settings.batch_size, len(augmented)))], model.config.id2label
+        ).save(picture)
+        print(f"The first augmented images with their masks: {picture}")
+    trainer.replace_progress(LossProgress)
+    try:
+        trainer.train(resume_from_checkpoint=settings.resume or None)
+    except KeyboardInterrupt:
+        if first_process:
+            print(f"\nInterrupted at step {trainer.state.global_step}. The same command with --resume goes on.")
+        raise
+    except ValueError as error:
+        if "complete checkpoint" not in str(error):
+            raise
+        raise UserError(f"--resume: {error}") from error
+    metrics = trainer.evaluate()
+    if trainer.is_world_process_zero():
+        trainer.save_model(str(settings.output))
+        figures = {name.removeprefix("eval_"): value for name, value in metrics.items()}
+        result = {"metrics": figures, "steps": trainer.state.global_step, "settings": _plain(settings)}
+        (settings.output / "results.json").write_text(json.dumps(result, indent=2))
+        for name in headline_names(figures):
+            print(f"{name:12}{100 * figures[name]:7.2f}")
+        print(f"Model, processor and results.json: {settings.output}")
+    return 0
+
+
+def headline_names(figures: dict) -> list[str]:
+    """The metrics among Trainer's figures (the others are times)."""
+    return [name for name in figures if name.split("_")[0] in ("pq", "sq", "rq", "box") or name in _OTHER_METRICS]
+
+
+_OTHER_METRICS = ("ap", "ap50", "ap75", "aps", "apm", "apl", "miou", "fwiou", "macc", "pacc")
+
+
+def _recipe(arguments) -> dict:
+    """Settings, mapper, schedule and model fields of the recipe; empty ones without a recipe."""
+    empty = {"settings": {}, "mapper": None, "augmentation": {}, "fields": {}, "milestones": None, "thresholds": {}}
+    name = arguments.recipe
+    if name is None:
+        return empty
+    from ..training.recipes import load_recipe
+
+    try:
+        return load_recipe(name).training_settings()
+    except ValueError as error:
+        raise UserError(f"--recipe: {error}") from error
+
+
+def _check(settings):
+    if settings.output is None:
+        raise UserError("--output is missing: a folder for the run")
+    settings.output = Path(settings.output)
+    if (settings.model is None) == (settings.backbone is None):
+        raise UserError("give either --model (a checkpoint to start from) or --backbone (a new model)")
+    if settings.steps is None:
+        raise UserError("--steps is missing")
+    for name in ("steps", "batch_size", "accumulate", "crop", "log_every", "keep"):
+        if getattr(settings, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(settings, name)}: must be at least 1")
+    if settings.task not in (None, *TASKS):
+        raise UserError(f"--task {settings.task}: must be one of {', '.join(TASKS)}")
+    if settings.bf16 and settings.fp16:
+        raise UserError("--bf16 and --fp16: choose one")
+    if settings.output.is_dir() and not settings.resume and any(settings.output.glob("checkpoint-*")):
+        raise UserError(f"--output {settings.output} has checkpoints of another run: give --resume or another folder")
+
+
+def _model(settings, classes, task):
+    fields = {"freeze_batch_norm": True} if settings.freeze_batch_norm else {}
+    fields |= {} if settings.queries is None else {"num_queries": settings.queries}
+    try:
+        if settings.backbone is not None:
+            return new_model(settings.backbone, classes, task, **fields)
+        return model_for_classes(settings.model, classes, task, **fields)
+    except (OSError, ValueError) as error:
+        raise UserError(str(error).strip().splitlines()[0]) from error
+
+
+def _trainer(settings, recipe, model, processor, train, val):
+    every = settings.eval_every or max(1, settings.steps // 10)
+    milestones = recipe["milestones"]
+    if milestones:  # at the same fraction of a shorter run
+        milestones = [round(fraction * settings.steps) for fraction in milestones]
+    metric = {"panoptic": "pq", "instance": "ap", "semantic": "miou"}[model.config.task]
+    if settings.metrics and metric not in settings.metrics:
+        metric = settings.metrics[0]
+    options = Mask2FormerTrainingArguments(
+        output_dir=str(settings.output),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulate,
+        learning_rate=settings.learning_rate,
+        backbone_multiplier=settings.backbone_multiplier,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.clip,
+        schedule="multistep" if milestones else "poly",
+        milestones=milestones,
+        eval_strategy="steps",
+        save_strategy="steps",
+        eval_steps=every,
+        save_steps=every,
+        save_total_limit=settings.keep,
+        load_best_model_at_end=True,
+        metric_for_best_model=metric,
+        greater_is_better=True,
+        eval_metrics=settings.metrics,
+        logging_steps=settings.log_every,
+        report_to=settings.report_to,
+        dataloader_num_workers=settings.num_workers,
+        seed=settings.seed,
+        bf16=settings.bf16,
+        fp16=settings.fp16,
+        use_cpu=settings.cpu,
+        ddp_find_unused_parameters=False,
+    )
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    return Mask2FormerTrainer(
+        model,
+        options,
+        processor=processor,
+        train_dataset=train,
+        eval_dataset=val,
+        augmented=True,
+        eval_thresholds=recipe["thresholds"],
+    )
+
+
+class LossProgress(ProgressCallback):
+    """Trainer's progress bar with the terms of the loss beside it, instead of a line per log."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.training_bar is None or not logs:
+            return
+        names = {"loss": "loss", "loss_cross_entropy": "class", "loss_mask": "mask", "loss_dice": "dice"}
+        if "loss" in logs:
+            self.training_bar.set_postfix(
+                {short: f"{logs[name]:.2f}" for name, short in names.items() if name in logs}
+            )
+        figures = {name: value for name, value in logs.items() if name.startswith("eval_")}
+        if figures:
+            names = headline_names({name.removeprefix("eval_"): 0 for name in figures})
+            shown = ", ".join(f"{name} {100 * figures['eval_' + name]:.2f}" for name in names[:6])
+            self.training_bar.write(f"step {state.global_step}: {shown}")
+
+
+def print_summary(settings, model, train, val, statistics, trainer):
+    """What will be trained on what, before anything long starts."""
+    print(train.classes.format_table(statistics["pixels"]))
+    looked = statistics["examples"]
+    print(
+        f"{len(train)} images to train on ({looked} looked at: {statistics['segments']['mean']:.1f} segments each, at "
+        f"most {statistics['segments']['largest']}, {statistics['empty']} without any), {len(val)} to measure"
+    )
+    start = settings.model or settings.backbone
+    print(
+        f"{model.config.task} segmentation, {parameters_in_millions(model):.1f} M parameters from {start}, "
+        f"{model.config.num_queries} queries, on {trainer.args.device} x {trainer.args.world_size}"
+    )
+    images = settings.batch_size * settings.accumulate * trainer.args.world_size
+    print(
+        f"{settings.steps} steps of {images} images ({settings.steps * images / len(train):.1f} passes over the "
+        f"data), learning rate {settings.learning_rate:g}, {trainer.args.schedule} schedule, seed {settings.seed}"
+    )
+
+
+def draw_batch(examples: list[dict], id2label) -> Image.Image:
+    """The examples side by side, each with its masks."""
+    panels = []
+    for example in examples:
+        layers = np.asarray(example["segmentation"])
+        layers = layers[None] if layers.ndim == 2 else layers
+        segments = [s for s in example["segments_info"] if not s.get("iscrowd", 0)]
+        masks = np.stack([(layers == s["id"]).any(0) for s in segments] or [np.zeros(layers.shape[1:], bool)])
+        labels = [s["category_id"] for s in segments] or [0]
+        panels.append(draw_instances(example["image"], masks, labels, None, id2label))
+    canvas = Image.new("RGB", (sum(panel.width for panel in panels), max(panel.height for panel in panels)))
+    left = 0
+    for panel in panels:
+        canvas.paste(panel, (left, 0))
+        left += panel.width
+    return canvas
+
+
+def _plain(settings) -> dict:
+    return {
+        name: value if isinstance(value, str | int | float | bool | list | dict | None) else str(value)
+        for name, value in vars(settings).items()
+        if name != "run"
+    }

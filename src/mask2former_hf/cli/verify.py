@@ -1,0 +1,172 @@
+"""`mask2former-hf verify`: is a checkpoint the same network here and in stock transformers, and how fast is each?"""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image, UnidentifiedImageError
+
+from .. import __version__
+from ..hub.label_sets import stuff_of, task_of
+from ..kernels import select
+from ..modeling_mask2former import image_sizes_of
+from ..training.evaluation import evaluate, headline
+from .datasets import add_data_arguments, load_split
+from .main import UserError
+from .predict import find_images, load
+
+NOISE_SIZE = (480, 640)
+# Trained weights differ by about 1e-6. One bit of an attention mask that falls the other way, at a logit of zero to
+# within rounding, moved a logit of random weights by 1e-3 of the largest.
+TOLERANCE = 2e-3
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint folder or Hub id")
+    parser.add_argument("--images", nargs="+", type=Path, metavar="IMAGE", help="files or folders (default: noise)")
+    parser.add_argument(
+        "--tolerance", type=float, default=TOLERANCE, help="in units of the largest logit (default: %(default)s)"
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each per image (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report, for the model card, to this file")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_data_arguments(parser.add_argument_group("data set, to measure both on"), ("data",))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """0 if the logits agree within the tolerance, 1 if not."""
+    if not arguments.tolerance >= 0:
+        raise UserError(f"--tolerance {arguments.tolerance}: must be 0 or more")
+    if arguments.repeats < 1:
+        raise UserError(f"--repeats {arguments.repeats}: must be at least 1")
+    images = read_images(arguments.images)
+    dataset = None if arguments.data is None else load_split(arguments, "data")
+    ours, processor = load(arguments.checkpoint, arguments.device)
+    stock = load_stock(arguments.checkpoint, arguments.device)
+    ours = ours.float()
+    versions = {"mask2former_hf": __version__, "transformers": transformers.__version__, "torch": torch.__version__}
+    report = {
+        "checkpoint": str(arguments.checkpoint),
+        **compare(ours, stock, processor, images, arguments.repeats),
+        "tolerance": arguments.tolerance,
+        "device": torch.cuda.get_device_name(ours.device) if ours.device.type == "cuda" else "cpu",
+        "kernel": select(ours.device, torch.float32) or "reference",
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+    }
+    worst = max(report["class_logits_difference"], report["mask_logits_difference"])
+    report["equal"] = worst <= arguments.tolerance  # False for nan
+    if dataset is not None:
+        report["metrics"] = measure(ours, stock, processor, dataset)
+    print_report(report)
+    if arguments.json is not None:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+    return 0 if report["equal"] else 1
+
+
+def read_images(paths: list[Path] | None) -> list[Image.Image]:
+    """The images, or one of noise that is the same every time."""
+    if not paths:
+        noise = np.random.default_rng(0).integers(0, 256, (*NOISE_SIZE, 3), dtype=np.uint8)
+        return [Image.fromarray(noise)]
+    files, problems = find_images(paths)
+    if problems:
+        raise UserError(f"--images {problems[0]}")
+    images = []
+    for path, _ in files:
+        try:
+            images.append(Image.open(path).convert("RGB"))
+        except (OSError, UnidentifiedImageError, ValueError) as error:
+            raise UserError(f"--images {path}: not a readable image ({error})") from error
+    return images
+
+
+def load_stock(checkpoint: str, device: str) -> torch.nn.Module:
+    """transformers' own class, in float32, whatever is registered."""
+    try:
+        model = transformers.Mask2FormerForUniversalSegmentation.from_pretrained(checkpoint, dtype=torch.float32)
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        raise UserError(f"{checkpoint}: stock transformers cannot load it ({str(error).splitlines()[0]})") from error
+    return model.eval().to(device)
+
+
+@torch.inference_mode()
+def compare(ours, stock, processor, images, repeats: int) -> dict[str, float | int]:
+    """Largest differences of the logits relative to stock's largest, and the median times of interleaved runs."""
+    differences = {"class_queries_logits": [], "masks_queries_logits": []}
+    times = {"ours": [], "stock": []}
+    for image in images:
+        pixels = processor(image, return_tensors="pt")["pixel_values"].to(ours.device)
+        outputs = [model(pixel_values=pixels) for model in (ours, stock)]  # also warms up
+        for name, values in differences.items():
+            here, there = (output[name].double() for output in outputs)
+            values.append(((here - there).abs().max() / there.abs().max()).item())
+        for _ in range(repeats):
+            for name, model in (("ours", ours), ("stock", stock)):
+                times[name].append(seconds(model, pixels))
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    return {
+        "images": len(images),
+        "class_logits_difference": float(np.max(differences["class_queries_logits"])),  # of nan: nan
+        "mask_logits_difference": float(np.max(differences["masks_queries_logits"])),
+        "seconds_ours": medians["ours"],
+        "seconds_stock": medians["stock"],
+        "speed_ratio": medians["stock"] / medians["ours"],
+    }
+
+
+def seconds(model, pixels: torch.Tensor) -> float:
+    """Time of one forward pass."""
+    start = time.perf_counter()
+    model(pixel_values=pixels)
+    if pixels.device.type == "cuda":
+        torch.cuda.synchronize(pixels.device)
+    return time.perf_counter() - start
+
+
+class StockWithSizes(torch.nn.Module):
+    """Stock's network with outputs that say what is padding; for batches of one, because stock ignores the mask."""
+
+    def __init__(self, model: torch.nn.Module):
+        super().__init__()
+        self.model, self.config = model, model.config
+
+    def forward(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor):
+        outputs = self.model(pixel_values=pixel_values)
+        outputs.image_sizes = torch.tensor(image_sizes_of(pixel_mask))
+        return outputs
+
+
+def measure(ours, stock, processor, dataset) -> dict[str, dict[str, float]]:
+    """The usual figures of both networks, with this package's image processing around both."""
+    fields = {
+        "task": task_of(ours.config) if ours.config.task or dataset.task is None else dataset.task,
+        "stuff_label_ids": stuff_of(ours.config),
+    }
+    metrics = {}
+    for name, model in (("ours", ours), ("stock", StockWithSizes(stock))):
+        for field, value in fields.items():
+            setattr(model.config, field, value)
+        try:
+            metrics[name] = headline(evaluate(model, processor, dataset, batch_size=1))
+        except ValueError as error:
+            raise UserError(f"--data: {error}") from error
+    return metrics
+
+
+def print_report(report: dict):
+    print(
+        f"{report['checkpoint']}: {report['images']} image(s), {report['device']}, kernel {report['kernel']}, "
+        f"float32\n  largest difference of class logits {report['class_logits_difference']:.1e}, of mask logits "
+        f"{report['mask_logits_difference']:.1e} of the largest: "
+        f"{'equal' if report['equal'] else 'NOT EQUAL'} within {report['tolerance']:.0e}\n"
+        f"  {report['seconds_ours']:.3f} s here, {report['seconds_stock']:.3f} s in transformers: "
+        f"{report['speed_ratio']:.2f} times as fast"
+    )
+    for name, value in report.get("metrics", {}).get("ours", {}).items():
+        print(f"  {name:10}{100 * value:7.2f} here{100 * report['metrics']['stock'][name]:9.2f} in transformers")

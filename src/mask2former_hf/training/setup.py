@@ -1,0 +1,162 @@
+"""Model, processor and augmentation of a training run, from a checkpoint, a backbone's name or a recipe."""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import AutoBackbone, AutoConfig, ResNetConfig, SwinConfig
+
+from .. import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
+from ..data.augmentation import BACKGROUND_ID, Pipeline, instance_lsj, panoptic_lsj, resize_crop
+from ..data.classes import ClassTable
+
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
+SWIN = {  # embed_dim, depths, heads (Liu et al., "Swin Transformer", ICCV 2021, section 3.3)
+    "swin-t": (96, [2, 2, 6, 2], [3, 6, 12, 24]),
+    "swin-s": (96, [2, 2, 18, 2], [3, 6, 12, 24]),
+    "swin-b": (128, [2, 2, 18, 2], [4, 8, 16, 32]),
+    "swin-l": (192, [2, 2, 18, 2], [6, 12, 24, 48]),
+}
+RESNET = {"r50": [3, 4, 6, 3], "r101": [3, 4, 23, 3]}
+TINY = "tiny"
+BACKBONES = (TINY, *RESNET, *SWIN)
+TINY_FIELDS = {
+    "feature_size": 64,
+    "mask_feature_size": 64,
+    "hidden_dim": 64,
+    "encoder_feedforward_dim": 256,
+    "encoder_layers": 2,
+    "decoder_layers": 4,
+    "num_attention_heads": 4,
+    "dim_feedforward": 512,
+    "num_queries": 20,
+    "train_num_points": 512,
+}
+
+
+def backbone_config(name: str):
+    """Config of a backbone by its short name, one of `BACKBONES`; weights are random."""
+    if name == TINY:
+        return ResNetConfig(
+            embedding_size=32,
+            hidden_sizes=[32, 64, 128, 192],
+            depths=[1, 1, 1, 1],
+            layer_type="basic",
+            out_features=STAGES,
+        )
+    if name in RESNET:
+        return ResNetConfig(depths=RESNET[name], out_features=STAGES)
+    if name in SWIN:
+        embed_dim, depths, heads = SWIN[name]
+        window = 7 if embed_dim == 96 else 12
+        return SwinConfig(
+            embed_dim=embed_dim,
+            depths=depths,
+            num_heads=heads,
+            window_size=window,
+            image_size=224 if window == 7 else 384,
+            drop_path_rate=0.3,
+            out_features=STAGES,
+        )
+    raise ValueError(f"backbone={name!r}: must be one of {', '.join(BACKBONES)}, or a checkpoint's folder or Hub id")
+
+
+def new_model(backbone: str, classes: ClassTable, task: str, **fields) -> Mask2FormerForUniversalSegmentation:
+    """A model for these classes with a random head.
+
+    Args:
+        backbone: a short name (random weights; "tiny" is a model of 1.4 M parameters for a CPU), or the folder or Hub
+            id of a pretrained backbone with four stages, whose weights are loaded.
+        fields: of `Mask2FormerConfig`.
+    """
+    pretrained = None
+    if backbone in BACKBONES:
+        config = backbone_config(backbone)
+        fields = (TINY_FIELDS if backbone == TINY else {}) | fields
+    else:
+        config = AutoConfig.from_pretrained(backbone, out_features=STAGES)
+        pretrained = AutoBackbone.from_pretrained(backbone, out_features=STAGES)
+    model = Mask2FormerForUniversalSegmentation(
+        Mask2FormerConfig(backbone_config=config, task=task, **classes.config_fields(), **fields)
+    )
+    if pretrained is not None:
+        model.model.pixel_level_module.encoder.load_state_dict(pretrained.state_dict())
+    return model
+
+
+def model_for_classes(checkpoint: str, classes: ClassTable, task: str, **fields):
+    """A checkpoint's model for other classes: same classes keep their head, others get a new one.
+
+    Args:
+        checkpoint: folder or Hub id.
+        fields: of `Mask2FormerConfig`, instead of the checkpoint's.
+    """
+    config = Mask2FormerConfig.from_pretrained(checkpoint)
+    new = classes.config_fields()
+    same = {int(i): name for i, name in config.id2label.items()} == dict(new["id2label"])
+    return Mask2FormerForUniversalSegmentation.from_pretrained(
+        checkpoint, task=task, ignore_mismatched_sizes=not same, **new, **fields
+    )
+
+
+def processor_for(classes: ClassTable, shortest_edge: int, longest_edge: int) -> Mask2FormerImageProcessor:
+    """An image processor for inference at a size, that knows which labels are stuff."""
+    return Mask2FormerImageProcessor(
+        size={"shortest_edge": shortest_edge, "longest_edge": longest_edge},
+        label_ids_to_fuse=list(classes.stuff_label_ids),
+    )
+
+
+def augmentation_for(task: str, crop: int, short_sides: Sequence[int] | None = None) -> Pipeline:
+    """The original's kind of augmentation for a task at another size.
+
+    Large-scale jitter for panoptic and instance data as in its COCO recipes; for semantic data short sides of 0.5 to 2
+    crops, a random window, colour and mirror image, as in its ADE20K recipes.
+
+    Args:
+        crop: side of the square result in pixels.
+        short_sides: of the semantic recipe, instead of those.
+    """
+    if task == "panoptic":
+        return panoptic_lsj(crop, padding_id=BACKGROUND_ID)
+    if task == "instance":
+        return instance_lsj(crop)
+    sides = short_sides or [round(crop * tenths / 10) for tenths in range(5, 21)]
+    return resize_crop(
+        sides, 4 * max(sides), crop, crop, colour=True, padding_id=0, keep_empty=False, nearest="corner"
+    )
+
+
+def scan(dataset, read, most: int = 1000, progress=None) -> dict:
+    """Look through the annotations before training.
+
+    Args:
+        read: `read(dataset, index)` gives an example; its image is not looked at.
+        most: examples looked at, spread evenly.
+        progress: wraps the range of indices, for example tqdm.
+
+    Returns:
+        `{"examples", "pixels": per class, "segments": {"largest", "mean"}, "empty"}`; segments without crowds.
+    """
+    from ..data.classes import count_ids
+
+    step = max(1, len(dataset) // most)
+    indices = range(0, len(dataset), step)
+    pixels, counts = [0] * len(dataset.classes), []
+    for index in indices if progress is None else progress(indices):
+        example = read(dataset, index)
+        targets = {s["id"]: s["category_id"] for s in example["segments_info"] if not s.get("iscrowd", 0)}
+        counts.append(len(targets))
+        for number, area in zip(*count_ids(example["segmentation"]), strict=True):
+            if number in targets:
+                pixels[targets[number]] += area
+    mean = sum(counts) / len(counts)
+    return {
+        "examples": len(counts),
+        "pixels": pixels,
+        "segments": {"largest": max(counts), "mean": mean},
+        "empty": counts.count(0),
+    }
+
+
+def parameters_in_millions(model: torch.nn.Module) -> float:
+    return sum(parameter.numel() for parameter in model.parameters()) / 1e6
