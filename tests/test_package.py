@@ -29,7 +29,7 @@ FOLDERS = {  # folder or file -> what it may import besides its own folder
     "data": set(),
     "metrics": set(),
     "visualization": set(),
-    "training": {"data", "metrics", "flat"},
+    "training": {"conversion", "data", "metrics", "flat"},
     "conversion": {"flat"},
     "hub": {"conversion", "flat"},
     "refinement": {"flat"},

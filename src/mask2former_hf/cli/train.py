@@ -14,7 +14,8 @@ from transformers.trainer_callback import ProgressCallback
 from transformers.utils import logging as transformers_logging
 
 from ..configuration_mask2former import TASKS
-from ..data.augmentation import AugmentedDataset, by_name
+from ..data.augmentation import AugmentedDataset
+from ..training.recipes import COMMON, Recipe, load_recipe
 from ..training.setup import (
     BACKBONES,
     augmentation_for,
@@ -30,19 +31,18 @@ from .datasets import add_data_arguments, annotation, load_split, read_settings
 from .main import UserError
 
 DEFAULTS = {
-    "batch_size": 4,
     "accumulate": 1,
-    "learning_rate": 1e-4,
-    "weight_decay": 0.05,
-    "clip": 0.01,
-    "crop": 512,
+    "learning_rate": COMMON["learning_rate"],
+    "weight_decay": COMMON["weight_decay"],
+    "clip": COMMON["gradient_norm"],
     "num_workers": 0,
     "seed": 0,
     "log_every": 10,
     "report_to": "none",
     "keep": 2,
-    "backbone_multiplier": 0.1,
+    "backbone_multiplier": COMMON["backbone_multiplier"],
 }
+WITHOUT_RECIPE = {"batch_size": 4, "crop": 512}
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -56,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--crop", type=int, help="side of the training images in pixels (default: 512, or the recipe's)"
     )
+    parser.add_argument("--no-augmentation", action="store_true", help="train on the images at their test size")
     parser.add_argument("--test-size", type=int, nargs="+", metavar="PIXELS", help="short side, and largest long side")
     parser.add_argument("--steps", type=int, help="optimizer steps (required without --recipe)")
     parser.add_argument("--batch-size", type=int, help="images per process and forward pass (default: 4)")
@@ -81,9 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(arguments: argparse.Namespace) -> int:
-    recipe = _recipe(arguments)
-    settings = read_settings(arguments, DEFAULTS | recipe["settings"])
-    _check(settings)
+    settings, recipe = _settings(arguments)
     first_process = int(os.environ.get("RANK", "0")) == 0
     train, val = load_split(settings, "train"), load_split(settings, "val")
     if train.classes.id2label != val.classes.id2label:
@@ -91,25 +90,26 @@ def run(arguments: argparse.Namespace) -> int:
     task = settings.task or train.task
     torch.manual_seed(settings.seed)
     transformers_logging.disable_progress_bar()
-    model = _model(settings, train.classes, task)
-    statistics = scan(train, annotation, progress=partial(tqdm, desc="reading annotations", disable=not first_process))
+    model, added = _model(settings, recipe, train.classes, task)
+    statistics = _look_through(train, "train", first_process)
+    _look_through(val, "val", first_process)
+    model.config.class_table = train.classes.config_fields(statistics["pixels"])["class_table"]
     largest = statistics["segments"]["largest"]
     if largest > model.config.num_queries:
         raise UserError(
             f"an image has {largest} segments and the model {model.config.num_queries} queries, each of which finds "
             f"one: give --queries {largest} or more"
         )
-    crop = settings.crop
-    test_size = settings.test_size or [crop, 2 * crop]
-    processor = processor_for(train.classes, test_size[0], test_size[1] if len(test_size) > 1 else 2 * test_size[0])
-    if recipe["mapper"] and arguments.crop is None:
-        pipeline = by_name(recipe["mapper"], recipe["augmentation"])
+    if settings.crop is None:
+        pipeline, test_size = recipe.pipeline(), list(recipe.test_size.values())
     else:
-        pipeline = augmentation_for(task, crop)
-    augmented = AugmentedDataset(train, pipeline, seed=settings.seed)
+        pipeline, test_size = augmentation_for(task, settings.crop), [settings.crop]
+    test_size = settings.test_size or test_size
+    processor = processor_for(train.classes, test_size[0], test_size[1] if len(test_size) > 1 else 2 * test_size[0])
+    augmented = train if settings.no_augmentation else AugmentedDataset(train, pipeline, seed=settings.seed)
     trainer = _trainer(settings, recipe, model, processor, augmented, val)
     if first_process:
-        print_summary(settings, model, train, val, statistics, trainer)
+        print_summary(settings, model, added, train, val, statistics, trainer)
         settings.output.mkdir(parents=True, exist_ok=True)
         picture = settings.output / "first_batch.png"
         draw_batch(
@@ -147,31 +147,50 @@ def headline_names(figures: dict) -> list[str]:
 _OTHER_METRICS = ("ap", "ap50", "ap75", "aps", "apm", "apl", "miou", "fwiou", "macc", "pacc")
 
 
-def _recipe(arguments) -> dict:
-    """Settings, mapper, schedule and model fields of the recipe; empty ones without a recipe."""
-    empty = {"settings": {}, "mapper": None, "augmentation": {}, "fields": {}, "milestones": None, "thresholds": {}}
-    name = arguments.recipe
+def _settings(arguments) -> tuple[argparse.Namespace, Recipe | None]:
+    """Flags over the YAML file over the recipe over the defaults."""
+    name = read_settings(arguments, {}).recipe
     if name is None:
-        return empty
-    from ..training.recipes import load_recipe
+        settings, recipe = read_settings(arguments, DEFAULTS | WITHOUT_RECIPE), None
+    else:
+        try:
+            recipe = load_recipe(name)
+            recipe.pipeline()
+        except ValueError as error:
+            raise UserError(f"--recipe: {error}") from error
+        fields = {"task": recipe.task, "steps": recipe.iterations, "eval_every": recipe.eval_period or None}
+        settings = read_settings(arguments, DEFAULTS | fields | {"queries": recipe.num_queries})
+        if settings.batch_size is None:  # the recipe's is that of a step, over all processes
+            processes = int(os.environ.get("WORLD_SIZE", "1"))
+            settings.batch_size = max(1, recipe.batch_size // (settings.accumulate * processes))
+        if settings.classes is None and settings.data in ("label-maps", "instance-maps", "hub"):
+            settings.classes = recipe.class_set
+    _check(settings, recipe)
+    return settings, recipe
 
+
+def _look_through(dataset, split: str, show: bool) -> dict:
+    """`scan`, which also finds labels that are not in the class table."""
     try:
-        return load_recipe(name).training_settings()
-    except ValueError as error:
-        raise UserError(f"--recipe: {error}") from error
+        return scan(dataset, annotation, progress=partial(tqdm, desc=f"reading {split} annotations", disable=not show))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{split}: {error}") from error
 
 
-def _check(settings):
+def _check(settings, recipe):
     if settings.output is None:
         raise UserError("--output is missing: a folder for the run")
     settings.output = Path(settings.output)
-    if (settings.model is None) == (settings.backbone is None):
-        raise UserError("give either --model (a checkpoint to start from) or --backbone (a new model)")
+    if settings.model is not None and settings.backbone is not None:
+        raise UserError("--model and --backbone: choose one, a checkpoint to start from or a new model")
+    if recipe is None and settings.model is None and settings.backbone is None:
+        raise UserError("give --model (a checkpoint to start from), --backbone or --recipe (a new model)")
     if settings.steps is None:
-        raise UserError("--steps is missing")
-    for name in ("steps", "batch_size", "accumulate", "crop", "log_every", "keep"):
-        if getattr(settings, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(settings, name)}: must be at least 1")
+        raise UserError("--steps is missing: give the number of optimizer steps, or a --recipe")
+    for name in ("steps", "batch_size", "accumulate", "crop", "queries", "eval_every", "log_every", "keep"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
     if settings.task not in (None, *TASKS):
         raise UserError(f"--task {settings.task}: must be one of {', '.join(TASKS)}")
     if settings.bf16 and settings.fp16:
@@ -180,22 +199,31 @@ def _check(settings):
         raise UserError(f"--output {settings.output} has checkpoints of another run: give --resume or another folder")
 
 
-def _model(settings, classes, task):
-    fields = {"freeze_batch_norm": True} if settings.freeze_batch_norm else {}
-    fields |= {} if settings.queries is None else {"num_queries": settings.queries}
+def _model(settings, recipe, classes, task):
+    """The model, and the names of the classes that a checkpoint did not know."""
+    fields = {} if settings.queries is None else {"num_queries": settings.queries}
+    trained = settings.model is not None or settings.backbone not in (None, *BACKBONES)
+    if settings.freeze_batch_norm or (trained and recipe is not None and recipe.backbone.get("norm") == "FrozenBN"):
+        fields["freeze_batch_norm"] = True
     try:
-        if settings.backbone is not None:
-            return new_model(settings.backbone, classes, task, **fields)
-        return model_for_classes(settings.model, classes, task, **fields)
+        if settings.model is not None:
+            return model_for_classes(settings.model, classes, task, **fields)
+        return new_model(settings.backbone or recipe, classes, task, **fields), []
     except (OSError, ValueError) as error:
-        raise UserError(str(error).strip().splitlines()[0]) from error
+        said = str(error).strip().splitlines()[0]
+        if settings.model is None:
+            known = ", ".join(BACKBONES)
+            said = f"--backbone {settings.backbone}: must be one of {known}, or a folder or Hub id; {said}"
+        raise UserError(said) from error
 
 
 def _trainer(settings, recipe, model, processor, train, val):
     every = settings.eval_every or max(1, settings.steps // 10)
-    milestones = recipe["milestones"]
-    if milestones:  # at the same fraction of a shorter run
-        milestones = [round(fraction * settings.steps) for fraction in milestones]
+    milestones, thresholds = None, {}
+    if recipe is not None:
+        thresholds = {"threshold": recipe.object_mask_threshold, "overlap_threshold": recipe.overlap_threshold}
+        if recipe.milestones:  # at the same fraction of a shorter run
+            milestones = [round(step / recipe.iterations * settings.steps) for step in recipe.milestones]
     metric = {"panoptic": "pq", "instance": "ap", "semantic": "miou"}[model.config.task]
     if settings.metrics and metric not in settings.metrics:
         metric = settings.metrics[0]
@@ -237,8 +265,8 @@ def _trainer(settings, recipe, model, processor, train, val):
         processor=processor,
         train_dataset=train,
         eval_dataset=val,
-        augmented=True,
-        eval_thresholds=recipe["thresholds"],
+        augmented=not settings.no_augmentation,
+        eval_thresholds=thresholds,
     )
 
 
@@ -260,7 +288,7 @@ class LossProgress(ProgressCallback):
             self.training_bar.write(f"step {state.global_step}: {shown}")
 
 
-def print_summary(settings, model, train, val, statistics, trainer):
+def print_summary(settings, model, added, train, val, statistics, trainer):
     """What will be trained on what, before anything long starts."""
     print(train.classes.format_table(statistics["pixels"]))
     looked = statistics["examples"]
@@ -268,11 +296,13 @@ def print_summary(settings, model, train, val, statistics, trainer):
         f"{len(train)} images to train on ({looked} looked at: {statistics['segments']['mean']:.1f} segments each, at "
         f"most {statistics['segments']['largest']}, {statistics['empty']} without any), {len(val)} to measure"
     )
-    start = settings.model or settings.backbone
+    start = settings.model or settings.backbone or f"the backbone of {settings.recipe}, random"
     print(
         f"{model.config.task} segmentation, {parameters_in_millions(model):.1f} M parameters from {start}, "
         f"{model.config.num_queries} queries, on {trainer.args.device} x {trainer.args.world_size}"
     )
+    if added:
+        print(f"new to {start}, so with random rows in the classifier: {', '.join(added)}")
     images = settings.batch_size * settings.accumulate * trainer.args.world_size
     print(
         f"{settings.steps} steps of {images} images ({settings.steps * images / len(train):.1f} passes over the "

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from ..data.augmentation import Pipeline, by_name
+
 RESNET_DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 COMMON = {
     "learning_rate": 1e-4,
@@ -81,6 +83,18 @@ class Recipe:
         if self.backbone["type"] == "resnet":
             fields["freeze_batch_norm"] = self.backbone["norm"] == "FrozenBN"
         return fields
+
+    def pipeline(self) -> Pipeline:
+        """The augmentation.
+
+        Raises:
+            ValueError: for a recipe of clips, which no reader of this package gives.
+        """
+        if self.video:
+            raise ValueError(f"{self.name} trains on clips of videos; choose a recipe for images")
+        names = {"image_size": "size", "crop_size": "crop", "pad_size": "pad"}
+        names |= {"max_category_area": "single_category_max_area"}
+        return by_name(self.mapper, {names.get(key, key): value for key, value in self.augmentation.items()})
 
     def backbone_fields(self) -> dict:
         """Fields of the backbone's config, with "model_type"."""

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 
 import torch
-from transformers import AutoBackbone, AutoConfig, ResNetConfig, SwinConfig
+from transformers import CONFIG_MAPPING, AutoBackbone, AutoConfig, ResNetConfig, SwinConfig
 
 from .. import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
+from ..conversion.surgery import resize_queries, set_labels
 from ..data.augmentation import BACKGROUND_ID, Pipeline, instance_lsj, panoptic_lsj, resize_crop
-from ..data.classes import ClassTable
+from ..data.classes import ClassTable, count_ids
+from .recipes import Recipe
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 SWIN = {  # embed_dim, depths, heads (Liu et al., "Swin Transformer", ICCV 2021, section 3.3)
@@ -60,16 +62,19 @@ def backbone_config(name: str):
     raise ValueError(f"backbone={name!r}: must be one of {', '.join(BACKBONES)}, or a checkpoint's folder or Hub id")
 
 
-def new_model(backbone: str, classes: ClassTable, task: str, **fields) -> Mask2FormerForUniversalSegmentation:
+def new_model(backbone: str | Recipe, classes: ClassTable, task: str, **fields) -> Mask2FormerForUniversalSegmentation:
     """A model for these classes with a random head.
 
     Args:
-        backbone: a short name (random weights; "tiny" is a model of 1.4 M parameters for a CPU), or the folder or Hub
-            id of a pretrained backbone with four stages, whose weights are loaded.
+        backbone: a short name or a recipe (random weights; "tiny" is a model of 1.4 M parameters for a CPU), or the
+            folder or Hub id of a pretrained backbone with four stages, whose weights are loaded.
         fields: of `Mask2FormerConfig`.
     """
     pretrained = None
-    if backbone in BACKBONES:
+    if isinstance(backbone, Recipe):
+        described = backbone.backbone_fields()
+        config = CONFIG_MAPPING[described.pop("model_type")](**described, out_features=STAGES)
+    elif backbone in BACKBONES:
         config = backbone_config(backbone)
         fields = (TINY_FIELDS if backbone == TINY else {}) | fields
     else:
@@ -83,19 +88,29 @@ def new_model(backbone: str, classes: ClassTable, task: str, **fields) -> Mask2F
     return model
 
 
-def model_for_classes(checkpoint: str, classes: ClassTable, task: str, **fields):
-    """A checkpoint's model for other classes: same classes keep their head, others get a new one.
+def model_for_classes(checkpoint: str, classes: ClassTable, task: str, num_queries: int | None = None, **fields):
+    """A checkpoint's model for other classes: a class that it knows by name keeps its row of the classifier.
 
     Args:
         checkpoint: folder or Hub id.
+        num_queries: instead of the checkpoint's; the present ones are kept (`conversion.surgery.resize_queries`).
         fields: of `Mask2FormerConfig`, instead of the checkpoint's.
+
+    Returns:
+        The model, and the names of the classes that are new to it.
     """
-    config = Mask2FormerConfig.from_pretrained(checkpoint)
-    new = classes.config_fields()
-    same = {int(i): name for i, name in config.id2label.items()} == dict(new["id2label"])
-    return Mask2FormerForUniversalSegmentation.from_pretrained(
-        checkpoint, task=task, ignore_mismatched_sizes=not same, **new, **fields
-    )
+    model = Mask2FormerForUniversalSegmentation.from_pretrained(checkpoint, task=task, **fields)
+    wanted = classes.config_fields()
+    names = list(wanted["id2label"].values())
+    if list(model.config.id2label.values()) == names:
+        added = []
+    else:
+        added = set_labels(model, names).added
+    for name, value in wanted.items():
+        setattr(model.config, name, value)
+    if num_queries is not None and num_queries != model.config.num_queries:
+        resize_queries(model, num_queries)
+    return model, added
 
 
 def processor_for(classes: ClassTable, shortest_edge: int, longest_edge: int) -> Mask2FormerImageProcessor:
@@ -137,8 +152,6 @@ def scan(dataset, read, most: int = 1000, progress=None) -> dict:
     Returns:
         `{"examples", "pixels": per class, "segments": {"largest", "mean"}, "empty"}`; segments without crowds.
     """
-    from ..data.classes import count_ids
-
     step = max(1, len(dataset) // most)
     indices = range(0, len(dataset), step)
     pixels, counts = [0] * len(dataset.classes), []

@@ -194,7 +194,7 @@ class Mask2FormerTrainer(Trainer):
                 output_dir=str(folder),
                 save_total_limit=limit,
                 best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
+                use_mtime=False,
             )
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):

@@ -1,0 +1,252 @@
+"""`train` and `evaluate` as a user runs them: on generated scenes, on real data, and when something is wrong."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from helpers import SHARED
+from PIL import Image
+
+import mask2former_hf
+from mask2former_hf import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
+from mask2former_hf.cli import train as train_command
+from mask2former_hf.cli.main import main
+from mask2former_hf.data.coco import CocoPanoptic
+from mask2former_hf.training.recipes import load_recipe, recipe_names
+
+DATA = SHARED / "data"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="annotated images (../shared/data) not found")
+SMALL = ["--crop", 64, "--steps", 2, "--batch-size", 2, "--eval-every", 1, "--cpu"]
+SCENES = ["--data", "scenes", "--train-limit", 6, "--val-limit", 3]
+PANOPTIC = DATA / "coco_panoptic"
+
+
+def command(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def refused(capsys, *arguments):
+    """What the command says when it exits with 2 before it starts."""
+    assert command("train", *arguments) == 2
+    return capsys.readouterr().err
+
+
+def panoptic_paths(prefix, split="val"):
+    return [
+        *(f"--{prefix}images", PANOPTIC / split, f"--{prefix}maps", PANOPTIC / f"panoptic_{split}"),
+        *(f"--{prefix}annotations", PANOPTIC / "annotations" / f"panoptic_{split}.json"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run on scenes that was finished."""
+    folder = tmp_path_factory.mktemp("run")
+    assert command("train", *SCENES, "--backbone", "tiny", *SMALL, "--output", folder) == 0
+    return folder
+
+
+def test_a_run_leaves_a_checkpoint_its_figures_and_a_picture_of_the_first_batch(trained):
+    model = Mask2FormerForUniversalSegmentation.from_pretrained(trained)
+    assert model.config.task == "panoptic" and model.config.num_labels == 5
+    assert Mask2FormerImageProcessor.from_pretrained(trained).size == {"shortest_edge": 64, "longest_edge": 128}
+    pixels = model.config.class_table["pixels"]  # of the six scenes looked at: 128 x 128 each, all of it labelled
+    assert sum(pixels) == 6 * 128 * 128 and len(pixels) == 5
+    result = json.loads((trained / "results.json").read_text())
+    assert result["steps"] == 2 and 0 <= result["metrics"]["pq"] <= 1
+    width, height = Image.open(trained / "first_batch.png").size
+    assert width == 2 * height  # two square images
+
+
+def test_evaluate_gives_the_figures_that_training_ended_with(trained, tmp_path, capsys):
+    path = tmp_path / "summary.json"
+    arguments = ["--data", "scenes", "--limit", 3, "--json", path]
+    assert command("evaluate", "--model", trained, *arguments, "--device", "cpu") == 0
+    figures, summary = json.loads((trained / "results.json").read_text())["metrics"], json.loads(path.read_text())
+    for name in ("pq", "sq", "rq"):
+        assert summary["pq"]["all"][name] == pytest.approx(figures[name], abs=1e-6)
+    assert "pq per class" in capsys.readouterr().out
+
+
+def test_a_run_is_not_overwritten_and_resume_says_what_is_missing(trained, tmp_path, capsys):
+    again = [*SCENES, "--backbone", "tiny", *SMALL]
+    assert "--resume" in refused(capsys, *again, "--output", trained)
+    assert "no complete checkpoint" in refused(capsys, *again, "--output", tmp_path / "new", "--resume")
+
+
+def test_resume_goes_on_where_the_run_was(tmp_path):
+    run = [*SCENES, "--backbone", "tiny", *SMALL, "--output", tmp_path]
+    assert command("train", *run) == 0
+    assert command("train", *run, "--steps", 3, "--resume") == 0
+    state = json.loads((tmp_path / "checkpoint-3" / "trainer_state.json").read_text())
+    evaluated = [entry["step"] for entry in state["log_history"] if "eval_pq" in entry]
+    assert evaluated == [1, 2, 3] and json.loads((tmp_path / "results.json").read_text())["steps"] == 3
+
+
+def test_a_yaml_file_says_what_flags_say_and_flags_win(tmp_path):
+    path = tmp_path / "run.yaml"
+    content = {"data": "scenes", "train-limit": 6, "val_limit": 3, "backbone": "tiny", "crop": 64, "steps": 9}
+    path.write_text(yaml.safe_dump(content | {"batch_size": 2, "cpu": True, "output": str(tmp_path / "run")}))
+    assert command("train", path, "--steps", 1) == 0
+    settings = json.loads((tmp_path / "run" / "results.json").read_text())["settings"]
+    assert settings["steps"] == 1 and settings["crop"] == 64 and settings["train_limit"] == 6
+
+
+def test_a_checkpoint_for_other_classes_keeps_the_rows_that_it_knows_by_name(trained, tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "maps").mkdir()
+    names = list(Mask2FormerForUniversalSegmentation.from_pretrained(trained).config.id2label.values())
+    rng = np.random.default_rng(0)
+    for index in range(2):
+        Image.fromarray(rng.integers(0, 255, (70, 90, 3), dtype=np.uint8)).save(tmp_path / f"images/{index}.png")
+        Image.fromarray(np.repeat([[0], [1]], 35, 0).repeat(90, 1).astype(np.uint8)).save(
+            tmp_path / f"maps/{index}.png"
+        )
+    data = ["--data", "label-maps", "--classes", f"{names[4]},marsh"]
+    for split in ("train", "val"):
+        data += [f"--{split}-images", tmp_path / "images", f"--{split}-maps", tmp_path / "maps"]
+    frozen = ["--learning-rate", 0, "--weight-decay", 0]
+    run = ["--model", trained, *SMALL, *frozen, "--queries", 30, "--output", tmp_path / "run"]
+    assert command("train", *data, *run) == 0
+    assert "random rows in the classifier: marsh" in capsys.readouterr().out
+    old = Mask2FormerForUniversalSegmentation.from_pretrained(trained)
+    new = Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path / "run")
+    assert new.config.num_queries == 30 and new.config.task == "semantic" and new.config.num_labels == 2
+    torch.testing.assert_close(new.class_predictor.weight[[0, 2]], old.class_predictor.weight[[4, 5]])
+
+
+def test_setups_that_cannot_work_are_refused_before_training(tmp_path, capsys):
+    output = ["--output", tmp_path / "run"]
+    base = [*SCENES, "--backbone", "tiny", *output]
+    assert "--output is missing" in refused(capsys, *SCENES)
+    assert "--data is missing" in refused(capsys, "--backbone", "tiny", "--steps", 1, *output)
+    assert "--steps is missing" in refused(capsys, *base)
+    assert "choose one" in refused(capsys, *base, "--steps", 1, "--model", "somewhere")
+    assert "--batch-size 0" in refused(capsys, *base, "--steps", 1, "--batch-size", 0)
+    assert "--task depth" in refused(capsys, *base, "--steps", 1, "--task", "depth")
+    assert "--queries" in refused(capsys, *base, "--steps", 1, "--queries", 1)
+    missing = str(tmp_path / "vgg")
+    assert "one of tiny, r50" in refused(capsys, *SCENES, *output, "--steps", 1, "--backbone", missing)
+    assert "coco-panoptic-r50" in refused(capsys, *SCENES, *output, "--recipe", "coco-panoptic-r5")
+    assert "clips of videos" in refused(capsys, *SCENES, *output, "--recipe", "ytvis-2019-r50")
+    path = tmp_path / "run.yaml"
+    path.write_text("data: scenes\nepochs: 3\n")
+    assert "unknown keys ['epochs']" in refused(capsys, path)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_label_that_no_class_has_is_refused_with_its_file(tmp_path, capsys):
+    for folder in ("images", "maps"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(np.full((40, 40), 7, np.uint8)).save(tmp_path / folder / "a.png")
+    data = ["--data", "label-maps", "--classes", "sky,road", "--backbone", "tiny"]
+    for split in ("train", "val"):
+        data += [f"--{split}-images", tmp_path / "images", f"--{split}-maps", tmp_path / "maps"]
+    said = refused(capsys, *data, *SMALL, "--output", tmp_path / "run")
+    assert "7" in said and "a.png" in said
+    (tmp_path / "maps" / "a.png").rename(tmp_path / "maps" / "b.png")
+    assert "a.png" in refused(capsys, *data, *SMALL, "--output", tmp_path / "run") and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_of_images_gives_settings_and_a_pipeline(name, tmp_path):
+    recipe = load_recipe(name)
+    if recipe.video:
+        with pytest.raises(ValueError, match="clips"):
+            recipe.pipeline()
+        return
+    example = {"image": np.zeros((120, 100, 3), np.uint8), "segmentation": np.ones((120, 100), np.int32)}
+    example["segments_info"] = [{"id": 1, "category_id": 0}]
+    image = recipe.pipeline()(example, np.random.default_rng(0))["image"]
+    augmentation = recipe.augmentation
+    if recipe.mapper.endswith("lsj"):
+        assert image.shape == (1024, 1024, 3)
+    elif augmentation["pad_size"] is not None:
+        assert image.shape == (augmentation["pad_size"],) * 2 + (3,)
+    else:
+        assert all(side <= most for side, most in zip(image.shape, augmentation["crop_size"], strict=False))
+
+
+def test_a_recipe_sets_what_flags_do_not(tmp_path):
+    parser = train_command.argparse.ArgumentParser()
+    train_command.add_arguments(parser)
+    data = ["--data", "label-maps", "--output", str(tmp_path), "--recipe", "ade20k-semantic-swin-t"]
+    settings, recipe = train_command._settings(parser.parse_args([*data, "--accumulate", "4", "--queries", "50"]))
+    assert (settings.steps, settings.batch_size, settings.queries) == (160000, 4, 50)
+    assert settings.classes == "ade20k-semantic" and settings.task == "semantic" and settings.crop is None
+    assert (settings.learning_rate, settings.weight_decay, settings.clip) == (1e-4, 0.05, 0.01)
+    assert recipe.backbone["embed_dim"] == 96
+
+
+@needs_data
+@pytest.mark.parametrize("kind", ["coco-panoptic", "coco-instances", "label-maps", "instance-maps"])
+def test_every_kind_of_files_trains_on_real_images(kind, tmp_path, capsys):
+    nuclei, camvid = DATA / "nuclei_dsb2018", DATA / "camvid"
+    paths, metric = [], {"coco-panoptic": "pq", "label-maps": "miou"}.get(kind, "ap")
+    classes = tmp_path / "classes.json"
+    classes.write_text(json.dumps({"classes": [[1, "nucleus", True]]}))
+    for split in ("train", "val"):
+        if kind == "coco-panoptic":
+            paths += panoptic_paths(f"{split}-")
+        elif kind == "coco-instances":
+            annotations = nuclei / "annotations" / f"instances_{split}.json"
+            paths += [f"--{split}-images", nuclei / "images", f"--{split}-annotations", annotations]
+        elif kind == "instance-maps":
+            paths += [f"--{split}-images", nuclei / "images", f"--{split}-maps", nuclei / "instance_labels"]
+        else:
+            paths += [f"--{split}-images", camvid / "images" / split, f"--{split}-maps", camvid / "labels" / split]
+        paths += [f"--{split}-limit", 2]
+    if kind == "label-maps":
+        paths += ["--classes", camvid / "classes.json"]
+    if kind == "instance-maps":
+        paths += ["--classes", classes]
+    run = ["--backbone", "tiny", *SMALL, "--steps", 1, "--queries", 400, "--output", tmp_path]
+    assert command("train", "--data", kind, *paths, *run) == 0
+    assert metric in json.loads((tmp_path / "results.json").read_text())["metrics"]
+    assert "2 images to train on" in capsys.readouterr().out
+
+
+@needs_data
+def test_the_class_table_of_a_checkpoint_has_the_original_ids_and_pixel_counts(tmp_path):
+    run = ["--backbone", "tiny", *SMALL, "--steps", 1, "--queries", 60, "--output", tmp_path]
+    limits = ["--train-limit", 3, "--val-limit", 1]
+    assert (
+        command("train", "--data", "coco-panoptic", *panoptic_paths("train-"), *panoptic_paths("val-"), *run, *limits)
+        == 0
+    )
+    table = json.loads((tmp_path / "config.json").read_text())["class_table"]
+    content = json.loads((PANOPTIC / "annotations" / "panoptic_val.json").read_text())
+    ids = sorted(category["id"] for category in content["categories"])
+    assert table["ids"] == ids
+    areas = dict.fromkeys(ids, 0)
+    reader = CocoPanoptic(
+        PANOPTIC / "val", PANOPTIC / "annotations" / "panoptic_val.json", PANOPTIC / "panoptic_val", None
+    )
+    wanted = {reader[index]["image_id"] for index in range(3)}
+    for annotation in content["annotations"]:
+        if annotation["image_id"] in wanted:
+            for segment in annotation["segments_info"]:
+                areas[segment["category_id"]] += 0 if segment["iscrowd"] else segment["area"]
+    assert table["pixels"] == [areas[original] for original in ids]
+
+
+def test_the_command_runs_unchanged_under_torchrun(tmp_path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    arguments = [*SCENES, "--backbone", "tiny", *SMALL, "--steps", 2, "--output", tmp_path]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.path.dirname(os.path.dirname(mask2former_hf.__file__))
+    done = subprocess.run(
+        [*launcher, "-m", "mask2former_hf.cli.main", "train", *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "on cpu:0 x 2" in done.stdout and done.stdout.count("images to train on") == 1
+    assert json.loads((tmp_path / "results.json").read_text())["steps"] == 2
