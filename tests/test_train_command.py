@@ -88,6 +88,13 @@ def test_resume_goes_on_where_the_run_was(tmp_path):
     assert evaluated == [1, 2, 3] and json.loads((tmp_path / "results.json").read_text())["steps"] == 3
 
 
+@pytest.mark.parametrize("augmentation", [["none"], ["lsj"], ["resize-crop", "--short-sides", 48, 96]])
+def test_every_augmentation_trains(augmentation, tmp_path):
+    run = [*SCENES, "--backbone", "tiny", *SMALL, "--steps", 1, "--augmentation", *augmentation]
+    assert command("train", *run, "--output", tmp_path) == 0
+    assert json.loads((tmp_path / "results.json").read_text())["steps"] == 1
+
+
 def test_a_yaml_file_says_what_flags_say_and_flags_win(tmp_path):
     path = tmp_path / "run.yaml"
     content = {"data": "scenes", "train-limit": 6, "val_limit": 3, "backbone": "tiny", "crop": 64, "steps": 9}
@@ -130,6 +137,7 @@ def test_setups_that_cannot_work_are_refused_before_training(tmp_path, capsys):
     assert "--batch-size 0" in refused(capsys, *base, "--steps", 1, "--batch-size", 0)
     assert "--task depth" in refused(capsys, *base, "--steps", 1, "--task", "depth")
     assert "--queries" in refused(capsys, *base, "--steps", 1, "--queries", 1)
+    assert "needs --augmentation resize-crop" in refused(capsys, *base, "--steps", 1, "--short-sides", 64)
     missing = str(tmp_path / "vgg")
     assert "one of tiny, r50" in refused(capsys, *SCENES, *output, "--steps", 1, "--backbone", missing)
     assert "coco-panoptic-r50" in refused(capsys, *SCENES, *output, "--recipe", "coco-panoptic-r5")

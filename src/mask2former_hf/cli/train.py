@@ -56,7 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--crop", type=int, help="side of the training images in pixels (default: 512, or the recipe's)"
     )
-    parser.add_argument("--no-augmentation", action="store_true", help="train on the images at their test size")
+    parser.add_argument(
+        "--augmentation",
+        choices=("lsj", "resize-crop", "none"),
+        help="large-scale jitter; short side, window, colour; or images at their test size (default: by the task)",
+    )
+    parser.add_argument("--short-sides", type=int, nargs="+", metavar="PIXELS", help="of --augmentation resize-crop")
     parser.add_argument("--test-size", type=int, nargs="+", metavar="PIXELS", help="short side, and largest long side")
     parser.add_argument("--steps", type=int, help="optimizer steps (required without --recipe)")
     parser.add_argument("--batch-size", type=int, help="images per process and forward pass (default: 4)")
@@ -103,10 +108,12 @@ def run(arguments: argparse.Namespace) -> int:
     if settings.crop is None:
         pipeline, test_size = recipe.pipeline(), list(recipe.test_size.values())
     else:
-        pipeline, test_size = augmentation_for(task, settings.crop), [settings.crop]
+        kind = None if settings.augmentation == "none" else settings.augmentation
+        pipeline, test_size = augmentation_for(task, settings.crop, kind, settings.short_sides or ()), [settings.crop]
     test_size = settings.test_size or test_size
     processor = processor_for(train.classes, test_size[0], test_size[1] if len(test_size) > 1 else 2 * test_size[0])
-    augmented = train if settings.no_augmentation else AugmentedDataset(train, pipeline, seed=settings.seed)
+    plain = settings.augmentation == "none"
+    augmented = train if plain else AugmentedDataset(train, pipeline, seed=settings.seed)
     trainer = _trainer(settings, recipe, model, processor, augmented, val)
     if first_process:
         print_summary(settings, model, added, train, val, statistics, trainer)
@@ -165,6 +172,8 @@ def _settings(arguments) -> tuple[argparse.Namespace, Recipe | None]:
             settings.batch_size = max(1, recipe.batch_size // (settings.accumulate * processes))
         if settings.classes is None and settings.data in ("label-maps", "instance-maps", "hub"):
             settings.classes = recipe.class_set
+        if settings.augmentation in ("lsj", "resize-crop") and settings.crop is None:
+            settings.crop = WITHOUT_RECIPE["crop"]
     _check(settings, recipe)
     return settings, recipe
 
@@ -193,6 +202,8 @@ def _check(settings, recipe):
             raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
     if settings.task not in (None, *TASKS):
         raise UserError(f"--task {settings.task}: must be one of {', '.join(TASKS)}")
+    if settings.short_sides and settings.augmentation != "resize-crop":
+        raise UserError("--short-sides needs --augmentation resize-crop")
     if settings.bf16 and settings.fp16:
         raise UserError("--bf16 and --fp16: choose one")
     if settings.output.is_dir() and not settings.resume and any(settings.output.glob("checkpoint-*")):
@@ -265,7 +276,7 @@ def _trainer(settings, recipe, model, processor, train, val):
         processor=processor,
         train_dataset=train,
         eval_dataset=val,
-        augmented=not settings.no_augmentation,
+        augmented=settings.augmentation != "none",
         eval_thresholds=thresholds,
     )
 

@@ -7,7 +7,7 @@ from transformers import CONFIG_MAPPING, AutoBackbone, AutoConfig, ResNetConfig,
 
 from .. import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
 from ..conversion.surgery import resize_queries, set_labels
-from ..data.augmentation import BACKGROUND_ID, Pipeline, instance_lsj, panoptic_lsj, resize_crop
+from ..data.augmentation import Pipeline, by_name, instance_lsj, panoptic_lsj
 from ..data.classes import ClassTable, count_ids
 from .recipes import Recipe
 
@@ -121,24 +121,22 @@ def processor_for(classes: ClassTable, shortest_edge: int, longest_edge: int) ->
     )
 
 
-def augmentation_for(task: str, crop: int, short_sides: Sequence[int] | None = None) -> Pipeline:
-    """The original's kind of augmentation for a task at another size.
-
-    Large-scale jitter for panoptic and instance data as in its COCO recipes; for semantic data short sides of 0.5 to 2
-    crops, a random window, colour and mirror image, as in its ADE20K recipes.
+def augmentation_for(task: str, crop: int, kind: str | None = None, short_sides: Sequence[int] = ()) -> Pipeline:
+    """The original's augmentation of a kind at another size.
 
     Args:
         crop: side of the square result in pixels.
-        short_sides: of the semantic recipe, instead of those.
+        kind: "lsj", large-scale jitter as in its COCO recipes, by default for panoptic and instance data; or
+            "resize-crop", short side, random window, colour and mirror image as in its ADE20K recipes, by default for
+            semantic data. The jitter shrinks images down to a tenth: resize-crop is better if objects are small.
+        short_sides: of "resize-crop" in pixels, equally likely; by default 16 of 0.5 to 2 crops.
     """
-    if task == "panoptic":
-        return panoptic_lsj(crop, padding_id=BACKGROUND_ID)
-    if task == "instance":
-        return instance_lsj(crop)
-    sides = short_sides or [round(crop * tenths / 10) for tenths in range(5, 21)]
-    return resize_crop(
-        sides, 4 * max(sides), crop, crop, colour=True, padding_id=0, keep_empty=False, nearest="corner"
-    )
+    kind = kind or ("resize-crop" if task == "semantic" else "lsj")
+    if kind == "lsj":
+        return instance_lsj(crop) if task == "instance" else panoptic_lsj(crop)
+    sides = list(short_sides) or [round(crop * tenths / 10) for tenths in range(5, 21)]
+    parameters = {"short_sides": sides, "max_size": 4 * max(sides), "crop": crop, "pad": crop}
+    return by_name(f"mask_former_{task}", parameters)
 
 
 def scan(dataset, read, most: int = 1000, progress=None) -> dict:
