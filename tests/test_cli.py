@@ -161,7 +161,7 @@ def test_demo_refuses_senseless_numbers(tmp_path, capsys):
 
 def test_ctrl_c_keeps_what_the_demo_learned(tmp_path):
     arguments = ["--steps", "5000", "--batch-size", "2", "--eval-images", "2", "--pictures", "1", "--device", "cpu"]
-    command = [sys.executable, "-m", "mask2former_hf.cli.main", "demo", "--output", str(tmp_path / "demo"), *arguments]
+    command = [sys.executable, "-m", "mask2former_hf", "demo", "--output", str(tmp_path / "demo"), *arguments]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True

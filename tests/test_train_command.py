@@ -249,7 +249,7 @@ def test_the_command_runs_unchanged_under_torchrun(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.path.dirname(os.path.dirname(mask2former_hf.__file__))
     done = subprocess.run(
-        [*launcher, "-m", "mask2former_hf.cli.main", "train", *map(str, arguments)],
+        [*launcher, "-m", "mask2former_hf", "train", *map(str, arguments)],
         env=environment,
         capture_output=True,
         text=True,
