@@ -8,8 +8,11 @@ from helpers import padded_batch, random_targets, tiny_model
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from mask2former_hf import Mask2FormerImageProcessor
+from mask2former_hf.data.scenes import ScenesDataset
 from mask2former_hf.training.distillation import Distillation
 from mask2former_hf.training.teacher import Teacher, WithImageIds
+from mask2former_hf.training.trainer import Mask2FormerTrainer, Mask2FormerTrainingArguments
 
 TERMS = {"distillation_class", "distillation_mask", "distillation_dice"}
 
@@ -230,6 +233,40 @@ def test_cache_refuses_what_it_cannot_answer(tmp_path):
         Distillation(sure_model(seed=2), student, cache=tmp_path)(outputs, named)
     with pytest.raises(ValueError, match="mask features are not cached"):
         Distillation(sure_model(seed=1), student, cache=tmp_path, feature_weight=1.0)
+
+
+def test_accumulated_micro_batches_teach_like_the_large_batch(tmp_path):
+    """Two micro-batches of equal content: each of their terms counts half."""
+    losses = []
+    for accumulate in (1, 2):
+        student = sure_model()
+        distillation = Distillation(sure_model(seed=1), student)
+        trainer = Mask2FormerTrainer(
+            student,
+            Mask2FormerTrainingArguments(
+                str(tmp_path),
+                max_steps=1,
+                per_device_train_batch_size=1,
+                gradient_accumulation_steps=accumulate,
+                use_cpu=True,
+                report_to="none",
+                logging_steps=1,
+                disable_tqdm=True,
+                save_strategy="no",
+            ),  # fmt: skip
+            processor=Mask2FormerImageProcessor(do_resize=False),
+            train_dataset=[ScenesDataset(1, size=64)[0]] * 2,
+            distillation=distillation,
+            labelled=False,
+        )
+        trainer.train()
+        losses.append(next(row["loss"] for row in trainer.state.log_history if "loss" in row))
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)  # at other random points
+
+
+def test_labels_are_needed_without_a_teacher(tmp_path):
+    with pytest.raises(ValueError, match="labelled=False.*needs distillation"):
+        Mask2FormerTrainer(sure_model(), processor=Mask2FormerImageProcessor(), labelled=False)
 
 
 def test_collator_adds_ids():

@@ -15,8 +15,11 @@ from PIL import Image
 import mask2former_hf
 from mask2former_hf import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
 from mask2former_hf.cli import train as train_command
+from mask2former_hf.cli.datasets import Scenes
 from mask2former_hf.cli.main import main
 from mask2former_hf.data.coco import CocoPanoptic
+from mask2former_hf.refinement.results import segment_image
+from mask2former_hf.training.evaluation import SegmentationEvaluator
 from mask2former_hf.training.recipes import load_recipe, recipe_names
 
 DATA = SHARED / "data"
@@ -86,6 +89,24 @@ def test_resume_goes_on_where_the_run_was(tmp_path):
     state = json.loads((tmp_path / "checkpoint-3" / "trainer_state.json").read_text())
     evaluated = [entry["step"] for entry in state["log_history"] if "eval_pq" in entry]
     assert evaluated == [1, 2, 3] and json.loads((tmp_path / "results.json").read_text())["steps"] == 3
+
+
+def test_a_teacher_teaches_with_labels_and_without_and_from_its_cache(trained, tmp_path, capsys):
+    run = [*SCENES, "--backbone", "tiny", *SMALL, "--teacher", trained, "--log-every", 1]
+    cache = ["--teacher-only", "--augmentation", "none", "--teacher-cache", tmp_path / "cache"]
+    for name, options in {"both": [], "alone": cache}.items():
+        assert command("train", *run, *options, "--output", tmp_path / name) == 0
+        state = json.loads((tmp_path / name / "checkpoint-2" / "trainer_state.json").read_text())
+        for row in (row for row in state["log_history"] if "loss" in row):
+            terms = [value for key, value in row.items() if key.startswith(("loss_", "distillation_"))]
+            assert len(terms) == (6 if name == "both" else 3)
+            assert sum(terms) == pytest.approx(row["loss"], rel=1e-3)
+    assert 2 <= len(list((tmp_path / "cache").iterdir())) <= 6
+    assert "need --teacher" in refused(
+        capsys, *SCENES, "--backbone", "tiny", *SMALL, *cache, "--output", tmp_path / "x"
+    )
+    said = refused(capsys, *run, "--teacher-cache", tmp_path, "--output", tmp_path / "x")
+    assert "--augmentation none" in said
 
 
 @pytest.mark.parametrize("augmentation", [["none"], ["lsj"], ["resize-crop", "--short-sides", 48, 96]])
@@ -258,3 +279,34 @@ def test_the_command_runs_unchanged_under_torchrun(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert "on cpu:0 x 2" in done.stdout and done.stdout.count("images to train on") == 1
     assert json.loads((tmp_path / "results.json").read_text())["steps"] == 2
+
+
+@pytest.mark.parametrize("options", [["--refine", "otsu"], ["--tta"], ["--refine", "otsu", "--tta"]])
+def test_evaluate_measures_refined_results(trained, tmp_path, options):
+    """The figures are those of `segment_image`'s results, counted one by one."""
+    pytest.importorskip("skimage", reason="scikit-image is an extra")
+    path = tmp_path / "summary.json"
+    given = ["--data", "scenes", "--limit", 2, "--threshold", 0.1, "--metrics", "pq", "ap", "--json", path]
+    assert command("evaluate", "--model", trained, *given, *options, "--device", "cpu") == 0
+    model = Mask2FormerForUniversalSegmentation.from_pretrained(trained).eval()
+    processor = Mask2FormerImageProcessor.from_pretrained(trained)
+    refine, tta = "otsu" if "otsu" in options else None, "--tta" in options
+    evaluator = SegmentationEvaluator(model.config, processor, ["pq", "ap"], threshold=0.1)
+    scenes = Scenes("val")
+    for index in range(2):
+        results = {}
+        for task, threshold in {"panoptic": 0.1, "instance": 0.0}.items():
+            results[task] = segment_image(
+                model, processor, scenes[index]["image"], task, refine, tta,
+                threshold=threshold, stuff_label_ids=set(model.config.stuff_label_ids),
+            )  # fmt: skip
+        evaluator.count(results, scenes[index], index)
+    expected, found = evaluator.compute(), json.loads(path.read_text())
+    assert found["pq"]["all"]["pq"] == pytest.approx(expected["pq"]["all"]["pq"], abs=1e-6)
+    assert found["ap"]["AP"] == pytest.approx(expected["ap"]["AP"], abs=1e-6)
+
+
+def test_evaluate_refuses_refinement_that_has_no_meaning(trained, capsys):
+    given = ["--data", "scenes", "--limit", 1, "--metrics", "miou", "--refine", "otsu", "--device", "cpu"]
+    assert command("evaluate", "--model", trained, *given) == 2
+    assert "semantic results have no threshold" in capsys.readouterr().err

@@ -1,11 +1,14 @@
 """`mask2former-hf evaluate`: official metrics of a checkpoint on annotated images."""
 
 import argparse
+import contextlib
 import json
+import os
 from pathlib import Path
 
 import torch
 
+from ..refinement.results import METHODS, check_refinement, segment_image
 from ..training.evaluation import KNOWN_METRICS, evaluate, headline, process_rank
 from .datasets import add_data_arguments, load_split, read_settings
 from .main import UserError
@@ -22,6 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--threshold", type=float, help="lowest score of panoptic segments (default: 0.8)")
     parser.add_argument("--overlap-threshold", type=float, help="of panoptic segments (default: 0.8)")
     parser.add_argument("--top-k", type=int, help="instances per image (default: 100)")
+    parser.add_argument("--refine", choices=METHODS, help="a threshold per mask (otsu), or a dense CRF (crf)")
+    parser.add_argument("--tta", action="store_true", help="average over six sizes and their mirror images")
     parser.add_argument("--batch-size", type=int, help="images per forward pass (default: 4)")
     parser.add_argument("--num-workers", type=int, help="processes that read images (default: 0)")
     parser.add_argument("--json", type=Path, help="write the full summary to this file")
@@ -33,10 +38,31 @@ def run(arguments: argparse.Namespace) -> int:
     settings = read_settings(arguments, DEFAULTS)
     if settings.model is None:
         raise UserError("--model is missing: a checkpoint folder or Hub id")
+    with _processes(settings):
+        return _evaluate(settings)
+
+
+@contextlib.contextmanager
+def _processes(settings):
+    """Under torchrun or `accelerate launch` the processes share the images; only counts travel, which gloo can do."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or torch.distributed.is_initialized():
+        yield
+        return
+    if settings.device == "cuda":
+        settings.device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    torch.distributed.init_process_group("gloo")
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _evaluate(settings) -> int:
     dataset = load_split(settings, "")
     model, processor = load(settings.model, settings.device)
     if model.config.task is None and settings.metrics is None:
         model.config.task = dataset.task
+    options = {name: getattr(settings, name) for name in ("threshold", "overlap_threshold", "top_k")}
     try:
         summary = evaluate(
             model,
@@ -46,11 +72,10 @@ def run(arguments: argparse.Namespace) -> int:
             batch_size=settings.batch_size,
             num_workers=settings.num_workers,
             autocast=torch.bfloat16 if settings.bf16 else None,
-            threshold=settings.threshold,
-            overlap_threshold=settings.overlap_threshold,
-            top_k=settings.top_k,
+            segment=_segment(settings, model, processor, options),
+            **options,
         )
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         raise UserError(str(error)) from error
     if process_rank()[0] == 0:
         print_summary(summary)
@@ -58,6 +83,21 @@ def run(arguments: argparse.Namespace) -> int:
             settings.json.parent.mkdir(parents=True, exist_ok=True)
             settings.json.write_text(json.dumps(summary, indent=2, default=float))
     return 0
+
+
+def _segment(settings, model, processor, options):
+    """What makes results with `--refine` and `--tta`; None without."""
+    if settings.refine is None and not settings.tta:
+        return None
+    check_refinement("panoptic" if model.config.task is None else model.config.task, settings.refine)
+    stuff, first = set(model.config.stuff_label_ids or ()), model.config.task != "semantic"
+
+    def segment(image, task):
+        own = options | {"threshold": options["threshold"] if task == "panoptic" else 0.0}
+        own |= {"stuff_label_ids": stuff, "resize_masks_first": first}
+        return segment_image(model, processor, image, task, settings.refine, settings.tta, **own)
+
+    return segment
 
 
 def print_summary(summary: dict[str, dict]):

@@ -13,8 +13,10 @@ from tqdm import tqdm
 from transformers.trainer_callback import ProgressCallback
 from transformers.utils import logging as transformers_logging
 
+from .. import Mask2FormerForUniversalSegmentation
 from ..configuration_mask2former import TASKS
 from ..data.augmentation import AugmentedDataset
+from ..training.distillation import Distillation
 from ..training.recipes import COMMON, Recipe, load_recipe
 from ..training.setup import (
     BACKBONES,
@@ -41,6 +43,7 @@ DEFAULTS = {
     "report_to": "none",
     "keep": 2,
     "backbone_multiplier": COMMON["backbone_multiplier"],
+    "teacher_weight": 1.0,
 }
 WITHOUT_RECIPE = {"batch_size": 4, "crop": 512}
 
@@ -71,6 +74,12 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--weight-decay", type=float, help="(default: 0.05)")
     parser.add_argument("--clip", type=float, help="largest gradient norm (default: 0.01)")
     parser.add_argument("--queries", type=int, help="number of queries (default: the model's)")
+    parser.add_argument("--teacher", help="checkpoint with the same classes whose answers are learnt, too")
+    parser.add_argument("--teacher-weight", type=float, help="of the teacher's terms in the loss (default: 1)")
+    parser.add_argument(
+        "--teacher-only", action="store_true", help="learn from the teacher alone, not from the labels"
+    )
+    parser.add_argument("--teacher-cache", help="folder to keep its answers in; with --augmentation none")
     parser.add_argument("--eval-every", type=int, help="steps between evaluations and checkpoints (default: a tenth)")
     parser.add_argument("--metrics", nargs="+", help="pq, ap, box_ap, miou (default: by the task)")
     parser.add_argument("--keep", type=int, help="checkpoints to keep besides the best (default: 2)")
@@ -202,6 +211,10 @@ def _check(settings, recipe):
             raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
     if settings.task not in (None, *TASKS):
         raise UserError(f"--task {settings.task}: must be one of {', '.join(TASKS)}")
+    if settings.teacher is None and (settings.teacher_only or settings.teacher_cache):
+        raise UserError("--teacher-only and --teacher-cache need --teacher, a checkpoint with the same classes")
+    if settings.teacher_cache and settings.augmentation != "none":
+        raise UserError("--teacher-cache needs --augmentation none: an augmented image is another one every time")
     if settings.short_sides and settings.augmentation != "resize-crop":
         raise UserError("--short-sides needs --augmentation resize-crop")
     if settings.bf16 and settings.fp16:
@@ -226,6 +239,16 @@ def _model(settings, recipe, classes, task):
             known = ", ".join(BACKBONES)
             said = f"--backbone {settings.backbone}: must be one of {known}, or a folder or Hub id; {said}"
         raise UserError(said) from error
+
+
+def _distillation(settings, model) -> Distillation | None:
+    if settings.teacher is None:
+        return None
+    try:
+        teacher = Mask2FormerForUniversalSegmentation.from_pretrained(settings.teacher)
+        return Distillation(teacher, model, weight=settings.teacher_weight, cache=settings.teacher_cache)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--teacher {settings.teacher}: {str(error).strip().splitlines()[0]}") from error
 
 
 def _trainer(settings, recipe, model, processor, train, val):
@@ -278,6 +301,8 @@ def _trainer(settings, recipe, model, processor, train, val):
         eval_dataset=val,
         augmented=settings.augmentation != "none",
         eval_thresholds=thresholds,
+        distillation=_distillation(settings, model),
+        labelled=not settings.teacher_only,
     )
 
 
@@ -288,6 +313,7 @@ class LossProgress(ProgressCallback):
         if self.training_bar is None or not logs:
             return
         names = {"loss": "loss", "loss_cross_entropy": "class", "loss_mask": "mask", "loss_dice": "dice"}
+        names |= {f"distillation_{term}": f"teacher {term}" for term in ("class", "mask", "dice")}
         if "loss" in logs:
             self.training_bar.set_postfix(
                 {short: f"{logs[name]:.2f}" for name, short in names.items() if name in logs}
@@ -312,6 +338,8 @@ def print_summary(settings, model, added, train, val, statistics, trainer):
         f"{model.config.task} segmentation, {parameters_in_millions(model):.1f} M parameters from {start}, "
         f"{model.config.num_queries} queries, on {trainer.args.device} x {trainer.args.world_size}"
     )
+    if settings.teacher:
+        print(f"taught by {settings.teacher}" + (", without the labels" if settings.teacher_only else ""))
     if added:
         print(f"new to {start}, so with random rows in the classifier: {', '.join(added)}")
     images = settings.batch_size * settings.accumulate * trainer.args.world_size

@@ -81,7 +81,7 @@ class ScenesDataset(Dataset):
             for number, label in classes.items()
         ]
         image = image.clip(0, 255).astype(np.uint8)
-        return {"image": image, "segmentation": ids, "segments_info": segments}
+        return {"image": image, "segmentation": ids, "segments_info": segments, "image_id": index}
 
 
 def _muted_colour(rng) -> np.ndarray:

@@ -93,6 +93,11 @@ class Distillation(nn.Module):
     def teacher(self) -> nn.Module:
         return self._teacher[0].model
 
+    @property
+    def uses_cache(self) -> bool:
+        """Whether batches need `image_ids` (`training.teacher.WithImageIds`)."""
+        return self._teacher[0].cache is not None
+
     def forward(self, outputs, batch: Mapping, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Weighted terms, to be added to the loss.
 

@@ -60,6 +60,12 @@ class SegmentationEvaluator:
         }
         self.metrics = {name: makers[name]() for name in metrics}
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The kinds of results that the metrics need."""
+        kinds = {"pq": "panoptic", "ap": "instance", "box_ap": "instance", "miou": "semantic"}
+        return tuple(dict.fromkeys(kinds[name] for name in self.metrics))
+
     def update(self, outputs, examples: Sequence[dict], image_ids: Sequence) -> list[dict]:
         """Count a batch.
 
@@ -71,40 +77,43 @@ class SegmentationEvaluator:
             Per image its "panoptic", "instance" and "semantic" results at the image's own size, as far as measured.
         """
         sizes = [np.shape(example["image"])[:2] for example in examples]
-        results = [{} for _ in examples]
-        if "pq" in self.metrics:
-            found = self.processor.post_process_panoptic_segmentation(
+        found = {}
+        if "panoptic" in self.tasks:
+            found["panoptic"] = self.processor.post_process_panoptic_segmentation(
                 outputs,
                 threshold=self.threshold,
                 overlap_mask_area_threshold=self.overlap_threshold,
                 label_ids_to_fuse=self.stuff,
                 target_sizes=sizes,
             )
-            for example, own, result in zip(examples, results, found, strict=True):
-                own["panoptic"] = result
-                predicted = [{"id": s["id"], "category_id": s["label_id"]} for s in result["segments_info"]]
-                self.metrics["pq"].update(
-                    result["segmentation"], predicted, single_map(example, "pq"), example["segments_info"]
-                )
-        if "ap" in self.metrics or "box_ap" in self.metrics:
-            found = self.processor.post_process_instance_segmentation(
+        if "instance" in self.tasks:
+            found["instance"] = self.processor.post_process_instance_segmentation(
                 outputs, threshold=0.0, target_sizes=sizes, top_k=self.top_k
             )
-            for example, own, result, image_id in zip(examples, results, found, image_ids, strict=True):
-                own["instance"] = result
-                is_thing = torch.tensor([label not in self.stuff for label in result["labels"].tolist()]).bool()
-                masks, scores, labels = (result[name].cpu()[is_thing] for name in ("masks", "scores", "labels"))
-                truth = true_objects(example, self.stuff)
-                for name in {"ap", "box_ap"} & set(self.metrics):
-                    self.metrics[name].update(masks, scores, labels, truth, image_id=image_id)
-        if "miou" in self.metrics:
-            found = self.processor.post_process_semantic_segmentation(
+        if "semantic" in self.tasks:
+            found["semantic"] = self.processor.post_process_semantic_segmentation(
                 outputs, target_sizes=sizes, resize_masks_first=self.task != "semantic"
             )
-            for example, own, result in zip(examples, results, found, strict=True):
-                own["semantic"] = result
-                self.metrics["miou"].update(result, label_map(example, self.num_labels))
+        results = [dict(zip(found, own, strict=True)) for own in zip(*found.values(), strict=True)]
+        for example, result, image_id in zip(examples, results, image_ids, strict=True):
+            self.count(result, example, image_id)
         return results
+
+    def count(self, result: dict, example: dict, image_id):
+        """Count an image's results, by task, as `update` returns them."""
+        if "pq" in self.metrics:
+            segments = [{"id": s["id"], "category_id": s["label_id"]} for s in result["panoptic"]["segments_info"]]
+            truth = single_map(example, "pq"), example["segments_info"]
+            self.metrics["pq"].update(result["panoptic"]["segmentation"], segments, *truth)
+        if "instance" in self.tasks:
+            found = result["instance"]
+            is_thing = torch.tensor([label not in self.stuff for label in found["labels"].tolist()]).bool()
+            masks, scores, labels = (found[name].cpu()[is_thing] for name in ("masks", "scores", "labels"))
+            truth = true_objects(example, self.stuff)
+            for name in {"ap", "box_ap"} & set(self.metrics):
+                self.metrics[name].update(masks, scores, labels, truth, image_id=image_id)
+        if "miou" in self.metrics:
+            self.metrics["miou"].update(result["semantic"], label_map(example, self.num_labels))
 
     def merge(self, other: "SegmentationEvaluator"):
         """Add the counts of other images."""
@@ -232,18 +241,31 @@ def run_evaluation(
     on_result: Callable[[dict, dict], None] | None = None,
     progress: bool = True,
     autocast: torch.dtype | None = None,
+    segment: Callable[[np.ndarray, str], object] | None = None,
 ) -> int:
-    """Feed all batches to `evaluator`; returns the number of images. Restores the model's mode."""
+    """Feed all batches to `evaluator`; returns the number of images. Restores the model's mode.
+
+    Args:
+        segment: gives an image's result for a task ("panoptic", ...) by other means than the model's plain output,
+            such as `refinement.results.segment_image`.
+    """
     training, images = model.training, 0
     device = next(iter(model.parameters())).device
     model.eval()
     try:
         for batch in tqdm(loader, desc="evaluating", unit="batch", disable=not progress, leave=False):
             examples = [example for _, example in batch]
-            inputs = evaluator.processor([example["image"] for example in examples], return_tensors="pt").to(device)
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
-                outputs = model(**inputs)
-            results = evaluator.update(outputs, examples, [number for number, _ in batch])
+                if segment is None:
+                    pictures = [example["image"] for example in examples]
+                    outputs = model(**evaluator.processor(pictures, return_tensors="pt").to(device))
+                else:
+                    results = [{task: segment(e["image"], task) for task in evaluator.tasks} for e in examples]
+            if segment is None:
+                results = evaluator.update(outputs, examples, [number for number, _ in batch])
+            else:
+                for result, (number, example) in zip(results, batch, strict=True):
+                    evaluator.count(result, example, number)
             images += len(batch)
             for example, result in zip(examples, results, strict=True):
                 if on_result is not None:
@@ -263,6 +285,7 @@ def evaluate(
     on_result: Callable[[dict, dict], None] | None = None,
     progress: bool = True,
     autocast: torch.dtype | None = None,
+    segment: Callable[[np.ndarray, str], object] | None = None,
     **thresholds,
 ) -> dict[str, dict]:
     """Metrics of a model on a dataset; under `torch.distributed` every process measures its share and gets the whole.
@@ -272,6 +295,7 @@ def evaluate(
         metrics: see `SegmentationEvaluator`, as for `thresholds`.
         on_result: called with every example and its results.
         autocast: half precision of the forward pass.
+        segment: see `run_evaluation`.
 
     Returns:
         The full summary of every metric, by its name; `headline` picks the usual figures.
@@ -279,7 +303,8 @@ def evaluate(
     check_classes(model.config, dataset)
     evaluator = SegmentationEvaluator(model.config, processor, metrics, **thresholds)
     show = progress and process_rank()[0] == 0
-    run_evaluation(model, evaluation_loader(dataset, batch_size, num_workers), evaluator, on_result, show, autocast)
+    loader = evaluation_loader(dataset, batch_size, num_workers)
+    run_evaluation(model, loader, evaluator, on_result, show, autocast, segment)
     return merge_processes(evaluator).compute()
 
 

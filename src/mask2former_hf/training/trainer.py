@@ -12,6 +12,7 @@ from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 from ..criterion import loss_normalizers
 from ..image_processing_mask2former import Mask2FormerImageProcessor
 from .collation import SegmentationCollator
+from .distillation import Distillation
 from .evaluation import (
     SegmentationEvaluator,
     check_classes,
@@ -22,6 +23,7 @@ from .evaluation import (
     run_evaluation,
 )
 from .optimization import multi_step_schedule, parameter_groups, polynomial_schedule
+from .teacher import WithImageIds
 
 COMPLETE = "complete"  # an empty file that is written into a checkpoint's folder last
 SCHEDULES = ("poly", "multistep", "trainer")
@@ -66,6 +68,9 @@ class Mask2FormerTrainer(Trainer):
         eval_thresholds: `threshold`, `overlap_threshold` and `top_k` of `SegmentationEvaluator`.
         augmented: whether `train_dataset` gives examples at their final size (`data.augmentation.AugmentedDataset`);
             otherwise the processor resizes them.
+        distillation: `training.distillation.Distillation` of a teacher for this model; its terms are added to the
+            loss and logged.
+        labelled: False to learn from the teacher alone, from images whose annotations are not looked at.
         kwargs: of `transformers.Trainer`.
     """
 
@@ -75,13 +80,24 @@ class Mask2FormerTrainer(Trainer):
         processor: Mask2FormerImageProcessor,
         eval_thresholds: dict | None = None,
         augmented: bool = False,
+        distillation: Distillation | None = None,
+        labelled: bool = True,
         **kwargs,
     ):
-        kwargs.setdefault("data_collator", SegmentationCollator(processor, resize=not augmented))
+        if distillation is None and not labelled:
+            raise ValueError("labelled=False: training without labels needs distillation, from a teacher")
+        collator = SegmentationCollator(processor, resize=not augmented)
+        if distillation is not None and distillation.uses_cache:
+            collator = WithImageIds(collator)
+        kwargs.setdefault("data_collator", collator)
         super().__init__(*args, processing_class=processor, **kwargs)
         self.processor, self.eval_thresholds = processor, eval_thresholds or {}
         # The model gets normalisers of the whole step: Trainer must not divide by the number of micro-batches.
         self.model_accepts_loss_kwargs = True
+        self.distillation, self.labelled = distillation, labelled
+        if distillation is not None:
+            distillation.to(self.args.device)
+            distillation.teacher.to(self.args.device)
         self._term_sums: dict[str, torch.Tensor] = {}  # since the last log
         self._term_steps = 0  # number of the step that they begin with
 
@@ -99,6 +115,9 @@ class Mask2FormerTrainer(Trainer):
             groups = parameter_groups(
                 model, self.args.learning_rate, self.args.weight_decay, self.args.backbone_multiplier
             )
+            if self.distillation is not None:
+                own = list(self.distillation.parameters())
+                groups += [{"params": own, "lr": self.args.learning_rate, "weight_decay": 0.0}] if own else []
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
             self.optimizer = kind(groups, **options)
         return self.optimizer
@@ -127,11 +146,23 @@ class Mask2FormerTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if num_items_in_batch is not None:
             inputs = {**inputs, "normalizers": num_items_in_batch}
+        teach = self.distillation is not None and model.training
+        if teach:
+            names = () if self.labelled else ("mask_labels", "class_labels", "ignore_masks", "normalizers")
+            batch = inputs
+            inputs = {name: value for name, value in inputs.items() if name not in (*names, "image_ids")}
+            inputs |= {"output_hidden_states": True, "output_auxiliary_logits": None if self.labelled else True}
         outputs = model(**inputs)
+        loss, terms = outputs.loss, dict(outputs.loss_dict or {})
+        if teach:
+            taught = self.distillation(outputs, batch)
+            # These are means over a micro-batch, not sums that were divided by the whole step's.
+            taught = {name: term / self.current_gradient_accumulation_steps for name, term in taught.items()}
+            loss, terms = sum(taught.values(), 0.0 if loss is None else loss), terms | taught
         if model.training:
-            for name, terms in outputs.loss_dict.items():
-                self._add_term(name, terms.detach().sum())
-        return (outputs.loss, outputs) if return_outputs else outputs.loss
+            for name, values in terms.items():
+                self._add_term(name, values.detach().sum())
+        return (loss, outputs) if return_outputs else loss
 
     def _add_term(self, name: str, value: torch.Tensor):
         if not self._term_sums:
