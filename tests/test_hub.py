@@ -131,6 +131,48 @@ print(json.dumps([same(other), type(Mask2FormerImageProcessor.from_pretrained("t
     assert {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"} <= files
 
 
+def test_our_trainer_publishes_its_figures(hub, tmp_path):
+    pytest.importorskip("accelerate")
+    hub_card = run(
+        hub,
+        tmp_path,
+        """
+from mask2former_hf.data.scenes import ID2LABEL, ScenesDataset, STUFF_LABEL_IDS
+from mask2former_hf.training.trainer import Mask2FormerTrainer, Mask2FormerTrainingArguments
+model.config.id2label = ID2LABEL
+arguments = Mask2FormerTrainingArguments("run", max_steps=1, per_device_train_batch_size=1, push_to_hub=True,
+    report_to=[], hub_model_id="tester/ours", use_cpu=True, disable_tqdm=True, save_strategy="no")
+trainer = Mask2FormerTrainer(model, arguments, processor=processor, train_dataset=ScenesDataset(2, size=64),
+    eval_dataset=ScenesDataset(1, size=64))
+trainer.train()
+trainer.evaluate()
+trainer.push_to_hub(blocking=True, dataset="scenes")
+other = Mask2FormerForUniversalSegmentation.from_pretrained("tester/ours")
+assert same(other)
+from huggingface_hub import hf_hub_download
+print(json.dumps(open(hf_hub_download("tester/ours", "README.md")).read()))
+""",
+    )
+    assert "| pq |" in hub_card and "tester/ours" in hub_card and "learning_rate" in hub_card
+
+
+def test_convert_publishes_what_it_made(hub, tmp_path):
+    report = run(
+        hub,
+        tmp_path,
+        """
+from mask2former_hf.cli.main import main
+from mask2former_hf.conversion.converting import to_original
+torch.save({"model": to_original(model)}, "model.pth")
+code = main(["convert", "model.pth", "--output", "converted", "--push", "tester/converted"])
+other = Mask2FormerForUniversalSegmentation.from_pretrained("tester/converted")
+print(json.dumps([code, same(other)]))
+""",
+    )
+    assert report == [0, True]
+    assert {"README.md", "config.json", "model.safetensors"} <= set(hub.repositories["tester/converted"].files())
+
+
 def test_a_lost_connection_publishes_nothing_and_says_so(hub, tmp_path):
     hub.lose_uploads = 6  # an attempt and five repetitions
     report = run(

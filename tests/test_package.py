@@ -30,7 +30,7 @@ FOLDERS = {  # folder or file -> what it may import besides its own folder
     "data": set(),
     "metrics": set(),
     "visualization": set(),
-    "training": {"conversion", "data", "metrics", "flat"},
+    "training": {"conversion", "data", "hub", "metrics", "flat"},
     "conversion": {"flat"},
     "hub": {"conversion", "flat"},
     "refinement": {"flat"},

@@ -60,6 +60,8 @@ def test_a_run_leaves_a_checkpoint_its_figures_and_a_picture_of_the_first_batch(
     assert Mask2FormerImageProcessor.from_pretrained(trained).size == {"shortest_edge": 64, "longest_edge": 128}
     pixels = model.config.class_table["pixels"]  # of the six scenes looked at: 128 x 128 each, all of it labelled
     assert sum(pixels) == 6 * 128 * 128 and len(pixels) == 5
+    card = (trained / "README.md").read_text()
+    assert "pipeline_tag: image-segmentation" in card and "| pq |" in card and "disc" in card
     result = json.loads((trained / "results.json").read_text())
     assert result["steps"] == 2 and 0 <= result["metrics"]["pq"] <= 1
     width, height = Image.open(trained / "first_batch.png").size

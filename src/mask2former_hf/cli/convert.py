@@ -14,6 +14,7 @@ from ..conversion.detectron2_config import settings_from_yaml
 from ..conversion.files import Checkpoint, read_checkpoint, write_original
 from ..conversion.names import CheckpointError
 from ..data.classes import ClassTable
+from ..hub.publishing import push_to_hub
 from ..training.recipes import load_recipe, recipe_names
 from .main import UserError
 
@@ -24,6 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--to", choices=("transformers", "original"), default="transformers")
     parser.add_argument("--recipe", help="the original's recipe it was trained with, such as coco-panoptic-swin-t")
     parser.add_argument("--config", type=Path, help="the original's yaml it was trained with")
+    parser.add_argument("--push", metavar="ID", help="publish the result on the Hub, with a model card, as ID")
+    parser.add_argument("--private", action="store_true", help="with --push: a new repository is private")
     parser.add_argument("--overwrite", action="store_true", help="replace what is at --output")
 
 
@@ -32,6 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("--recipe and --config say the same thing: give one of them")
     if arguments.to == "original" and (arguments.recipe or arguments.config):
         raise UserError("--recipe and --config are for checkpoints of others; a folder has its own config.json")
+    if arguments.to == "original" and arguments.push:
+        raise UserError("--push publishes folders of transformers; leave it out with --to original")
     transformers_logging.disable_progress_bar()
     try:
         check_output(arguments.output, arguments.overwrite)
@@ -41,11 +46,13 @@ def run(arguments: argparse.Namespace) -> int:
         source = Path(arguments.source)
         if source.is_dir():
             raise UserError(f"{source} is a folder: give the checkpoint file (for the way back add --to original)")
-        convert(read_checkpoint(source), settings, arguments.output)
+        model, processor = convert(read_checkpoint(source), settings, arguments.output)
     except CheckpointError as error:
         raise UserError(str(error)) from error
     except OSError as error:
         raise UserError(f"{error.filename or arguments.source}: {error.strerror or error}") from error
+    if arguments.push:
+        publish(model, processor, arguments)
     print(f"Next: mask2former-hf predict IMAGE --model {arguments.output} --output predictions")
     return 0
 
@@ -75,7 +82,7 @@ def settings_from_recipe(name: str) -> Settings:
 
 
 def convert(checkpoint: Checkpoint, settings: Settings | None, output: Path):
-    """Write config.json, model.safetensors and preprocessor_config.json, all or nothing."""
+    """Write config.json, model.safetensors and preprocessor_config.json, all or nothing; returns model, processor."""
     source = understand(checkpoint)
     notes = [*source.notes, *(settings.notes if settings else [])]
     if assumed := assumptions(source, settings):
@@ -101,6 +108,15 @@ def convert(checkpoint: Checkpoint, settings: Settings | None, output: Path):
     )
     save_folder(output, model, processor)
     print(f"Saved {output}")
+    return model, processor
+
+
+def publish(model, processor, arguments):
+    try:
+        address = push_to_hub(model, processor, arguments.push, private=arguments.private or None)
+    except (PermissionError, ConnectionError, ValueError) as error:
+        raise UserError(f"--push: {error}. The converted checkpoint is in {arguments.output}") from error
+    print(f"Published {address}")
 
 
 def class_names(checkpoint: Checkpoint, settings: Settings | None, num_labels: int):

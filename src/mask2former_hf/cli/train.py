@@ -146,6 +146,7 @@ def run(arguments: argparse.Namespace) -> int:
     metrics = trainer.evaluate()
     if trainer.is_world_process_zero():
         trainer.save_model(str(settings.output))
+        trainer.create_model_card(finetuned_from=settings.model)
         figures = {name.removeprefix("eval_"): value for name, value in metrics.items()}
         result = {"metrics": figures, "steps": trainer.state.global_step, "settings": _plain(settings)}
         (settings.output / "results.json").write_text(json.dumps(result, indent=2))

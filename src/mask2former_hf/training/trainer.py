@@ -10,6 +10,7 @@ from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
 from ..criterion import loss_normalizers
+from ..hub.model_card import write_model_card
 from ..image_processing_mask2former import Mask2FormerImageProcessor
 from .collation import SegmentationCollator
 from .distillation import Distillation
@@ -227,6 +228,27 @@ class Mask2FormerTrainer(Trainer):
                 best_model_checkpoint=self.state.best_model_checkpoint,
                 use_mtime=False,
             )
+
+    def create_model_card(
+        self, license: str | None = None, finetuned_from: str | None = None, dataset: str | None = None, **kwargs
+    ):
+        """Write the package's model card, with the figures of the last evaluation, into `output_dir`."""
+        if not self.is_world_process_zero():
+            return
+        evaluations = [row for row in self.state.log_history if "eval_runtime" in row]
+        figures = {name.removeprefix("eval_"): value for name, value in (evaluations or [{}])[-1].items()}
+        times = ("runtime", "samples_per_second", "steps_per_second", "epoch", "step")
+        write_model_card(
+            self.accelerator.unwrap_model(self.model),
+            self.args.output_dir,
+            self.processor,
+            repo_id=self.hub_model_id if self.args.push_to_hub else None,
+            dataset=dataset,
+            metrics={name: value for name, value in figures.items() if name not in times},
+            training_arguments=self.args,
+            license=license,
+            base_model=finetuned_from,
+        )
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         """As `Trainer.train`; `resume_from_checkpoint=True` takes the last complete checkpoint of `output_dir`."""
