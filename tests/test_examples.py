@@ -99,3 +99,8 @@ def test_the_trainer_example_learns_label_maps_and_its_checkpoint_predicts(tmp_p
     model = Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path)
     assert model.config.task == "semantic" and model.config.id2label[3] == "Road"
     Mask2FormerImageProcessor.from_pretrained(tmp_path)
+
+
+def test_stock_trains_with_our_criterion_and_the_loss_falls():
+    losses = example_worker.load("stock_with_our_criterion").main(steps=25)
+    assert sum(losses[-5:]) < 0.85 * sum(losses[:5])
