@@ -9,14 +9,15 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, RandomSampler
 from tqdm import tqdm
-from transformers import ResNetConfig
 
-from .. import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
-from ..data.scenes import ID2LABEL, STUFF_LABEL_IDS, ScenesDataset
+from .. import Mask2FormerImageProcessor
+from ..data.scenes import ScenesDataset
 from ..training.collation import SegmentationCollator
 from ..training.evaluation import evaluate
 from ..training.optimization import parameter_groups, polynomial_schedule
+from ..training.setup import new_model
 from ..visualization import draw_panoptic, side_by_side
+from .datasets import Scenes
 from .main import UserError
 
 SIZE = 128
@@ -35,40 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 
-def small_config() -> Mask2FormerConfig:
-    """1.4 M parameters: a narrow ResNet, two deformable layers, three decoder layers, 20 queries."""
-    return Mask2FormerConfig(
-        backbone_config=ResNetConfig(
-            embedding_size=32,
-            hidden_sizes=[32, 64, 128, 192],
-            depths=[1, 1, 1, 1],
-            layer_type="basic",
-            out_features=["stage1", "stage2", "stage3", "stage4"],
-        ),
-        feature_size=64,
-        mask_feature_size=64,
-        hidden_dim=64,
-        encoder_feedforward_dim=256,
-        encoder_layers=2,
-        decoder_layers=4,
-        num_attention_heads=4,
-        dim_feedforward=512,
-        num_queries=20,
-        train_num_points=512,
-        id2label=ID2LABEL,
-        label2id={name: index for index, name in ID2LABEL.items()},
-        task="panoptic",
-        stuff_label_ids=list(STUFF_LABEL_IDS),
-    )
-
-
 def run(arguments: argparse.Namespace) -> int:
     for name in ("steps", "batch_size", "eval_images"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least 1")
     torch.manual_seed(arguments.seed)
     processor = Mask2FormerImageProcessor(size={"height": SIZE, "width": SIZE})
-    model = Mask2FormerForUniversalSegmentation(small_config()).to(arguments.device)
+    model = new_model("tiny", Scenes.classes, "panoptic").to(arguments.device)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     print(f"Training {millions:.1f} M parameters from scratch on {SIZE}x{SIZE} scenes, device {arguments.device}")
     start = time.perf_counter()
