@@ -1,6 +1,7 @@
 """Line charts without a plotting library."""
 
 from collections.abc import Mapping, Sequence
+from math import ceil, floor, log10
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -25,7 +26,10 @@ def line_chart(
     sheet = Image.new("RGB", (WIDTH, HEIGHT), "white")
     font, large = ImageFont.load_default(size=14), ImageFont.load_default(size=18)
     pen = ImageDraw.Draw(sheet, "RGBA")
-    top = max(value for runs in series.values() for run in runs for value in run) * 1.08
+    highest = max(value for runs in series.values() for run in runs for value in run)
+    raw = highest / 5
+    tick_step = next(m * 10.0 ** floor(log10(raw)) for m in (1, 2, 2.5, 5, 10) if m * 10.0 ** floor(log10(raw)) >= raw)
+    top = tick_step * ceil(highest * 1.02 / tick_step)
     x_top = max(x)
 
     def place(a, b):
@@ -34,8 +38,8 @@ def line_chart(
     pen.text((LEFT, 12), title, font=large, fill="black")
     pen.text((WIDTH / 2, HEIGHT - 14), x_label, font=font, fill="black", anchor="ms")
     pen.text((10, TOP - 8), y_label, font=font, fill="black", anchor="ls")
-    for tick in range(6):
-        value = top * tick / 5
+    for tick in range(round(top / tick_step) + 1):
+        value = tick_step * tick
         _, y = place(0, value)
         pen.line((LEFT, y, WIDTH - RIGHT, y), fill=(225, 225, 225))
         pen.text((LEFT - 8, y), f"{value:.3g}", font=font, fill="black", anchor="rm")
