@@ -93,6 +93,14 @@ def test_resume_goes_on_where_the_run_was(tmp_path):
     assert evaluated == [1, 2, 3] and json.loads((tmp_path / "results.json").read_text())["steps"] == 3
 
 
+@pytest.mark.parametrize("start", ["--backbone", "--model"])
+def test_the_mask_loss_can_be_chosen(trained, tmp_path, start):
+    given = [*SCENES, *SMALL, "--steps", 1, start, "tiny" if start == "--backbone" else trained]
+    assert command("train", *given, "--mask-loss", "focal", "--output", tmp_path) == 0
+    model = Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path)
+    assert model.config.mask_loss == "focal" and model.criterion.focal == (0.25, 2.0)
+
+
 def test_a_teacher_teaches_with_labels_and_without_and_from_its_cache(trained, tmp_path, capsys):
     run = [*SCENES, "--backbone", "tiny", *SMALL, "--teacher", trained, "--log-every", 1]
     cache = ["--teacher-only", "--augmentation", "none", "--teacher-cache", tmp_path / "cache"]
