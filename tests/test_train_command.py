@@ -320,3 +320,26 @@ def test_evaluate_refuses_refinement_that_has_no_meaning(trained, capsys):
     given = ["--data", "scenes", "--limit", 1, "--metrics", "miou", "--refine", "otsu", "--device", "cpu"]
     assert command("evaluate", "--model", trained, *given) == 2
     assert "semantic results have no threshold" in capsys.readouterr().err
+
+
+def test_a_data_set_of_the_hub_trains(tmp_path):
+    """A folder of parquet files, which `load_dataset` reads like a repository."""
+    datasets = pytest.importorskip("datasets", reason="datasets is an extra")
+    rng = np.random.default_rng(0)
+    for split in ("train", "validation"):
+        pictures = [Image.fromarray(rng.integers(0, 255, (50, 70, 3), dtype=np.uint8)) for _ in range(3)]
+        maps = [Image.fromarray(rng.integers(1, 3, (50, 70), dtype=np.uint8)) for _ in range(3)]
+        features = datasets.Features({"image": datasets.Image(), "annotation": datasets.Image()})
+        table = datasets.Dataset.from_dict({"image": pictures, "annotation": maps}, features=features)
+        table.to_parquet(tmp_path / "data" / f"{split}.parquet")
+    path = tmp_path / "run.yaml"
+    content = {
+        "data": "hub",
+        "dataset": str(tmp_path / "data"),
+        "label_column": "annotation",
+        "val_split": "validation",
+    }
+    path.write_text(yaml.safe_dump(content | {"classes": {0: None, 1: "grass", 2: "sand"}}))
+    assert command("train", path, "--backbone", "tiny", *SMALL, "--steps", 1, "--output", tmp_path / "run") == 0
+    model = Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path / "run")
+    assert model.config.id2label == {0: "grass", 1: "sand"} and model.config.task == "semantic"
