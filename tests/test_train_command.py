@@ -168,6 +168,8 @@ def test_setups_that_cannot_work_are_refused_before_training(tmp_path, capsys):
     assert "--batch-size 0" in refused(capsys, *base, "--steps", 1, "--batch-size", 0)
     assert "--task depth" in refused(capsys, *base, "--steps", 1, "--task", "depth")
     assert "--queries" in refused(capsys, *base, "--steps", 1, "--queries", 1)
+    assert "choose from pq, ap" in refused(capsys, *base, *SMALL, "--metrics", "dice")
+    assert "not supported" in refused(capsys, *base, *SMALL, "--report-to", "paper")
     assert "needs --augmentation resize-crop" in refused(capsys, *base, "--steps", 1, "--short-sides", 64)
     missing = str(tmp_path / "vgg")
     assert "one of tiny, r50" in refused(capsys, *SCENES, *output, "--steps", 1, "--backbone", missing)

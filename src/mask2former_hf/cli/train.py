@@ -14,6 +14,7 @@ from .. import Mask2FormerForUniversalSegmentation
 from ..configuration_mask2former import MASK_LOSSES, TASKS
 from ..data.augmentation import AugmentedDataset
 from ..training.distillation import Distillation
+from ..training.evaluation import SegmentationEvaluator
 from ..training.recipes import COMMON, Recipe, load_recipe
 from ..training.setup import (
     BACKBONES,
@@ -120,7 +121,11 @@ def run(arguments: argparse.Namespace) -> int:
     processor = processor_for(train.classes, test_size[0], test_size[1] if len(test_size) > 1 else 2 * test_size[0])
     plain = settings.augmentation == "none"
     augmented = train if plain else AugmentedDataset(train, pipeline, seed=settings.seed)
-    trainer = _trainer(settings, recipe, model, processor, augmented, val)
+    try:
+        SegmentationEvaluator(model.config, processor, settings.metrics)  # now, and not after the first steps
+        trainer = _trainer(settings, recipe, model, processor, augmented, val)
+    except (ImportError, RuntimeError, ValueError) as error:  # a package that is missing, settings that do not fit
+        raise UserError(str(error).strip().splitlines()[0]) from error
     if first_process:
         print_summary(settings, model, added, train, val, statistics, trainer)
         settings.output.mkdir(parents=True, exist_ok=True)
