@@ -110,6 +110,7 @@ def main(arguments):
         figures = evaluate(accelerator, model, processor, val, arguments)
         if accelerator.is_main_process:
             (arguments.output / "metrics.json").write_text(json.dumps(figures, indent=2))
+    accelerator.wait_for_everyone()  # gloo may hang if it is torn down right after its last exchange
     accelerator.end_training()
 
 

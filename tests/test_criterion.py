@@ -338,6 +338,7 @@ parallel = torch.nn.parallel.DistributedDataParallel(model)
 parallel(pixels[part], mask_labels=masks[part], class_labels=labels[part]).loss.backward()
 if rank == 0:
     torch.save({{name: p.grad for name, p in model.named_parameters()}}, sys.argv[1])
+torch.distributed.barrier()
 torch.distributed.destroy_process_group()
 """
 

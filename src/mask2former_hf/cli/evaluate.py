@@ -53,6 +53,7 @@ def _processes(settings):
     torch.distributed.init_process_group("gloo")
     try:
         yield
+        torch.distributed.barrier()  # gloo may hang if it is torn down right after its last exchange
     finally:
         torch.distributed.destroy_process_group()
 
