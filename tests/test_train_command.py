@@ -96,9 +96,9 @@ def test_resume_goes_on_where_the_run_was(tmp_path):
 @pytest.mark.parametrize("start", ["--backbone", "--model"])
 def test_the_mask_loss_can_be_chosen(trained, tmp_path, start):
     given = [*SCENES, *SMALL, "--steps", 1, start, "tiny" if start == "--backbone" else trained]
-    assert command("train", *given, "--mask-loss", "focal", "--output", tmp_path) == 0
+    assert command("train", *given, "--mask-loss", "focal", "--mask-weight", 20, "--output", tmp_path) == 0
     model = Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path)
-    assert model.config.mask_loss == "focal" and model.criterion.focal == (0.25, 2.0)
+    assert model.criterion.focal == (0.25, 2.0) and model.config.mask_weight == 20
 
 
 def test_a_teacher_teaches_with_labels_and_without_and_from_its_cache(trained, tmp_path, capsys):
@@ -166,6 +166,7 @@ def test_setups_that_cannot_work_are_refused_before_training(tmp_path, capsys):
     assert "--steps is missing" in refused(capsys, *base)
     assert "choose one" in refused(capsys, *base, "--steps", 1, "--model", "somewhere")
     assert "--batch-size 0" in refused(capsys, *base, "--steps", 1, "--batch-size", 0)
+    assert "--learning-rate -1.0" in refused(capsys, *base, "--steps", 1, "--learning-rate", -1)
     assert "--task depth" in refused(capsys, *base, "--steps", 1, "--task", "depth")
     assert "--queries" in refused(capsys, *base, "--steps", 1, "--queries", 1)
     assert "choose from pq, ap" in refused(capsys, *base, *SMALL, "--metrics", "dice")

@@ -72,6 +72,9 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--clip", type=float, help="largest gradient norm (default: 0.01)")
     parser.add_argument("--queries", type=int, help="number of queries (default: the model's)")
     parser.add_argument("--mask-loss", choices=MASK_LOSSES, help="cross-entropy (bce, default) or focal loss of masks")
+    parser.add_argument(
+        "--mask-weight", type=float, help="of the mask loss (default: the model's, 5; focal wants more)"
+    )
     parser.add_argument("--teacher", help="checkpoint with the same classes whose answers are learnt, too")
     parser.add_argument("--teacher-weight", type=float, help="of the teacher's terms in the loss (default: 1)")
     parser.add_argument(
@@ -204,6 +207,10 @@ def _check(settings, recipe):
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+    for name in ("learning_rate", "clip", "mask_weight"):
+        value = getattr(settings, name)
+        if value is not None and not value >= 0:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be 0 or more")
     if settings.task not in (None, *TASKS):
         raise UserError(f"--task {settings.task}: must be one of {', '.join(TASKS)}")
     if settings.teacher is None and (settings.teacher_only or settings.teacher_cache):
@@ -221,7 +228,9 @@ def _check(settings, recipe):
 def _model(settings, recipe, classes, task):
     """The model, and the names of the classes that a checkpoint did not know."""
     fields = {} if settings.queries is None else {"num_queries": settings.queries}
-    fields |= {} if settings.mask_loss is None else {"mask_loss": settings.mask_loss}
+    fields |= {
+        name: getattr(settings, name) for name in ("mask_loss", "mask_weight") if getattr(settings, name) is not None
+    }
     trained = settings.model is not None or settings.backbone not in (None, *BACKBONES)
     if settings.freeze_batch_norm or (trained and recipe is not None and recipe.backbone.get("norm") == "FrozenBN"):
         fields["freeze_batch_norm"] = True
