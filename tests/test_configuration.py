@@ -51,6 +51,7 @@ def test_types_are_checked_as_in_stock(field, value):
         ({"common_stride": 2}, "common_stride=2.*4 or 8"),
         ({"task": "detection"}, "task='detection'.*semantic, instance, panoptic"),
         ({"stuff_label_ids": [1, 9], "num_labels": 5}, r"stuff_label_ids contains \[9\]"),
+        ({"mask_weight": -1}, "mask_weight=-1.*0 or more"),
         ({"importance_sample_ratio": 1.5}, "importance_sample_ratio=1.5.*between 0 and 1"),
         ({"backbone": "some/name"}, "backbone='some/name'.*AutoConfig.from_pretrained"),
         ({"backbone_config": {"depths": [1]}}, "backbone_config.*model_type"),
@@ -59,6 +60,10 @@ def test_types_are_checked_as_in_stock(field, value):
 def test_bad_values_are_refused_with_the_rule(fields, message):
     with pytest.raises(Exception, match=message):
         Mask2FormerConfig(**fields)
+
+
+def test_weights_may_be_whole_numbers():
+    assert Mask2FormerConfig(mask_weight=20).mask_weight == 20
 
 
 CHANNELS = {

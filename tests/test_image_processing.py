@@ -473,6 +473,13 @@ def test_target_sizes_of_another_length_are_refused():
             getattr(processor, f"post_process_{method}_segmentation")(outputs, target_sizes=[(4, 4), (4, 4)])
 
 
+def test_outputs_of_a_training_step_without_masks_are_refused():
+    outputs = painted([0], [(0, 8)])
+    outputs.masks_queries_logits = None
+    with pytest.raises(ValueError, match="no masks_queries_logits.*output_auxiliary_logits=True"):
+        Mask2FormerImageProcessor().post_process_semantic_segmentation(outputs)
+
+
 def test_rows_2_and_3_panoptic_entries_are_unique_and_void_is_zero():
     outputs = painted([0, 1, 0, 2], [(0, 4), (4, 8), (8, 12), (12, 14)])
     result = Mask2FormerImageProcessor().post_process_panoptic_segmentation(outputs, label_ids_to_fuse={0})[0]

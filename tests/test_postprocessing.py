@@ -428,6 +428,8 @@ def test_chunks_do_not_change_results(target, first, monkeypatch):
     ("change", "words"),
     [
         ({"canvas_size": (0, 8)}, "canvas_size"),
+        ({"target_size": 8}, "target_size=8 must be two"),
+        ({"score_threshold": -1}, "score_threshold=-1"),
         ({"image_size": (9, 8)}, "must fit into canvas_size"),
         ({"mask_threshold": 1.5}, "mask_threshold=1.5"),
         ({"mask_logits": torch.zeros(1, 3, 2, 2)}, "index the batch first"),

@@ -89,15 +89,15 @@ class Mask2FormerConfig(PreTrainedConfig):
     common_stride: int = 4
     ignore_value: int = 255
     num_queries: int = 100
-    no_object_weight: float = 0.1
-    class_weight: float = 2.0
-    mask_weight: float = 5.0
-    dice_weight: float = 5.0
+    no_object_weight: float | int = 0.1
+    class_weight: float | int = 2.0
+    mask_weight: float | int = 5.0
+    dice_weight: float | int = 5.0
     train_num_points: int = 12544
-    oversample_ratio: float = 3.0
-    importance_sample_ratio: float = 0.75
-    init_std: float = 0.02
-    init_xavier_std: float = 1.0
+    oversample_ratio: float | int = 3.0
+    importance_sample_ratio: float | int = 0.75
+    init_std: float | int = 0.02
+    init_xavier_std: float | int = 1.0
     use_auxiliary_loss: bool = True
     feature_strides: list[int] | tuple[int, ...] = (4, 8, 16, 32)
     output_auxiliary_logits: bool | None = None
@@ -148,6 +148,10 @@ class Mask2FormerConfig(PreTrainedConfig):
             "common_stride": (self.common_stride in (4, 8), "4 or 8"),
             "num_queries": (self.num_queries >= 1, "at least 1"),
             "train_num_points": (self.train_num_points >= 1, "at least 1"),
+            "no_object_weight": (self.no_object_weight >= 0, "0 or more"),
+            "class_weight": (self.class_weight >= 0, "0 or more"),
+            "mask_weight": (self.mask_weight >= 0, "0 or more"),
+            "dice_weight": (self.dice_weight >= 0, "0 or more"),
             "oversample_ratio": (self.oversample_ratio >= 1, "at least 1"),
             "importance_sample_ratio": (0 <= self.importance_sample_ratio <= 1, "between 0 and 1"),
             "mask_loss": (self.mask_loss in MASK_LOSSES, f"one of {', '.join(MASK_LOSSES)}"),

@@ -374,6 +374,11 @@ def id_map_to_targets(id_map, canvas_size, instance_id_to_semantic_id=None, igno
 def _per_image(outputs, target_sizes):
     """Yield each image's (class_logits, mask_logits, canvas_size, image_size, target_size), freed of batch padding."""
     classes, masks = outputs.class_queries_logits, outputs.masks_queries_logits
+    if masks is None:
+        raise ValueError(
+            "outputs has no masks_queries_logits, as in training with labels; run the model without labels, or with "
+            "output_auxiliary_logits=True."
+        )
     if target_sizes is not None and len(target_sizes) != len(classes):
         raise ValueError(f"target_sizes has {len(target_sizes)} entries for {len(classes)} images; pass one each.")
     canvases, sizes = getattr(outputs, "canvas_sizes", None), getattr(outputs, "image_sizes", None)

@@ -13,6 +13,8 @@ Half-precision logits are computed on in float32. Sizes that contradict each oth
 "The original" is facebookresearch/Mask2Former (`maskformer_model.py`); the paper is arXiv 2112.01527.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch.nn import functional as F
@@ -100,6 +102,8 @@ def panoptic_segmentation(
         "label_id", "was_fused" (label_id is in stuff_label_ids), "score" (class probability, the best one of merged
         queries) and "area" in pixels.
     """
+    _check_fraction("object_mask_threshold", object_mask_threshold)
+    _check_fraction("overlap_threshold", overlap_threshold)
     _check_fraction("mask_threshold", mask_threshold)
     class_logits, mask_logits, sizes = _check(class_logits, mask_logits, canvas_size, image_size, target_size)
     scores, labels = class_logits.softmax(-1).max(-1)
@@ -171,6 +175,7 @@ def instance_segmentation(
         dict sorted by falling score: "masks" (N, H, W) bool, "scores" (N,) float32, "labels" (N,) int64 and "boxes"
         (N, 4) float32 as (x0, y0, x1, y1) pixel edges of the mask, zeros for an empty one.
     """
+    _check_fraction("score_threshold", score_threshold)
     _check_fraction("mask_threshold", mask_threshold)
     if top_k < 1:
         raise ValueError(f"top_k={top_k} must be at least 1; pass the number of instances wanted, for example 100.")
@@ -262,15 +267,20 @@ def _check(class_logits, mask_logits, canvas_size, image_size, target_size):
 
 
 def _check_sizes(canvas_size, image_size, target_size):
-    canvas_size = tuple(int(side) for side in canvas_size)
-    image_size = canvas_size if image_size is None else tuple(int(side) for side in image_size)
-    target_size = image_size if target_size is None else tuple(int(side) for side in target_size)
-    for name, size in (("canvas_size", canvas_size), ("image_size", image_size), ("target_size", target_size)):
-        if len(size) != 2 or min(size) < 1:
-            raise ValueError(f"{name}={size} must be two positive numbers (rows, columns).")
+    image_size = canvas_size if image_size is None else image_size
+    target_size = image_size if target_size is None else target_size
+    given = {"canvas_size": canvas_size, "image_size": image_size, "target_size": target_size}
+    canvas_size, image_size, target_size = (_check_size(name, size) for name, size in given.items())
     if image_size[0] > canvas_size[0] or image_size[1] > canvas_size[1]:
         raise ValueError(f"image_size={image_size} must fit into canvas_size={canvas_size}; are the two swapped?")
     return canvas_size, image_size, target_size
+
+
+def _check_size(name, size):
+    sides = tuple(int(side) for side in size) if isinstance(size, Iterable) else ()
+    if len(sides) != 2 or min(sides) < 1:
+        raise ValueError(f"{name}={size} must be two positive numbers (rows, columns).")
+    return sides
 
 
 def _check_fraction(name, value):
