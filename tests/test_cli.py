@@ -159,6 +159,13 @@ def test_demo_refuses_senseless_numbers(tmp_path, capsys):
     assert not (tmp_path / "demo").exists()
 
 
+def test_demo_finds_out_before_training_that_it_cannot_write(tmp_path, capsys):
+    (tmp_path / "file").write_text("not a folder")
+    assert main(["demo", "--output", str(tmp_path / "file" / "demo")]) == 2
+    shown = capsys.readouterr()
+    assert "Not a directory" in shown.err and "Training" not in shown.out
+
+
 def test_ctrl_c_keeps_what_the_demo_learned(tmp_path):
     arguments = ["--steps", "5000", "--batch-size", "2", "--eval-images", "2", "--pictures", "1", "--device", "cpu"]
     command = [sys.executable, "-m", "mask2former_hf", "demo", "--output", str(tmp_path / "demo"), *arguments]

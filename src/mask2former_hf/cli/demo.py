@@ -40,6 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     for name in ("steps", "batch_size", "eval_images"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least 1")
+    arguments.output.mkdir(parents=True, exist_ok=True)  # now, and not after minutes of training
     torch.manual_seed(arguments.seed)
     processor = Mask2FormerImageProcessor(size={"height": SIZE, "width": SIZE})
     model = new_model("tiny", Scenes.classes, "panoptic").to(arguments.device)
@@ -102,7 +103,6 @@ def _to(value, device):
 
 def save(model, processor, folder: Path):
     """Write the checkpoint beside the target and move it there, so that no half-written one is ever found."""
-    folder.mkdir(parents=True, exist_ok=True)
     staging = folder / ".saving"
     shutil.rmtree(staging, ignore_errors=True)
     model.save_pretrained(staging)

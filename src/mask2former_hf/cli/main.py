@@ -38,6 +38,11 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"mask2former-hf {parsed.command}: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.filename is None:  # not a file that cannot be read or written
+            raise
+        print(f"mask2former-hf {parsed.command}: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"mask2former-hf {parsed.command}: interrupted", file=sys.stderr)
         return 130
