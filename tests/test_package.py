@@ -17,10 +17,11 @@ ROOT = Path(mask2former_hf.__file__).parent
 # The files that travel with a checkpoint, and what each of them may import of the others.
 FLAT = {
     "configuration_mask2former": set(),
+    "backbone": set(),
     "deformable_attention": set(),
     "matcher": set(),
     "criterion": {"matcher"},
-    "modeling_mask2former": {"configuration_mask2former", "criterion", "deformable_attention"},
+    "modeling_mask2former": {"backbone", "configuration_mask2former", "criterion", "deformable_attention"},
     "postprocessing": set(),
     "image_processing_mask2former": {"postprocessing"},
 }

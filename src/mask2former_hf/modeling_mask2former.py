@@ -5,27 +5,24 @@ S = sum of H * W over the three feature levels. Everything is batch first.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 from transformers import AutoBackbone, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import ModelOutput, logging
+from transformers.utils import ModelOutput
 
+from .backbone import backbone_options, batch_norms, describe_backbone, drop_paths_of_both_branches, freeze_parts
 from .configuration_mask2former import Mask2FormerConfig
 from .criterion import LazyMasks, Mask2FormerLoss
 from .deformable_attention import MultiScaleDeformableAttention
-
-logger = logging.get_logger(__name__)
 
 NUM_LEVELS = 3  # strides 32, 16, 8, in this order everywhere
 NUM_POINTS = 4  # samples per query, head and level in the pixel decoder
@@ -129,6 +126,17 @@ def channels_last_on_cpu(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
+def in_blocks(function: Callable[[Tensor], Tensor], rows: Tensor, width: int) -> Tensor:
+    """A row-wise `function` of (N, C) rows; on CPUs for as many at a time as take 16 MB at `width` float32 each.
+
+    The allocator returns tensors above 32 MB to the system, and every use pays for fresh pages.
+    """
+    if rows.device.type != "cpu" or torch.compiler.is_compiling():
+        return function(rows)
+    blocks = rows.split(max(1, 2**22 // width))
+    return function(rows) if len(blocks) == 1 else torch.cat([function(block) for block in blocks])
+
+
 def cell_centres(size: tuple[int, int], device: torch.device) -> Tensor:
     """(H * W, 2) float32 (x, y) centres of the cells of a map, in units of its width and height."""
     H, W = size
@@ -173,8 +181,12 @@ class Mask2FormerPixelDecoderEncoderLayer(GradientCheckpointingLayer):
         x = self.self_attn_layer_norm(x + self.dropout(attended))
         # On rows, because a linear layer's output in three dimensions is a view, and autograd copies a view that is
         # changed in place.
-        hidden = self.dropout(F.relu(self.fc1(x.flatten(0, 1)), inplace=True))
-        return self.final_layer_norm(x + self.dropout(self.fc2(hidden)).view_as(x))
+        update = in_blocks(self.feed_forward, x.flatten(0, 1), self.fc1.out_features)
+        return self.final_layer_norm(x + update.view_as(x))
+
+    def feed_forward(self, rows: Tensor) -> Tensor:
+        hidden = self.dropout(F.relu(self.fc1(rows), inplace=True))
+        return self.dropout(self.fc2(hidden))
 
 
 class Mask2FormerPixelDecoderEncoder(nn.Module):
@@ -252,60 +264,6 @@ class Mask2FormerPixelDecoder(nn.Module):
             upsampled = F.interpolate(finest, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
             finest = self.layer_1(lateral.add_(upsampled))  # neither term is needed for a gradient
         return self.mask_projection(finest), maps
-
-
-def describe_backbone(backbone: nn.Module, fallback_strides) -> tuple[list[int], list[float]]:
-    """Channels and strides of a backbone's feature maps; strides by a forward without data on the meta device."""
-    side = 256
-    state = {
-        name: torch.empty_like(tensor, device="meta")
-        for name, tensor in (*backbone.named_parameters(), *backbone.named_buffers())
-    }
-    pixels = torch.empty(1, 3, side, side, device="meta", dtype=backbone.dtype)
-    training = backbone.training
-    try:
-        with torch.no_grad():
-            maps = functional_call(backbone.eval(), state, (pixels,), backbone_options(backbone)).feature_maps
-        return [x.shape[1] for x in maps], [side / x.shape[-1] for x in maps]
-    except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
-        logger.info(f"Strides of the backbone are taken from the config, it cannot run without data: {error}")
-        return list(backbone.channels), list(fallback_strides)
-    finally:
-        backbone.train(training)
-
-
-def backbone_options(backbone: nn.Module) -> dict[str, bool]:
-    """Swin's absolute position embeddings are resized only on request; without it other input sizes crash."""
-    absolute = backbone.config.model_type == "swin" and backbone.config.use_absolute_embeddings
-    return {"interpolate_pos_encoding": True} if absolute else {}
-
-
-def freeze_parts(backbone: nn.Module, freeze_batch_norm: bool):
-    """Take parameters out of training: what no feature map passes through, and batch norms if asked for."""
-    if backbone.config.model_type == "swin":
-        # A last norm that SwinBackbone owns and does not use: DistributedDataParallel would wait for its gradient.
-        backbone.swin.layernorm.requires_grad_(False)
-    if freeze_batch_norm:
-        for module in batch_norms(backbone):
-            module.requires_grad_(False)
-
-
-def batch_norms(module: nn.Module) -> list[nn.Module]:
-    return [child for child in module.modules() if isinstance(child, nn.modules.batchnorm._BatchNorm)]
-
-
-def drop_paths_of_both_branches(backbone: nn.Module):
-    """Let Swin's stochastic depth act on the MLP branch as well, as in the original; transformers' blocks apply it to
-    the attention branch only."""
-    if backbone.config.model_type == "swin":
-        for stage in backbone.swin.encoder.layers:
-            for block in stage.blocks:
-                if not isinstance(block.drop_path, nn.Identity):
-                    block.mlp.register_forward_hook(partial(drop_path_of_output, block.drop_path))
-
-
-def drop_path_of_output(drop_path: nn.Module, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-    return drop_path(output)
 
 
 class Mask2FormerPixelLevelModule(nn.Module):

@@ -13,6 +13,7 @@ from .label_sets import stuff_of
 ROOT = Path(__file__).resolve().parents[1]
 # What the model and the processor import of this package, all beside each other: transformers fetches no folders.
 FLAT_FILES = (
+    "backbone.py",
     "configuration_mask2former.py",
     "criterion.py",
     "deformable_attention.py",

@@ -1,0 +1,64 @@
+"""What transformers' backbones need to serve Mask2Former: strides, frozen parts, the original's stochastic depth."""
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+
+def describe_backbone(backbone: nn.Module, fallback_strides) -> tuple[list[int], list[float]]:
+    """Channels and strides of a backbone's feature maps; strides by a forward without data on the meta device."""
+    side = 256
+    state = {
+        name: torch.empty_like(tensor, device="meta")
+        for name, tensor in (*backbone.named_parameters(), *backbone.named_buffers())
+    }
+    pixels = torch.empty(1, 3, side, side, device="meta", dtype=backbone.dtype)
+    training = backbone.training
+    try:
+        with torch.no_grad():
+            maps = functional_call(backbone.eval(), state, (pixels,), backbone_options(backbone)).feature_maps
+        return [x.shape[1] for x in maps], [side / x.shape[-1] for x in maps]
+    except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+        logger.info(f"Strides of the backbone are taken from the config, it cannot run without data: {error}")
+        return list(backbone.channels), list(fallback_strides)
+    finally:
+        backbone.train(training)
+
+
+def backbone_options(backbone: nn.Module) -> dict[str, bool]:
+    """Swin's absolute position embeddings are resized only on request; without it other input sizes crash."""
+    absolute = backbone.config.model_type == "swin" and backbone.config.use_absolute_embeddings
+    return {"interpolate_pos_encoding": True} if absolute else {}
+
+
+def freeze_parts(backbone: nn.Module, freeze_batch_norm: bool):
+    """Take parameters out of training: what no feature map passes through, and batch norms if asked for."""
+    if backbone.config.model_type == "swin":
+        # A last norm that SwinBackbone owns and does not use: DistributedDataParallel would wait for its gradient.
+        backbone.swin.layernorm.requires_grad_(False)
+    if freeze_batch_norm:
+        for module in batch_norms(backbone):
+            module.requires_grad_(False)
+
+
+def batch_norms(module: nn.Module) -> list[nn.Module]:
+    return [child for child in module.modules() if isinstance(child, nn.modules.batchnorm._BatchNorm)]
+
+
+def drop_paths_of_both_branches(backbone: nn.Module):
+    """Let Swin's stochastic depth act on the MLP branch as well, as in the original; transformers' blocks apply it to
+    the attention branch only."""
+    if backbone.config.model_type == "swin":
+        for stage in backbone.swin.encoder.layers:
+            for block in stage.blocks:
+                if not isinstance(block.drop_path, nn.Identity):
+                    block.mlp.register_forward_hook(partial(drop_path_of_output, block.drop_path))
+
+
+def drop_path_of_output(drop_path: nn.Module, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+    return drop_path(output)
