@@ -24,7 +24,8 @@ from torch import nn
 
 from mask2former_hf import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerModel
 from mask2former_hf.kernels import use_kernel
-from mask2former_hf.modeling_mask2former import merge_groups, sine_position_embedding
+from mask2former_hf.modeling_mask2former import merge_groups
+from mask2former_hf.pixel_decoder import sine_position_embedding
 
 StockConfig, StockModel = transformers.Mask2FormerConfig, transformers.Mask2FormerForUniversalSegmentation
 

@@ -19,9 +19,16 @@ FLAT = {
     "configuration_mask2former": set(),
     "backbone": set(),
     "deformable_attention": set(),
+    "pixel_decoder": {"deformable_attention"},
     "matcher": set(),
     "criterion": {"matcher"},
-    "modeling_mask2former": {"backbone", "configuration_mask2former", "criterion", "deformable_attention"},
+    "modeling_mask2former": {
+        "backbone",
+        "configuration_mask2former",
+        "criterion",
+        "deformable_attention",
+        "pixel_decoder",
+    },
     "postprocessing": set(),
     "image_processing_mask2former": {"postprocessing"},
 }

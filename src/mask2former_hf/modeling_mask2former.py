@@ -5,7 +5,7 @@ S = sum of H * W over the three feature levels. Everything is batch first.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,9 +23,15 @@ from .backbone import backbone_options, batch_norms, describe_backbone, drop_pat
 from .configuration_mask2former import Mask2FormerConfig
 from .criterion import LazyMasks, Mask2FormerLoss
 from .deformable_attention import MultiScaleDeformableAttention
+from .pixel_decoder import (
+    NUM_LEVELS,
+    Mask2FormerPixelDecoder,
+    Mask2FormerPixelDecoderEncoder,
+    Mask2FormerPixelDecoderEncoderLayer,
+    channels_last_on_cpu,
+    sine_position_embedding,
+)
 
-NUM_LEVELS = 3  # strides 32, 16, 8, in this order everywhere
-NUM_POINTS = 4  # samples per query, head and level in the pixel decoder
 SIZE_DIVISOR = 32  # an image's canvas is its size rounded up to this
 PADDING_LOGIT = -100.0  # mask logit outside an image's canvas: certainly not part of any segment
 
@@ -93,177 +99,6 @@ class Mask2FormerForUniversalSegmentationOutput(ModelOutput):
     loss_dict: dict[str, Tensor] | None = None
     image_sizes: Tensor | None = None
     canvas_sizes: Tensor | None = None
-
-
-def sine_position_embedding(size: tuple[int, int], channels: int, device: torch.device) -> Tensor:
-    """(H * W, channels) float32: sines of y, then of x, normalised to 2 pi (DETR, appendix A.4).
-
-    The two axes do not mix, so only H + W rows are computed.
-    """
-    features = channels // 2
-    exponent = torch.arange(features, device=device).div(2, rounding_mode="floor") * 2 / features
-    frequency = 10000**exponent
-    axes = []
-    for length in size:
-        position = torch.arange(1, length + 1, dtype=torch.float32, device=device)
-        phase = (position / (length + 1e-6) * (2 * math.pi)).unsqueeze(1) / frequency  # (length, features)
-        axes.append(torch.stack((phase[:, 0::2].sin(), phase[:, 1::2].cos()), dim=2).flatten(1))
-    rows, columns = axes
-    H, W = size
-    return torch.cat(
-        (rows.unsqueeze(1).expand(H, W, features), columns.unsqueeze(0).expand(H, W, features)), dim=2
-    ).flatten(0, 1)
-
-
-def channels_last_on_cpu(x: Tensor) -> Tensor:
-    """The same values with channels innermost: CPU convolutions need no reordering then (ResNet-50: twice as fast)
-    and bilinear resizing is ten times as fast.
-
-    Only where no gradient is needed: with the backward pass it did not pay.
-    """
-    if x.device.type != "cpu" or torch.is_grad_enabled():
-        return x
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-def in_blocks(function: Callable[[Tensor], Tensor], rows: Tensor, width: int) -> Tensor:
-    """A row-wise `function` of (N, C) rows; on CPUs for as many at a time as take 16 MB at `width` float32 each.
-
-    The allocator returns tensors above 32 MB to the system, and every use pays for fresh pages.
-    """
-    if rows.device.type != "cpu" or torch.compiler.is_compiling():
-        return function(rows)
-    blocks = rows.split(max(1, 2**22 // width))
-    return function(rows) if len(blocks) == 1 else torch.cat([function(block) for block in blocks])
-
-
-def cell_centres(size: tuple[int, int], device: torch.device) -> Tensor:
-    """(H * W, 2) float32 (x, y) centres of the cells of a map, in units of its width and height."""
-    H, W = size
-    y = (torch.arange(H, dtype=torch.float32, device=device) + 0.5) / H
-    x = (torch.arange(W, dtype=torch.float32, device=device) + 0.5) / W
-    return torch.stack((x.expand(H, W), y.unsqueeze(1).expand(H, W)), dim=-1).flatten(0, 1)
-
-
-class PointwiseConvolution(nn.Conv2d):
-    """1x1 convolution; in training a matrix product, because oneDNN's backward takes six times as long on CPUs."""
-
-    def __init__(self, in_channels: int, out_channels: int, bias: bool = True):
-        super().__init__(in_channels, out_channels, kernel_size=1, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
-            return super().forward(x)
-        weight, pixels = self.weight.flatten(1).expand(x.shape[0], -1, -1), x.flatten(2)  # (B, O, C), (B, C, H * W)
-        if self.bias is None:
-            output = torch.bmm(weight, pixels)
-        else:
-            output = torch.baddbmm(self.bias.view(1, -1, 1), weight, pixels)
-        return output.unflatten(2, x.shape[-2:])
-
-
-class Mask2FormerPixelDecoderEncoderLayer(GradientCheckpointingLayer):
-    """Deformable attention and a feed-forward block, each with residual and layer norm after it."""
-
-    def __init__(self, channels: int, num_heads: int, feedforward_dim: int, dropout: float):
-        super().__init__()
-        self.self_attn = MultiScaleDeformableAttention(channels, num_heads, NUM_LEVELS, NUM_POINTS)
-        self.self_attn_layer_norm = nn.LayerNorm(channels)
-        self.fc1 = nn.Linear(channels, feedforward_dim)
-        self.fc2 = nn.Linear(feedforward_dim, channels)
-        self.final_layer_norm = nn.LayerNorm(channels)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(
-        self, x: Tensor, positions: Tensor, reference_points: Tensor, spatial_shapes: list[tuple[int, int]]
-    ) -> Tensor:
-        attended = self.self_attn(x + positions.to(x.dtype), x, reference_points, spatial_shapes)
-        x = self.self_attn_layer_norm(x + self.dropout(attended))
-        # On rows, because a linear layer's output in three dimensions is a view, and autograd copies a view that is
-        # changed in place.
-        update = in_blocks(self.feed_forward, x.flatten(0, 1), self.fc1.out_features)
-        return self.final_layer_norm(x + update.view_as(x))
-
-    def feed_forward(self, rows: Tensor) -> Tensor:
-        hidden = self.dropout(F.relu(self.fc1(rows), inplace=True))
-        return self.dropout(self.fc2(hidden))
-
-
-class Mask2FormerPixelDecoderEncoder(nn.Module):
-    def __init__(self, layers: list[nn.Module]):
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-
-    def forward(self, x: Tensor, positions: Tensor, reference_points: Tensor, spatial_shapes) -> Tensor:
-        for layer in self.layers:
-            x = layer(x, positions, reference_points, spatial_shapes)
-        return x
-
-
-class Mask2FormerPixelDecoder(nn.Module):
-    """Multi-scale deformable attention over strides 32, 16, 8, and one FPN step to the stride of the mask features.
-
-    Args:
-        backbone_channels: channels of the backbone's four feature maps, finest first.
-        feature_size: channels inside.
-        mask_feature_size: channels of the mask features.
-        common_stride: stride of the mask features, 4 (with the FPN step) or 8.
-        encoder: runs over (B, S, feature_size).
-    """
-
-    def __init__(
-        self,
-        backbone_channels: list[int],
-        feature_size: int,
-        mask_feature_size: int,
-        common_stride: int,
-        encoder: Mask2FormerPixelDecoderEncoder,
-    ):
-        super().__init__()
-        self.input_projections = nn.ModuleList(
-            nn.Sequential(PointwiseConvolution(channels, feature_size), nn.GroupNorm(32, feature_size))
-            for channels in reversed(backbone_channels[-NUM_LEVELS:])
-        )
-        self.level_embed = nn.Parameter(torch.empty(NUM_LEVELS, feature_size))
-        self.encoder = encoder
-        self.has_fpn_step = common_stride == 4
-        if self.has_fpn_step:
-            self.adapter_1 = nn.Sequential(
-                PointwiseConvolution(backbone_channels[0], feature_size, bias=False), nn.GroupNorm(32, feature_size)
-            )
-            self.layer_1 = nn.Sequential(
-                nn.Conv2d(feature_size, feature_size, 3, padding=1, bias=False),
-                nn.GroupNorm(32, feature_size),
-                nn.ReLU(inplace=True),
-            )
-        self.mask_projection = PointwiseConvolution(feature_size, mask_feature_size)
-
-    def forward(self, features: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Four maps, finest first -> mask features (B, C, H, W) and three maps at strides 32, 16, 8."""
-        device = features[0].device
-        maps = [
-            project(x) for project, x in zip(self.input_projections, reversed(features[-NUM_LEVELS:]), strict=True)
-        ]
-        sizes = [tuple(x.shape[-2:]) for x in maps]
-        positions = torch.cat(
-            [
-                sine_position_embedding(size, maps[0].shape[1], device) + level
-                for size, level in zip(sizes, self.level_embed, strict=True)
-            ]
-        )  # (S, C)
-        reference_points = torch.cat([cell_centres(size, device) for size in sizes])  # (S, 2)
-        tokens = torch.cat([x.flatten(2) for x in maps], dim=2).transpose(1, 2)  # (B, S, C)
-        tokens = self.encoder(tokens, positions, reference_points, sizes)
-        maps = [
-            x.transpose(1, 2).unflatten(2, size).contiguous()  # else what follows at stride 4 mixes memory layouts
-            for x, size in zip(tokens.split([H * W for H, W in sizes], dim=1), sizes, strict=True)
-        ]
-        finest = maps[-1]
-        if self.has_fpn_step:
-            lateral, finest = self.adapter_1(channels_last_on_cpu(features[0])), channels_last_on_cpu(finest)
-            upsampled = F.interpolate(finest, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
-            finest = self.layer_1(lateral.add_(upsampled))  # neither term is needed for a gradient
-        return self.mask_projection(finest), maps
 
 
 class Mask2FormerPixelLevelModule(nn.Module):

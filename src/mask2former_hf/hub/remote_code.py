@@ -20,6 +20,7 @@ FLAT_FILES = (
     "image_processing_mask2former.py",
     "matcher.py",
     "modeling_mask2former.py",
+    "pixel_decoder.py",
     "postprocessing.py",
 )
 CONFIG_MODULE = "configuration_with_code"
