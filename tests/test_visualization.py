@@ -53,6 +53,13 @@ def test_the_best_instance_is_on_top():
     assert np.abs(pixels[100, 100] - expected).max() <= 3
 
 
+def test_names_are_written_on_plates_and_empty_names_are_not():
+    image, masks = np.full((400, 400, 3), 205, np.uint8), np.ones((1, 400, 400), dtype=bool)
+    nameless, named = (np.asarray(draw_instances(image, masks, [0], None, {0: name})) for name in ("", "disc"))
+    assert len(np.unique(nameless.reshape(-1, 3), axis=0)) == 1  # the tint, up to the picture's edge
+    assert (named != nameless).any()
+
+
 def test_semantic_maps_and_titles():
     scene = ScenesDataset(1)[0]
     labels = np.zeros((128, 128), dtype=np.uint8)

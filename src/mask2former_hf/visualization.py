@@ -172,7 +172,7 @@ def _write_labels(image, plates):
     size = max(12, round(max(image.size) / 55))
     pen, taken = ImageDraw.Draw(image), []
     for area, text, colour, mask, (left, top) in sorted(plates, key=lambda plate: -plate[0]):
-        if area < 2 * size * size:
+        if area < 2 * size * size or not text:  # a class may be named "" for a picture without plates
             continue
         font = _font(size if area > 20 * size * size else max(10, round(size * 0.8)))
         x0, y0, x1, y1 = pen.textbbox((0, 0), text, font=font)
