@@ -28,7 +28,8 @@ class Blocked:
 sys.meta_path.insert(0, Blocked())
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForUniversalSegmentation, pipeline
+from transformers import AutoConfig, AutoModel, AutoModelForUniversalSegmentation, pipeline
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # at the top, 5.17 wants torchvision
 checkpoint, io = sys.argv[1:]
 def origin(thing):
     return type(thing).__module__.split(".")[0]

@@ -320,6 +320,7 @@ def test_evaluate_measures_refined_results(trained, tmp_path, options):
 
 
 def test_evaluate_refuses_refinement_that_has_no_meaning(trained, capsys):
+    pytest.importorskip("skimage", reason="scikit-image is an extra")
     given = ["--data", "scenes", "--limit", 1, "--metrics", "miou", "--refine", "otsu", "--device", "cpu"]
     assert command("evaluate", "--model", trained, *given) == 2
     assert "semantic results have no threshold" in capsys.readouterr().err

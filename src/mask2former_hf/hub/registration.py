@@ -16,8 +16,12 @@ from ..modeling_mask2former import Mask2FormerForUniversalSegmentation, Mask2For
 from .segmentation_pipeline import Mask2FormerSegmentationPipeline
 
 TASK = "image-segmentation"
-# Some published Mask2Former checkpoints name MaskFormer's processor, as all of MaskFormer's own do.
-_STAND_INS = {"torchvision": "MaskFormerImageProcessor", "pil": "MaskFormerImageProcessorPil"}
+_STAND_INS = (
+    # some published Mask2Former checkpoints name MaskFormer's processor, as all of MaskFormer's own do
+    {"torchvision": "MaskFormerImageProcessor", "pil": "MaskFormerImageProcessorPil"},
+    # the name that transformers 5.17 makes of Mask2FormerImageProcessor where torchvision is missing
+    {"pil": "Mask2FormerImageProcessorPil"},
+)
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 _MISSING = object()
@@ -41,8 +45,9 @@ def register():
         _set(mapping._extra_content, config, Mask2FormerForUniversalSegmentation)
     classes = dict.fromkeys(("torchvision", "pil"), Mask2FormerImageProcessor)
     _set(IMAGE_PROCESSOR_MAPPING._extra_content, config, classes)
-    stand_ins = {backend: _stand_in(name) for backend, name in _STAND_INS.items()}
-    _set(IMAGE_PROCESSOR_MAPPING._extra_content, stand_ins["pil"], stand_ins)  # found by name, so any key will do
+    for names in _STAND_INS:
+        stand_ins = {backend: _stand_in(name) for backend, name in names.items()}
+        _set(IMAGE_PROCESSOR_MAPPING._extra_content, stand_ins["pil"], stand_ins)  # found by name, so any key will do
     tasks = PIPELINE_REGISTRY.supported_tasks
     _set(tasks, TASK, {**tasks[TASK], "impl": Mask2FormerSegmentationPipeline})
 
