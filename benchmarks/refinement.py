@@ -1,10 +1,9 @@
-"""What refines a result: Otsu, CRF, test-time augmentation, distillation and the focal loss, measured.
+"""What refines a result: Otsu, CRF, test-time augmentation and distillation, measured.
 
     python benchmarks/refinement.py refine --data camvid --data-root DATA [--steps 4000] [--width 64] [--limit N]
     python benchmarks/refinement.py refine --data nuclei --data-root DATA
     python benchmarks/refinement.py distillation --data scenes [--teacher-steps 4000] [--steps 1000] [--seeds 0 1 2]
     python benchmarks/refinement.py distillation --data camvid --data-root DATA
-    python benchmarks/refinement.py focal --data nuclei --data-root DATA
 
 DATA holds `camvid/` and `nuclei_dsb2018/`; models are trained from scratch, so only differences count. Every run is
 kept in `--output`: a call that was stopped goes on where it was, one with other seeds adds to what is there (for other
@@ -49,12 +48,11 @@ VARIANTS = {  # data -> (task, refine, tta)
 }
 THRESHOLD = {"semantic": 0.0, "panoptic": 0.5, "instance": 0.05}
 FOREGROUND_SCORE = 0.5  # of the instances whose union is the label map of nuclei
-FOCAL_WEIGHT = 20.0  # MaskFormer's weight of its focal loss
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiment", choices=("refine", "distillation", "focal"))
+    parser.add_argument("experiment", choices=("refine", "distillation"))
     parser.add_argument("--data", choices=tuple(VARIANTS), required=True)
     parser.add_argument("--data-root", type=Path, default=Path("data"))
     parser.add_argument("--output", type=Path, default=Path("refinement_runs"))
@@ -72,7 +70,7 @@ def main():
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     data = Data(arguments.data, arguments.data_root)
-    rows = {"refine": refine, "distillation": distillation, "focal": focal}[arguments.experiment](data, arguments)
+    rows = {"refine": refine, "distillation": distillation}[arguments.experiment](data, arguments)
     name = f"{arguments.experiment}_{arguments.data}"
     settings = {key: str(value) for key, value in vars(arguments).items()}
     report = {"machine": machine(), "settings": settings, "rows": rows}
@@ -115,23 +113,6 @@ def distillation(data: Data, arguments) -> dict:
             student = config(data, arguments.student_width)
             model = train(folder, data, student, arguments.steps, seed, arguments, teaches, labelled)
             rows.setdefault(f"student, {name}", []).append(measured(folder, model, data, arguments, variant))
-    return rows
-
-
-def focal(data: Data, arguments) -> dict:
-    """The same model trained with cross-entropy and with the focal loss, at two weights."""
-    kinds = {
-        "cross-entropy": {},
-        "focal, weight 5": {"mask_loss": "focal"},
-        f"focal, weight {FOCAL_WEIGHT:.0f}": {"mask_loss": "focal", "mask_weight": FOCAL_WEIGHT},
-    }
-    rows = {}
-    for seed in arguments.seeds:
-        for name, fields in kinds.items():
-            folder = arguments.output / f"{data.name}_{slug(name)}_steps{arguments.steps}_seed{seed}"
-            fields = config(data, arguments.width, **fields)
-            model = train(folder, data, fields, arguments.steps, seed, arguments)
-            rows.setdefault(name, []).append(measured(folder, model, data, arguments, VARIANTS[data.name][0]))
     return rows
 
 

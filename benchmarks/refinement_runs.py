@@ -60,7 +60,7 @@ class Data:
         return SegmentationCollator(self.processor, resize=self.pipeline is None)(examples)
 
 
-def config(data: Data, width: int, **changes) -> Mask2FormerConfig:
+def config(data: Data, width: int) -> Mask2FormerConfig:
     """A model from scratch: width 64 has 1.4 M parameters, as in the demo."""
     fields = {
         "backbone_config": ResNetConfig(
@@ -85,7 +85,7 @@ def config(data: Data, width: int, **changes) -> Mask2FormerConfig:
         "task": data.task,
         "stuff_label_ids": list(data.stuff),
     }
-    return Mask2FormerConfig(**fields | changes)
+    return Mask2FormerConfig(**fields)
 
 
 def train(folder: Path, data: Data, model_config, steps: int, seed: int, arguments, teacher=None, labelled=True):
