@@ -25,7 +25,7 @@ from torch import nn
 from mask2former_hf import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerModel
 from mask2former_hf.kernels import use_kernel
 from mask2former_hf.modeling_mask2former import merge_groups
-from mask2former_hf.pixel_decoder import sine_position_embedding
+from mask2former_hf.pixel_decoder import in_blocks, sine_position_embedding
 
 StockConfig, StockModel = transformers.Mask2FormerConfig, transformers.Mask2FormerForUniversalSegmentation
 
@@ -125,6 +125,26 @@ def test_golden_position_embedding(size):
     channels = golden[name].shape[1]
     ours = sine_position_embedding(size, channels, torch.device("cpu"))
     torch.testing.assert_close(ours.T.reshape(1, channels, *size), golden[name], atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("rows", [0, 3, 4096, 9000])
+def test_rows_in_blocks_give_the_same_results_and_gradients(rows):
+    torch.manual_seed(0)
+    linear, sizes = torch.nn.Linear(3, 5), []
+
+    def function(block):
+        sizes.append(len(block))
+        return torch.tanh(linear(block))
+
+    results = []
+    for run in (function, lambda x: in_blocks(function, x, 1024)):
+        x = torch.linspace(-1, 1, 3 * rows).view(rows, 3).requires_grad_()
+        y = run(x)
+        y.square().sum().backward()
+        results.append((y, x.grad, linear.weight.grad.clone()))
+        linear.zero_grad()
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
+    assert sum(sizes) == 2 * rows and max(sizes[1:]) <= 4096
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
