@@ -20,6 +20,7 @@ FLAT = {
     "backbone": set(),
     "deformable_attention": set(),
     "pixel_decoder": {"deformable_attention"},
+    "transformer_decoder": {"configuration_mask2former", "pixel_decoder"},
     "matcher": set(),
     "criterion": {"matcher"},
     "modeling_mask2former": {
@@ -28,6 +29,7 @@ FLAT = {
         "criterion",
         "deformable_attention",
         "pixel_decoder",
+        "transformer_decoder",
     },
     "postprocessing": set(),
     "image_processing_mask2former": {"postprocessing"},

@@ -7,16 +7,13 @@ S = sum of H * W over the three feature levels. Everything is batch first.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoBackbone, PreTrainedModel
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.core_model_loading import revert_weight_conversion
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 from .backbone import backbone_options, batch_norms, describe_backbone, drop_paths_of_both_branches, freeze_parts
@@ -24,12 +21,16 @@ from .configuration_mask2former import Mask2FormerConfig
 from .criterion import LazyMasks, Mask2FormerLoss
 from .deformable_attention import MultiScaleDeformableAttention
 from .pixel_decoder import (
-    NUM_LEVELS,
     Mask2FormerPixelDecoder,
     Mask2FormerPixelDecoderEncoder,
     Mask2FormerPixelDecoderEncoderLayer,
     channels_last_on_cpu,
-    sine_position_embedding,
+)
+from .transformer_decoder import (
+    Mask2FormerDecoderLayer,
+    Mask2FormerMaskedAttention,
+    Mask2FormerSelfAttention,
+    Mask2FormerTransformerModule,
 )
 
 SIZE_DIVISOR = 32  # an image's canvas is its size rounded up to this
@@ -148,215 +149,6 @@ class Mask2FormerPixelLevelModule(nn.Module):
             pixel_values = F.pad(pixel_values, (0, -W % patch, 0, -H % patch))
         features = tuple(self.encoder(channels_last_on_cpu(pixel_values), **options).feature_maps)
         return features, *self.decoder(list(features))
-
-
-def attend(
-    query: Tensor, key: Tensor, value: Tensor, num_heads: int, allowed: Tensor | None, dropout: float, eager: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Multi-head attention of projected (B, Q, C) queries over (B, S, C); `allowed` is (B, Q, S), shared by heads.
-
-    Returns:
-        (B, Q, C), and with `eager` the (B, h, Q, S) weights.
-    """
-    query, key, value = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))  # (B, h, ., D)
-    allowed = None if allowed is None else allowed.unsqueeze(1)
-    weights = None
-    if eager:
-        scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
-        if allowed is not None:
-            scores = scores.masked_fill(~allowed, float("-inf"))
-        weights = scores.softmax(-1)
-        output = F.dropout(weights, dropout) @ value
-    else:
-        output = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout)
-    return output.transpose(1, 2).flatten(2), weights
-
-
-class Mask2FormerSelfAttention(nn.Module):
-    def __init__(self, channels: int, num_heads: int, dropout: float):
-        super().__init__()
-        self.num_heads, self.dropout = num_heads, dropout
-        self.q_proj = nn.Linear(channels, channels)
-        self.k_proj = nn.Linear(channels, channels)
-        self.v_proj = nn.Linear(channels, channels)
-        self.out_proj = nn.Linear(channels, channels)
-
-    def forward(self, x: Tensor, positions: Tensor, eager: bool) -> tuple[Tensor, Tensor | None]:
-        placed = x + positions
-        dropout = self.dropout if self.training else 0.0
-        output, weights = attend(
-            self.q_proj(placed), self.k_proj(placed), self.v_proj(x), self.num_heads, None, dropout, eager
-        )
-        return self.out_proj(output), weights
-
-
-class Mask2FormerMaskedAttention(nn.Module):
-    """Cross-attention to one feature level, only where the previous prediction says the segment is (section 3.2.1).
-
-    Parameters are named as in `nn.MultiheadAttention`.
-    """
-
-    def __init__(self, channels: int, num_heads: int, dropout: float):
-        super().__init__()
-        self.num_heads, self.dropout = num_heads, dropout
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * channels, channels))
-        self.in_proj_bias = nn.Parameter(torch.empty(3 * channels))
-        self.out_proj = nn.Linear(channels, channels)
-
-    def forward(
-        self, x: Tensor, positions: Tensor, memory: Tensor, memory_positions: Tensor, allowed: Tensor, eager: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        inputs = (x + positions, memory + memory_positions, memory)
-        query, key, value = (
-            F.linear(states, weight, bias)
-            for states, weight, bias in zip(
-                inputs, self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True
-            )
-        )
-        dropout = self.dropout if self.training else 0.0
-        output, weights = attend(query, key, value, self.num_heads, allowed, dropout, eager)
-        return self.out_proj(output), weights
-
-
-class Mask2FormerDecoderLayer(GradientCheckpointingLayer):
-    """Masked attention, self-attention and a feed-forward block, each in a residual branch (section 3.2)."""
-
-    def __init__(
-        self, channels: int, num_heads: int, feedforward_dim: int, activation: str, dropout: float, pre_norm: bool
-    ):
-        super().__init__()
-        self.pre_norm = pre_norm
-        self.cross_attn = Mask2FormerMaskedAttention(channels, num_heads, dropout)
-        self.cross_attn_layer_norm = nn.LayerNorm(channels)
-        self.self_attn = Mask2FormerSelfAttention(channels, num_heads, dropout)
-        self.self_attn_layer_norm = nn.LayerNorm(channels)
-        self.fc1 = nn.Linear(channels, feedforward_dim)
-        self.fc2 = nn.Linear(feedforward_dim, channels)
-        self.final_layer_norm = nn.LayerNorm(channels)
-        self.activation = ACT2FN[activation]
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(
-        self, x: Tensor, positions: Tensor, memory: Tensor, memory_positions: Tensor, allowed: Tensor, eager: bool
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        def branch(x, norm, block):
-            output, weights = block(norm(x) if self.pre_norm else x)
-            x = x + self.dropout(output)
-            return x if self.pre_norm else norm(x), weights
-
-        x, cross_weights = branch(
-            x,
-            self.cross_attn_layer_norm,
-            lambda x: self.cross_attn(x, positions, memory, memory_positions, allowed, eager),
-        )
-        x, self_weights = branch(x, self.self_attn_layer_norm, lambda x: self.self_attn(x, positions, eager))
-        x, _ = branch(x, self.final_layer_norm, lambda x: (self.fc2(self.dropout(self.activation(self.fc1(x)))), None))
-        return x, self_weights, cross_weights
-
-
-class Mask2FormerMaskPredictor(nn.Module):
-    """Query states -> mask embeddings, whose product with the mask features is the mask logits."""
-
-    def __init__(self, channels: int, mask_feature_size: int):
-        super().__init__()
-        self.mask_embedder = nn.Sequential(
-            nn.Sequential(nn.Linear(channels, channels), nn.ReLU()),
-            nn.Sequential(nn.Linear(channels, channels), nn.ReLU()),
-            nn.Sequential(nn.Linear(channels, mask_feature_size)),
-        )
-
-    def forward(self, states: Tensor) -> Tensor:
-        return self.mask_embedder(states)
-
-    @torch.no_grad()
-    def allowed_positions(self, states: Tensor, features: Tensor) -> Tensor:
-        """Where each query may look: (B, Q, C) states, (B, C, S) mask features of a level -> (B, Q, S) bool.
-
-        A query whose mask is empty may look everywhere.
-        """
-        allowed = self(states) @ features >= 0  # sigmoid(logit) >= 0.5
-        return allowed | ~allowed.any(dim=-1, keepdim=True)
-
-
-class DecoderStates(NamedTuple):
-    hidden: list[Tensor]  # (B, Q, C) before the first and after each layer
-    normalised: list[Tensor]  # the same after the shared layer norm: what the heads read
-    self_attentions: list[Tensor]
-    cross_attentions: list[Tensor]
-
-
-class Mask2FormerMaskedAttentionDecoder(nn.Module):
-    def __init__(self, layers: list[nn.Module], channels: int, mask_feature_size: int):
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-        self.layernorm = nn.LayerNorm(channels)
-        self.mask_predictor = Mask2FormerMaskPredictor(channels, mask_feature_size)
-
-    def forward(
-        self,
-        queries: Tensor,
-        query_positions: Tensor,
-        memories: list[Tensor],
-        memory_positions: list[Tensor],
-        level_mask_features: list[Tensor],
-        eager: bool,
-    ) -> DecoderStates:
-        states = DecoderStates([queries], [self.layernorm(queries)], [], [])
-        for index, layer in enumerate(self.layers):
-            level = index % NUM_LEVELS
-            allowed = self.mask_predictor.allowed_positions(states.normalised[-1], level_mask_features[level])
-            queries, self_weights, cross_weights = layer(
-                queries, query_positions, memories[level], memory_positions[level], allowed, eager
-            )
-            states.hidden.append(queries)
-            states.normalised.append(self.layernorm(queries))
-            states.self_attentions.append(self_weights)
-            states.cross_attentions.append(cross_weights)
-        return states
-
-
-class Mask2FormerTransformerModule(nn.Module):
-    """Learned queries that look at the feature levels in turn, coarse to fine (section 3.2.2)."""
-
-    def __init__(self, config: Mask2FormerConfig):
-        super().__init__()
-        channels = config.hidden_dim
-        projects = config.enforce_input_projection or config.feature_size != channels
-        self.queries_embedder = nn.Embedding(config.num_queries, channels)
-        self.queries_features = nn.Embedding(config.num_queries, channels)
-        self.level_embed = nn.Embedding(NUM_LEVELS, channels)
-        self.input_projections = nn.ModuleList(
-            nn.Conv2d(config.feature_size, channels, 1) if projects else nn.Identity() for _ in range(NUM_LEVELS)
-        )
-        layers = [
-            Mask2FormerDecoderLayer(
-                channels,
-                config.num_attention_heads,
-                config.dim_feedforward,
-                config.activation_function,
-                config.dropout,
-                config.pre_norm,
-            )
-            for _ in range(config.decoder_layers - 1)
-        ]
-        self.decoder = Mask2FormerMaskedAttentionDecoder(layers, channels, config.mask_feature_size)
-
-    def forward(self, maps: list[Tensor], mask_features: Tensor, eager: bool) -> DecoderStates:
-        B, dtype = mask_features.shape[0], maps[0].dtype
-        memories, positions, level_mask_features = [], [], []
-        with torch.no_grad():  # attention masks are decisions, without gradient
-            pixels = channels_last_on_cpu(mask_features)
-        for x, project, level in zip(maps, self.input_projections, self.level_embed.weight, strict=True):
-            size = tuple(x.shape[-2:])
-            memories.append(project(x).flatten(2).transpose(1, 2) + level)  # (B, H * W, C)
-            positions.append(sine_position_embedding(size, level.shape[0], x.device).to(dtype))
-            with torch.no_grad():
-                # Resizing is linear: resizing the features once equals resizing every layer's mask logits.
-                resized = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False)
-                level_mask_features.append(resized.flatten(2))
-        queries = self.queries_features.weight.expand(B, -1, -1)
-        query_positions = self.queries_embedder.weight.expand(B, -1, -1)
-        return self.decoder(queries, query_positions, memories, positions, level_mask_features, eager)
 
 
 class Mask2FormerPreTrainedModel(PreTrainedModel):

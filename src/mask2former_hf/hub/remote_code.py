@@ -22,6 +22,7 @@ FLAT_FILES = (
     "modeling_mask2former.py",
     "pixel_decoder.py",
     "postprocessing.py",
+    "transformer_decoder.py",
 )
 CONFIG_MODULE = "configuration_with_code"
 MODEL_MAP = {
