@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -80,6 +81,45 @@ def test_a_resumed_run_ends_with_the_weights_of_one_that_never_stopped(tmp_path,
         trainer = run(tmp_path / "parts", "--steps", 4, "--resume")
     assert trainer.state.global_step == 4
     assert_equal_weights(whole.model.state_dict(), trainer.model.state_dict())
+
+
+def test_metrics_of_ones_own_under_the_trainer_of_transformers(tmp_path):
+    """As in its instance segmentation example: predictions and labels come as tuples, batch by batch."""
+    seen, metrics = [], []
+
+    def compute_metrics(evaluation, compute_result):
+        class_logits, mask_logits = evaluation.predictions[:2]
+        mask_labels, class_labels = evaluation.label_ids
+        output = SimpleNamespace(class_queries_logits=class_logits, masks_queries_logits=mask_logits)
+        sizes = [tuple(masks.shape[-2:]) for masks in mask_labels]
+        results = processor.post_process_instance_segmentation(
+            output, threshold=0.0, target_sizes=sizes, return_binary_maps=True
+        )
+        for result, size in zip(results, sizes, strict=True):
+            assert result["segmentation"].shape == (len(result["segments_info"]), *size)
+        assert [len(masks) for masks in mask_labels] == [len(labels) for labels in class_labels]
+        seen.append((class_logits, mask_logits, class_labels))
+        metrics.append(compute_result)
+        return {"images": sum(len(logits) for logits, _, _ in seen)}
+
+    trainer = training_worker.build(arguments_of(tmp_path, "--plain"))
+    data = trainer.train_dataset
+    processor = trainer.data_collator.processor
+    trainer.args.batch_eval_metrics, trainer.args.eval_do_concat_batches = True, False
+    trainer.compute_metrics = compute_metrics
+    figures = trainer.evaluate(torch.utils.data.Subset(data, range(4)))  # of a smaller last batch it cuts the labels
+    assert figures["eval_images"] == 4
+    assert metrics == [False, True]
+    index = 0
+    for class_logits, mask_logits, class_labels in seen:
+        batch = trainer.data_collator([data[index + i] for i in range(len(class_logits))])
+        with torch.no_grad():
+            expected = trainer.model(pixel_values=batch["pixel_values"], pixel_mask=batch["pixel_mask"])
+        torch.testing.assert_close(class_logits, expected.class_queries_logits)
+        torch.testing.assert_close(mask_logits, expected.masks_queries_logits)
+        for labels, truth in zip(class_labels, batch["class_labels"], strict=True):
+            assert labels.tolist() == truth.tolist()
+        index += len(class_logits)
 
 
 def arguments_of(folder, *flags):
