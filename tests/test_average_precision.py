@@ -337,3 +337,17 @@ def test_errors_name_what_does_not_fit():
         metric.update(mask, [0.5], [1], truth, image_id=3)
     with pytest.raises(ValueError, match="which images lacks"):
         AveragePrecision.from_coco({**content, "annotations": [{"id": 1, "image_id": 4, "category_id": 1}]})
+
+
+@pytest.mark.parametrize("counts", [[10, 5], b"zzzz", [3, 4]])
+def test_run_lengths_that_do_not_fill_the_mask_are_refused(counts):
+    metric = AveragePrecision({1: {"name": "a"}})
+    truth = [{"category_id": 1, "segmentation": np.ones((8, 8), bool)}]
+    broken = {"size": [8, 8], "counts": counts}
+    with pytest.raises(ValueError, match="not to H"):
+        metric.update([broken], np.array([0.9]), np.array([1]), truth, image_id=1)
+    with pytest.raises(ValueError, match="not to H"):
+        wrong = [{"category_id": 1, "segmentation": {"size": [4, 4], "counts": counts}}]
+        metric.update(np.ones((1, 4, 4), bool), np.array([0.9]), np.array([1]), wrong, image_id=1)
+    metric.update(np.ones((1, 8, 8), bool), np.array([0.9]), np.array([1]), truth, image_id=1)  # nothing was kept
+    assert metric.compute()["AP"] == pytest.approx(1.0)

@@ -170,3 +170,15 @@ def test_errors_name_what_does_not_fit():
         metric.update(ids, [{"id": 1, "category_id": 9}], ids, segments)
     with pytest.raises(ValueError, match="merge metrics"):
         metric.merge(PanopticQuality({2: {"name": "b", "isthing": 1}}))
+
+
+def test_ids_that_occur_twice_and_void_as_a_segment_are_refused():
+    metric = PanopticQuality({0: {"name": "a", "isthing": 1}, 1: {"name": "b", "isthing": 0}})
+    ids = np.array([[1, 1], [2, 2]])
+    segments = [{"id": 1, "category_id": 0}, {"id": 2, "category_id": 1}]
+    with pytest.raises(ValueError, match="segments has the id 1, which stands there twice"):
+        metric.update(ids, segments, ids, [*segments, {"id": 1, "category_id": 1}])
+    with pytest.raises(ValueError, match="predicted_segments has the id 0, which is void"):
+        metric.update(ids, [*segments, {"id": 0, "category_id": 1}], ids, segments)
+    metric.update(ids, segments, ids, segments)
+    assert metric.compute()["all"]["pq"] == 1.0

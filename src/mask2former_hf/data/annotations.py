@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from ..metrics.rle import read_counts, read_polygons
 from .classes import BACKGROUND_ID, ClassTable, count_ids
 
 MAX_LABEL = 65535  # of a 16-bit map
@@ -151,21 +152,15 @@ def decode_mask(segmentation, size: tuple[int, int], where) -> np.ndarray:
     """
     H, W = size
     if isinstance(segmentation, Mapping):
-        counts, stated = segmentation.get("counts"), segmentation.get("size")
-        if counts is None or stated is None or tuple(int(side) for side in stated) != (H, W):
+        stated = segmentation.get("size")
+        if stated is None or tuple(stated) != (H, W):
             raise ValueError(
                 f"{where}: an RLE of size {stated} for an image of height and width {[H, W]}; they must be equal"
             )
-        runs = read_counts(counts) if isinstance(counts, str | bytes) else np.asarray(counts, dtype=np.int64)
-        if (runs < 0).any() or runs.sum() != H * W:
-            raise ValueError(f"{where}: the counts of an RLE sum to {runs.sum()}, not to H * W = {H * W}")
+        runs = read_counts(segmentation, where)
         return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(W, H).T
-    polygons = [list(map(float, polygon)) for polygon in segmentation]
-    odd = [len(polygon) for polygon in polygons if len(polygon) % 2]
-    if odd:
-        raise ValueError(f"{where}: a polygon of {odd[0]} numbers; it must be x, y, x, y, ...")
     # pycocotools takes 4 numbers for a box; one or two points enclose nothing
-    polygons = [polygon for polygon in polygons if len(polygon) >= 6]
+    polygons = [polygon for polygon in read_polygons(segmentation, size, where) if len(polygon) >= 6]
     if not polygons:
         return np.zeros((H, W), dtype=bool)
     try:
@@ -173,27 +168,6 @@ def decode_mask(segmentation, size: tuple[int, int], where) -> np.ndarray:
     except ImportError as error:
         raise ImportError("COCO's polygons are drawn with pycocotools: pip install pycocotools") from error
     return tools.decode(tools.merge(tools.frPyObjects(polygons, H, W))).astype(bool)
-
-
-def read_counts(text: str | bytes) -> np.ndarray:
-    """Run lengths of COCO's compressed RLE; their sum is for the caller to check.
-
-    Not by pycocotools: 2.0.11 decodes texts that are too short to whatever lies in memory.
-    A number is written in groups of 5 bits, lowest first, as characters from "0" (48) on; bit 5 says that more follow,
-    the highest bit of the last group is the sign. From the fourth on, numbers are differences to the last but one.
-    """
-    codes = np.frombuffer(text.encode() if isinstance(text, str) else text, dtype=np.uint8).astype(np.int64) - 48
-    last = np.flatnonzero(codes & 32 == 0)
-    if not last.size:
-        return np.zeros(0, dtype=np.int64)
-    codes = codes[: last[-1] + 1]
-    first = np.concatenate([[0], last[:-1] + 1])
-    place = 5 * (np.arange(len(codes)) - np.repeat(first, last - first + 1))
-    numbers = np.add.reduceat((codes & 31) << place, first)
-    numbers -= np.where(codes[last] & 16, np.int64(1) << (place[last] + 5), 0)
-    numbers[1::2] = np.cumsum(numbers[1::2])
-    numbers[2::2] = np.cumsum(numbers[2::2])
-    return numbers
 
 
 def _to_index(classes: ClassTable, category, where) -> int | None:

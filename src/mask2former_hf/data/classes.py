@@ -96,6 +96,16 @@ class ClassTable:
             categories: ids need not be contiguous. Without `isthing` a category is stuff.
             isthing: overrides what the categories say, for instance data, where all classes are things.
         """
+        categories = list(categories)
+        for position, category in enumerate(categories):
+            good = isinstance(category, Mapping) and isinstance(category.get("name"), str)
+            if not good or not isinstance(category.get("id"), int | np.integer) or isinstance(category["id"], bool):
+                raise ValueError(f"categories[{position}] is {category!r}: it needs a whole number id and a name")
+            if category.get("isthing", 0) not in (0, 1):
+                raise ValueError(
+                    f"categories[{position}] ({category['name']}) has isthing={category['isthing']!r}: it must be 1 "
+                    "(countable) or 0"
+                )
         ordered = sorted(categories, key=lambda category: category["id"])
         rows = [
             ClassRow(
@@ -115,11 +125,17 @@ class ClassTable:
         `{"classes": [name, ...], "void_id": id or ids}` (ids count from 0), `{"classes": [[id, name, isthing], ...],
         "ignored": ids}`, `{"0": name, "255": null}`, or a list of COCO categories, bare or under `"categories"`.
         """
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=without_double_keys)
+        except ValueError as error:
+            raise ValueError(f"{path}: not a json file of classes ({error})") from None
         if isinstance(data, dict) and "categories" in data:
             data = data["categories"]
         if isinstance(data, list) and data and all(isinstance(entry, dict) for entry in data):
-            return cls.from_categories(data)
+            try:
+                return cls.from_categories(data)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
         if isinstance(data, dict) and isinstance(data.get("classes"), list) and data["classes"]:
             void = data.get("ignored", data.get("void_id", []))
             ignored = tuple(void if isinstance(void, list) else [void])
@@ -212,6 +228,14 @@ class ClassTable:
         shown = ", ".join(f"{row.id}: {row.name}" for row in self.rows[:8])
         more = f" and {len(self) - 8} more" if len(self) > 8 else ""
         return f"{len(self)} classes are declared ({shown}{more}), ignored are {list(self.ignored)}"
+
+
+def without_double_keys(pairs: list[tuple[str, object]]) -> dict:
+    """For `json.loads(object_pairs_hook=...)`, which otherwise keeps the last of two entries without a word."""
+    double = sorted({key for key, _ in pairs if [other for other, _ in pairs].count(key) > 1})
+    if double:
+        raise ValueError(f"{double} stand there twice; keep one of them")
+    return dict(pairs)
 
 
 def count_pixels(dataset, progress: bool = True) -> list[int]:

@@ -1,7 +1,9 @@
 """Readers of COCO's two annotation formats: panoptic PNGs with a json, and instances as polygons or RLE."""
 
 import json
+import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -33,7 +35,7 @@ class CocoPanoptic(FileReader):
         data = _load(self.source, {"images": ("id", "file_name"), "annotations": ("image_id", "segments_info")})
         if classes is None:
             categories = data.get("categories") or []
-            if any("isthing" not in category for category in categories):
+            if any(isinstance(category, dict) and "isthing" not in category for category in categories):
                 raise ValueError(f"{self.source}: categories without isthing; add it (1 or 0), or give classes=")
             classes = _table(categories, self.source)
         self.classes = classes
@@ -44,8 +46,10 @@ class CocoPanoptic(FileReader):
         _check_categories(
             (segment for entry in data["annotations"] for segment in entry["segments_info"]), classes, self.source
         )
+        _check_once([entry["image_id"] for entry in data["annotations"]], self.source)
         entries = [(images_by_id[entry["image_id"]], entry) for entry in data["annotations"]]
-        names = locate(self.images, "images", [image["file_name"] for image, _ in entries], self.source)
+        files = [image["file_name"] for image, _ in entries]
+        names = locate(self.images, "images", files, self.source, not_below=self.segmentation)
         pngs = [entry.get("file_name") or os.path.splitext(image["file_name"])[0] + ".png" for image, entry in entries]
         pngs = locate(self.segmentation, "panoptic maps", pngs, self.source)
         self._records = PackedRecords(
@@ -153,16 +157,50 @@ def _load(path: Path, fields: Mapping[str, tuple[str, ...]]) -> dict:
         if not isinstance(data, dict) or not isinstance(data.get(name), list):
             raise ValueError(f"{path}: not a COCO json, which has the lists {', '.join(fields)}; there is no {name}")
         for position, entry in enumerate(data[name]):
-            missing = [field for field in needed if field not in entry]
-            if missing:
-                raise ValueError(f"{path}: {name}[{position}] has no {', '.join(missing)}; add it")
+            _check_entry(entry, needed, f"{path}: {name}[{position}]")
+            for number, segment in enumerate(entry.get("segments_info") or ()):
+                _check_entry(segment, ("id", "category_id"), f"{path}: {name}[{position}], segments_info[{number}]")
     return data
+
+
+def _check_entry(entry, needed: tuple[str, ...], where: str):
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where} is {entry!r}; it must have the fields {', '.join(needed)}")
+    missing = [field for field in needed if field not in entry]
+    if missing:
+        raise ValueError(f"{where} has no {', '.join(missing)}; add it")
+    for field, value in entry.items():
+        kind, rule = _FIELDS.get(field, (None, None))
+        if kind is None or (value is None and field not in needed):
+            continue
+        number = isinstance(value, int | float) and (kind is not int or isinstance(value, int))
+        if not isinstance(value, kind) or (number and not 0 <= value < math.inf):
+            raise ValueError(f"{where} has {field}={value!r}; it must be {rule}")
+
+
+_FIELDS = {  # the type of what is read, numbers of which are not negative
+    "file_name": (str, "a path"),
+    "height": (int, "a whole number of pixels"),
+    "width": (int, "a whole number of pixels"),
+    "area": (int | float, "a number of pixels"),
+    "segments_info": (list, "a list of segments"),
+    "iscrowd": (int, "0 or 1"),
+}
+
+
+def _check_once(image_ids: list, source: Path):
+    if len(set(image_ids)) < len(image_ids):
+        double = next(image for image, count in Counter(image_ids).items() if count > 1)
+        raise ValueError(f"{source}: annotations has the image_id {double} twice; give every image one entry")
 
 
 def _table(categories: list, source: Path, isthing: bool | None = None) -> ClassTable:
     if not categories:
         raise ValueError(f"{source}: no categories; add them to the json, or give classes=")
-    return ClassTable.from_categories(categories, isthing)
+    try:
+        return ClassTable.from_categories(categories, isthing)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
 
 
 def _by_id(images: list, source: Path) -> dict:

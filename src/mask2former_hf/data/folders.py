@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from .annotations import label_lookup, semantic_annotation
-from .classes import BACKGROUND_ID, ClassRow, ClassTable, count_ids
+from .classes import BACKGROUND_ID, ClassRow, ClassTable, count_ids, without_double_keys
 from .readers import IMAGE_FILES, MAP_FILES, FileReader, files_by_name, read_map
 
 
@@ -206,13 +206,20 @@ def read_table(path: str | Path) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such table")
     if path.suffix.lower() == ".json":
-        return json.loads(path.read_text(encoding="utf-8"))
+        try:
+            return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=without_double_keys)
+        except ValueError as error:
+            raise ValueError(f"{path}: not a json table ({error})") from None
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     if not rows or not {"id", "class"} <= set(rows[0]):
         raise ValueError(f"{path}: a table is a json, or a csv with a header that has the columns id and class")
     table = {}
-    for row in rows:
+    for line, row in enumerate(rows, 2):
         target = table.setdefault(row["image"], {}) if "image" in row else table
+        if not (row["id"] or "").strip().isdigit() or row["class"] is None:
+            raise ValueError(f"{path}, line {line}: {row}; it needs an id, a whole number, and a class")
+        if int(row["id"]) in target:
+            raise ValueError(f"{path}, line {line}: the id {row['id']} stands there twice; keep one of them")
         target[int(row["id"])] = row["class"]
     return table

@@ -232,7 +232,10 @@ def _to_mask(value, size, where) -> np.ndarray:
     rows = isinstance(value, list) and len(value) == size[0] and all(len(row) == size[1] for row in value)
     if isinstance(value, list) and not rows:
         return decode_mask(value, size, where)
-    mask = np.asarray(_open(value, where) if isinstance(value, Mapping) else value) != 0
+    mask = np.asarray(_open(value, where) if isinstance(value, Mapping) else value)
+    if mask.dtype.kind not in "biu" and not ((mask == 0) | (mask == 1)).all():
+        raise ValueError(f"{where}: the mask of an object holds fractions; threshold it to 0 and 1")
+    mask = mask != 0
     if mask.shape != tuple(size):
         raise ValueError(
             f"{where}: the mask of an object is {mask.shape}, the image {tuple(size)}; they must be equal"

@@ -1,8 +1,10 @@
 """What all readers share: the example they give, checking, and finding and opening image files."""
 
+import contextlib
 import os
 import pickle
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -157,13 +159,15 @@ def read_panoptic_ids(path: Path) -> np.ndarray:
 
 
 def _read(path: Path, convert) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            return convert(image, path)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise OSError(f"{path}: not a readable image ({error}); replace the file or leave it out") from error
+    with contextlib.ExitStack() as stack:
+        try:
+            image = stack.enter_context(Image.open(path))
+            image.load()
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # Pillow has no common class for what damaged files raise: SyntaxError, ...
+            raise OSError(f"{path}: not a readable image ({error}); replace the file or leave it out") from error
+        return convert(image, path)
 
 
 def check_size(image: np.ndarray, size: tuple[int, int], where: str | Path):
@@ -203,10 +207,13 @@ def files_by_name(folder: Path, kind: str, endings: tuple[str, ...], suffix: str
     return dict(sorted(found.items()))
 
 
-def locate(folder: Path, kind: str, names: Sequence[str], source: Path) -> list[str]:
+def locate(folder: Path, kind: str, names: Sequence[str], source: Path, not_below: Path | None = None) -> list[str]:
     """The files that an annotation file names, relative to a folder.
 
     A file that is not directly there is looked for below the folder, by its name without Cityscapes' suffixes.
+
+    Args:
+        not_below: a folder of other files that may have the same names.
 
     Raises:
         FileNotFoundError: for files that are not there or not unique.
@@ -216,10 +223,16 @@ def locate(folder: Path, kind: str, names: Sequence[str], source: Path) -> list[
     missing = [name for name in names if os.path.basename(name) not in listed[os.path.dirname(name)]]
     if not missing:
         return list(names)
-    below = {}
+    below, wanted = {}, Counter(map(_key, names))
+    other = None if not_below is None else not_below.resolve()
     for relative in _walk(folder, kind):
-        below.setdefault(_key(relative), []).append(relative)
-    moved = {name: below[_key(name)][0] for name in missing if len(below.get(_key(name), ())) == 1}
+        if other in (None, folder.resolve()) or not (folder / relative).resolve().is_relative_to(other):
+            below.setdefault(_key(relative), []).append(relative)
+    moved = {
+        name: below[_key(name)][0]
+        for name in missing
+        if len(below.get(_key(name), ())) == 1 and wanted[_key(name)] == 1
+    }
     missing = [name for name in missing if name not in moved]
     if missing:
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
@@ -230,8 +243,9 @@ def locate(folder: Path, kind: str, names: Sequence[str], source: Path) -> list[
     return [moved.get(name, name) for name in names]
 
 
-def _key(name: str) -> str:
-    return _CITYSCAPES.sub("", os.path.splitext(os.path.basename(name))[0])
+def _key(name: str) -> tuple[str, str]:
+    stem, ending = os.path.splitext(os.path.basename(name))
+    return _CITYSCAPES.sub("", stem), ending.lower()
 
 
 def _names(folder: Path) -> set[str]:

@@ -30,7 +30,7 @@ class AveragePrecision:
 
     Raises:
         ValueError: for an unknown `iou_type` and for `max_detections` that do not rise.
-        ImportError: for "boundary" without faster-coco-eval.
+        ImportError: without a COCO package, and for "boundary" without faster-coco-eval.
     """
 
     def __init__(
@@ -39,9 +39,10 @@ class AveragePrecision:
         iou_type: str = "segm",
         max_detections: Sequence[int] = (1, 10, 100),
     ):
+        has_boundary = coco_tools().has_boundary  # now, and not after the first images
         if iou_type not in IOU_TYPES:
             raise ValueError(f"iou_type={iou_type!r}: must be one of {IOU_TYPES}")
-        if iou_type == "boundary" and not coco_tools().has_boundary:
+        if iou_type == "boundary" and not has_boundary:
             raise ImportError("iou_type='boundary' is not in pycocotools: pip install faster-coco-eval")
         self.max_detections = tuple(max_detections)
         if not self.max_detections or sorted({*self.max_detections, 0}) != [0, *self.max_detections]:
@@ -121,11 +122,17 @@ class AveragePrecision:
             raise ValueError(f"image_id={image_id!r} is not in the COCO json's images: pass the id that it has there")
         if not self._truth_is_given and segments is None:
             raise ValueError("segments=None: pass the image's true objects, or make the metric with `from_coco`")
-        if self._truth_is_given:
-            truth = self.truth[image_id]
-        else:
-            truth = [self._true_record(segment, image_id) for segment in segments]
-        records = self._predicted_records(masks, to_numpy(scores), to_numpy(labels), areas, image_id)
+        known_size = self.sizes.get(image_id)
+        try:
+            if self._truth_is_given:
+                truth = self.truth[image_id]
+            else:
+                truth = [self._true_record(segment, image_id) for segment in segments]
+            records = self._predicted_records(masks, to_numpy(scores), to_numpy(labels), areas, image_id)
+        except Exception:
+            if known_size is None:
+                self.sizes.pop(image_id, None)
+            raise
         self.truth[image_id], self.predictions[image_id] = truth, records
 
     def merge(self, other: "AveragePrecision"):

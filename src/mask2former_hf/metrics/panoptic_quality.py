@@ -129,7 +129,11 @@ class PanopticQuality:
                     f"{name} has category_id {segment['category_id']} in segment {segment['id']}: known are "
                     f"{sorted(self._row)}"
                 )
-            indexed[int(segment["id"])] = {
+            number = int(segment["id"])
+            if number in indexed or number == VOID:
+                fault = "is void" if number == VOID else "stands there twice"
+                raise ValueError(f"{name} has the id {number}, which {fault}: give every segment its own id above 0")
+            indexed[number] = {
                 "row": self._row[segment["category_id"]],
                 "crowd": bool(segment.get("iscrowd", 0)),
             }

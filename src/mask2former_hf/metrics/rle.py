@@ -1,6 +1,6 @@
 """Compressed COCO run lengths through whichever COCO package is installed: faster-coco-eval, else pycocotools."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 
 import numpy as np
@@ -51,21 +51,96 @@ def to_rle(segmentation, size: tuple[int, int] | None = None) -> dict:
         segmentation: an RLE with counts as bytes, text or a list of numbers; an (H, W) bool mask; or polygons, each
             x0, y0, x1, y1, ... in pixels.
         size: (H, W) of the image, needed for polygons only.
+
+    Raises:
+        ValueError: for anything else, run lengths that do not fill the mask, and coordinates far from the image.
     """
     if isinstance(segmentation, Mapping):
+        read_counts(segmentation, "segmentation")
         if isinstance(segmentation["counts"], (bytes, str)):
             return _plain(segmentation)
         height, width = segmentation["size"]
         return _plain(coco_tools().mask.frPyObjects(dict(segmentation), height, width))
     if isinstance(segmentation, list) and size is not None:
         mask = coco_tools().mask
-        return _plain(mask.merge(mask.frPyObjects(segmentation, *size)))
+        return _plain(mask.merge(mask.frPyObjects(read_polygons(segmentation, size, "segmentation"), *size)))
     if not hasattr(segmentation, "ndim"):
         raise ValueError(
             f"segmentation is a {type(segmentation).__name__}: it must be an RLE or an (H, W) bool mask; polygons "
             "need the image's size, which only `from_coco` knows"
         )
     return encode_masks(to_numpy(segmentation)[None])[0]
+
+
+def read_counts(rle: Mapping, where) -> np.ndarray:
+    """Run lengths of an RLE, whose counts are bytes, text or numbers.
+
+    Not by pycocotools: 2.0.11 decodes texts that are too short to whatever lies in memory.
+    A number is written in groups of 5 bits, lowest first, as characters from "0" (48) on; bit 5 says that more follow,
+    the highest bit of the last group is the sign. From the fourth on, numbers are differences to the last but one.
+
+    Raises:
+        ValueError: unless the runs fill the mask.
+    """
+    counts, size = rle.get("counts"), rle.get("size")
+    sides = list(size) if isinstance(size, Sequence | np.ndarray) and len(size) == 2 else []
+    if counts is None or not sides or not all(isinstance(side, int | np.integer) and side >= 0 for side in sides):
+        raise ValueError(f'{where}: an RLE of size {size}; it must be {{"size": [height, width], "counts": ...}}')
+    if isinstance(counts, str | bytes):
+        runs = _decode(counts.encode() if isinstance(counts, str) else counts)
+    else:
+        runs = np.asarray(counts)
+        if runs.ndim != 1 or (runs.size and runs.dtype.kind not in "iu"):
+            raise ValueError(f"{where}: the counts of an RLE are {runs.dtype}; they must be a list of whole numbers")
+        runs = runs.astype(np.int64)
+    if (runs < 0).any() or runs.sum() != sides[0] * sides[1]:
+        raise ValueError(
+            f"{where}: the counts of an RLE sum to {runs.sum()}, not to H * W = {sides[0] * sides[1]}, or one is "
+            "negative"
+        )
+    return runs
+
+
+def _decode(text: bytes) -> np.ndarray:
+    codes = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - 48
+    last = np.flatnonzero(codes & 32 == 0)
+    if not last.size:
+        return np.zeros(0, dtype=np.int64)
+    codes = codes[: last[-1] + 1]
+    first = np.concatenate([[0], last[:-1] + 1])
+    place = 5 * (np.arange(len(codes)) - np.repeat(first, last - first + 1))
+    numbers = np.add.reduceat((codes & 31) << place, first)
+    numbers -= np.where(codes[last] & 16, np.int64(1) << (place[last] + 5), 0)
+    numbers[1::2] = np.cumsum(numbers[1::2])
+    numbers[2::2] = np.cumsum(numbers[2::2])
+    return numbers
+
+
+def read_polygons(segmentation, size: tuple[int, int], where) -> list[list[float]]:
+    """Polygons `[x, y, x, y, ...]` in pixels of an image of (H, W).
+
+    Raises:
+        ValueError: unless it is a list of lists of an even count of finite numbers near the image: the COCO packages
+            crash or take all memory for others.
+    """
+    if not isinstance(segmentation, Sequence) or not all(isinstance(polygon, Sequence) for polygon in segmentation):
+        raise ValueError(
+            f"{where}: the segmentation is neither an RLE nor a list of polygons, each a list x, y, x, y, ...; also a "
+            "single polygon stands in a list"
+        )
+    reach = 10 * max(size)  # some data sets cut no polygon at the image's border
+    polygons = []
+    for polygon in segmentation:
+        if len(polygon) % 2:
+            raise ValueError(f"{where}: a polygon of {len(polygon)} numbers; it must be x, y, x, y, ...")
+        for value in polygon:
+            if not isinstance(value, int | float | np.number) or not abs(value) <= reach:
+                raise ValueError(
+                    f"{where}: a polygon has the coordinate {value!r}; it must be a number of pixels in an image of "
+                    f"height and width {list(size)}"
+                )
+        polygons.append([float(value) for value in polygon])
+    return polygons
 
 
 def to_numpy(value) -> np.ndarray:

@@ -59,7 +59,11 @@ def example_targets(example: dict, size: tuple[int, int], canvas: tuple[int, int
             "have the same height and width"
         )
     segments = example["segments_info"]
-    unknown = set(np.unique(layers[layers > 0]).tolist()) - {segment["id"] for segment in segments}
+    listed = [segment["id"] for segment in segments]
+    if len(set(listed)) < len(listed):
+        double = sorted({number for number in listed if listed.count(number) > 1})
+        raise ValueError(f"segments_info of {name} has the ids {double} twice: give every segment its own id")
+    unknown = set(np.unique(layers[layers > 0]).tolist()) - set(listed)
     if unknown:
         raise ValueError(
             f"segmentation of {name} has the ids {sorted(unknown)[:10]} that segments_info does not describe: add "
