@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import transformers
 from helpers import BACKBONES, SHARED, tiny_fields, tiny_model
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from mask2former_hf import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
 from mask2former_hf.cli.main import main
@@ -114,6 +116,64 @@ def test_an_unreadable_image_is_one_line_and_the_others_are_done(checkpoint, pho
     assert any("broken.jpg: not a readable image" in line for line in errors)
     assert any("none.png: no such file" in line for line in errors)
     check_panoptic(output, ["a", "b"])
+
+
+def test_images_of_more_than_8_bits_are_a_problem_and_not_white(checkpoint, photos, tmp_path, capsys):
+    Image.fromarray(np.full((30, 40), 20000, np.uint16)).save(tmp_path / "deep.png")
+    assert predict(photos[0], tmp_path / "deep.png", "--model", checkpoint, "--output", tmp_path / "out") == 2
+    assert "deep.png: pixels of mode I;16 have more than 8 bits" in capsys.readouterr().err
+    check_panoptic(tmp_path / "out", ["a"])
+
+
+def test_nothing_is_written_when_no_image_is_there(checkpoint, tmp_path, capsys):
+    assert predict(tmp_path / "none.png", "--model", checkpoint, "--output", tmp_path / "out") == 2
+    assert "none.png: no such file" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def without_decoder(folder):
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    save_file({k: v for k, v in tensors.items() if "transformer_module" not in k}, file, metadata={"format": "pt"})
+
+
+def edited_config(**fields):
+    def damage(folder):
+        content = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(content | fields))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (without_decoder, r"\d+ tensors of the model are not in the checkpoint \(.*transformer_module"),
+        (lambda folder: (folder / "config.json").write_text("{"), r"cannot be read \(OSError: .*config.json"),
+        (lambda folder: (folder / "config.json").unlink(), "the folder has no config.json"),
+        (edited_config(hidden_dim="wide"), r"cannot be read \("),
+        (edited_config(hidden_dim=48), r"cannot be read \(RuntimeError"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 100), r"cannot be read \(SafetensorError"),
+        (lambda folder: (folder / "preprocessor_config.json").write_text("{"), "preprocessor_config.json: "),
+    ],
+)
+@pytest.mark.parametrize("command", ["predict", "evaluate", "verify", "convert", "train"])
+def test_a_damaged_checkpoint_is_one_line(command, damage, message, checkpoint, photos, tmp_path, capsys):
+    folder = tmp_path / "damaged"
+    shutil.copytree(checkpoint, folder)
+    damage(folder)
+    lines = {
+        "predict": [photos[0], "--model", folder, "--output", tmp_path / "out"],
+        "evaluate": ["--model", folder, "--data", "scenes"],
+        "verify": [folder],
+        "convert": [folder, "--to", "original", "--output", tmp_path / "out.pth"],
+        "train": ["--model", folder, "--data", "scenes", "--steps", 1, "--output", tmp_path / "out"],
+    }
+    if command in ("convert", "train") and "preprocessor" in message:
+        pytest.skip("reads no preprocessor_config.json")
+    assert main([command, *map(str, lines[command])]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mask2former-hf")]
+    assert len(lines) == 1 and str(folder) in lines[0] and re.search(message, lines[0]), lines
+    assert not list(tmp_path.glob("out*"))
 
 
 @pytest.mark.parametrize(

@@ -317,6 +317,11 @@ def test_labels_that_do_not_fit_are_refused():
         criterion(*logits, masks, [torch.tensor([0, 5])])
     with pytest.raises(ValueError, match=r"ignore_masks\[0\] has shape"):
         criterion(*logits, masks, labels, [torch.zeros(3, 3)])
+    with pytest.raises(ValueError, match=r"class_labels\[0\] is torch.float32"):
+        criterion(*logits, masks, [labels[0].float()])
+    for wrong in (masks[0].to(torch.uint8) * 255, masks[0].long() - 1, masks[0].float() * float("nan")):
+        with pytest.raises(ValueError, match=r"mask_labels\[0\] has values from .* masks are 0 or 1"):
+            criterion(*logits, [wrong], labels)
 
 
 WORKER = """

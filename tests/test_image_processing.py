@@ -246,11 +246,27 @@ def test_exif_rotation_is_applied(tmp_path):
         (photo(4, 4).astype(np.int32) + 300, ValueError, "integers are 0 to 255"),
         ([], ValueError, "images is empty"),
         ([3.5], TypeError, r"images\[0\] is a float"),
+        (np.full((4, 4, 3), np.nan), ValueError, r"images\[0\] has values that are not finite"),
+        (Image.fromarray(np.full((4, 4), 70000, np.int32)), ValueError, "70000; integers are 0 to 255, or uint16"),
     ],
 )
 def test_an_image_that_is_none_is_refused_by_name(images, error, words):
     with pytest.raises(error, match=words):
         Mask2FormerImageProcessor()(images)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"image_std": [0.2, 0.0, 0.2]}, r"image_std=.* must be finite and not 0"),
+        ({"image_mean": [0.2, float("nan"), 0.2]}, r"image_mean=.* must be finite"),
+        ({"rescale_factor": float("inf")}, r"rescale_factor=inf must be finite"),
+        ({"size": {"shortest_edge": -5, "longest_edge": 9}}, "must be at least 1 pixel"),
+    ],
+)
+def test_senseless_settings_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        Mask2FormerImageProcessor(**options)(photo(8, 8))
 
 
 def test_an_unknown_argument_is_refused():

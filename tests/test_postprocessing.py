@@ -434,6 +434,8 @@ def test_chunks_do_not_change_results(target, first, monkeypatch):
         ({"mask_threshold": 1.5}, "mask_threshold=1.5"),
         ({"mask_logits": torch.zeros(1, 3, 2, 2)}, "index the batch first"),
         ({"top_k": 0}, "top_k=0"),
+        ({"class_logits": torch.full((3, 4), float("nan"))}, "class_logits has values that are not numbers"),
+        ({"mask_logits": torch.full((3, 2, 2), float("nan"))}, "mask_logits has values that are not numbers"),
     ],
 )
 def test_wrong_arguments_are_named(change, words):

@@ -2,6 +2,7 @@
 
 import builtins
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -244,6 +245,28 @@ def test_a_segment_that_the_crf_takes_away_is_gone():
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         CrfOptions(**options)
+
+
+@pytest.mark.parametrize(
+    "rule, change, message",
+    [
+        (panoptic_scores, {"overlap_threshold": 80}, "overlap_threshold=80"),
+        (panoptic_scores, {"object_mask_threshold": -1}, "object_mask_threshold=-1"),
+        (partial(instances_by, lambda mask: mask > 0.5), {"score_threshold": 2}, "score_threshold=2"),
+        (partial(instances_by, lambda mask: mask > 0.5), {"image_size": (9, 8)}, "must fit into canvas_size"),
+    ],
+)
+def test_rules_refuse_what_postprocessing_refuses(rule, change, message):
+    with pytest.raises(ValueError, match=message):
+        rule(torch.zeros(3, 4), torch.zeros(3, 2, 2), (8, 8), **change)
+
+
+@pytest.mark.parametrize("size", [(3, 40), (1, 64), (4, 50)])
+@pytest.mark.parametrize("tta", [False, True])
+def test_the_rows_of_a_flat_image_are_not_taken_for_channels(checkpoint, size, tta):
+    _, model, processor, _ = checkpoint
+    found = segment_image(model, processor, np.zeros((*size, 3), dtype=np.uint8), "semantic", tta=tta)
+    assert found.shape == size
 
 
 def test_an_image_of_another_size_is_refused(needs_crf):

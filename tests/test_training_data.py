@@ -33,6 +33,44 @@ def test_row_1_a_mixed_size_batch_has_masks_padded_with_0_and_void_ignored():
         assert np.array_equal(ignored[:height, :width].numpy(), example["segmentation"] == 0)
 
 
+@pytest.mark.parametrize("size", [(4, 40), (3, 64), (1, 32)])
+def test_the_rows_of_a_flat_image_are_not_taken_for_channels(size):
+    example = {
+        "image": np.arange(3 * size[0] * size[1], dtype=np.uint8).reshape(*size, 3),
+        "segmentation": np.ones(size, dtype=np.int32),
+        "segments_info": [{"id": 1, "category_id": 2, "isthing": True, "iscrowd": 0, "area": size[0] * size[1]}],
+        "image_id": 1,
+    }
+    plain = Mask2FormerImageProcessor(do_resize=False, do_rescale=False, do_normalize=False)
+    batch = SegmentationCollator(plain)([example])
+    rows, columns = size
+    assert batch["pixel_values"].shape == (1, 3, 32, -(-columns // 32) * 32)
+    assert np.array_equal(batch["pixel_values"][0, :, :rows, :columns].permute(1, 2, 0), example["image"])
+    assert batch["mask_labels"][0].sum() == rows * columns
+
+    class Model(torch.nn.Module):
+        config = tiny_config("resnet", id2label=ID2LABEL, num_labels=5, task="semantic")
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, pixel_values, pixel_mask):
+            assert pixel_mask.sum() == rows * columns
+            classes = torch.full((1, 1, 6), -20.0)
+            classes[..., 2] = 20
+            return SimpleNamespace(
+                class_queries_logits=classes,
+                masks_queries_logits=torch.ones(1, 1, *pixel_values.shape[2:]),
+                image_sizes=torch.tensor([size]),
+                canvas_sizes=torch.tensor([pixel_values.shape[2:]]),
+            )
+
+    data = [example]
+    figures = headline(evaluate(Model(), plain, data, metrics=["miou"], progress=False))
+    assert figures["miou"] == 1.0
+
+
 class Oracle(torch.nn.Module):
     """Stands in for a model that knows the truth: one query per segment."""
 

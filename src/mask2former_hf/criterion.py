@@ -278,6 +278,16 @@ class Mask2FormerLoss(nn.Module):
                     f"mask_labels[{image}] has shape {tuple(masks.shape)} and class_labels[{image}] has shape "
                     f"{tuple(labels.shape)}: they must be (N, height, width) and (N,) for the N targets of the image"
                 )
+            if labels.is_floating_point():
+                raise ValueError(f"class_labels[{image}] is {labels.dtype}: labels are integers, of dtype torch.int64")
+            given = mask_labels[image]
+            if given.device.type == "cpu" and given.dtype != torch.bool and given.numel():
+                low, high = given.aminmax()
+                if not (low >= 0 and high <= 1):
+                    raise ValueError(
+                        f"mask_labels[{image}] has values from {low.item()} to {high.item()}: masks are 0 or 1; of a "
+                        "0 and 255 mask take mask > 0"
+                    )
             if class_labels[image].device.type == "cpu":  # elsewhere a look at the values would stall the device
                 unknown = sorted({label for label in labels.tolist() if not 0 <= label < self.num_labels})
                 if unknown:

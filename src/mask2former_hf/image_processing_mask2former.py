@@ -166,6 +166,9 @@ class Mask2FormerImageProcessor(PilBackend):
 
         factor = rescale_factor if do_rescale else 1.0
         mean, std = (image_mean, image_std) if do_normalize else (0.0, 1.0)
+        for name, value in (("rescale_factor", factor), ("image_mean", mean), ("image_std", std)):
+            if not np.isfinite(value).all() or (name != "image_mean" and not np.all(value)):
+                raise ValueError(f"{name}={value} must be finite" + ("." if name == "image_mean" else " and not 0."))
         scale = torch.tensor(np.broadcast_to(factor / np.asarray(std), 3).reshape(3, 1, 1), dtype=torch.float32)
         shift = torch.tensor(np.broadcast_to(-np.divide(mean, std), 3).reshape(3, 1, 1), dtype=torch.float32)
         pixel_values = torch.zeros(len(images), 3, *canvas)
@@ -426,7 +429,8 @@ def _to_rgb(image, name, input_data_format):
     if isinstance(image, Image.Image):
         deep = image.mode[0] in "IF"  # more than 8 bits; every other mode is one that PIL converts without loss
         array = np.asarray(image if deep else image.convert("RGB"))
-        array = array.clip(0, 65535).astype(np.uint16) if image.mode == "I" else array  # some 16-bit files are "I"
+        if image.mode == "I" and 0 <= array.min() and array.max() <= 65535:  # some 16-bit files are "I"
+            array = array.astype(np.uint16)
         layout = "channels_last"
     else:
         array, layout = image, getattr(input_data_format, "value", input_data_format)
@@ -447,7 +451,10 @@ def _to_rgb(image, name, input_data_format):
         )
     array = array[..., :3] if array.shape[2] > 2 else array[..., :1].repeat(3, 2)  # (h, w, 3)
     if array.dtype.kind == "f":
-        return array.astype(np.float32)
+        array = array.astype(np.float32)
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} has values that are not finite; replace them, for example by 0.")
+        return array
     if array.dtype.kind == "b":
         return array.astype(np.uint8) * 255
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:
@@ -474,6 +481,8 @@ def _to_ids(id_map, name, image_size):
 
 def _output_size(height, width, size):
     """(rows, columns) that a size dict makes of (height, width), rounded as in detectron2's ResizeShortestEdge."""
+    if any(side is not None and side < 1 for side in dict(size).values()):
+        raise ValueError(f"size={dict(size)} must be at least 1 pixel.")
     if size.height and size.width:
         return size.height, size.width
     if size.shortest_edge:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
-from .. import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
+from .. import Mask2FormerImageProcessor
 from ..conversion.architecture import Settings
 from ..conversion.converting import assumptions, build_model, check_numbers, to_original, understand
 from ..conversion.detectron2_config import settings_from_yaml
@@ -16,6 +16,7 @@ from ..conversion.names import CheckpointError
 from ..data.classes import ClassTable
 from ..hub.publishing import push_to_hub
 from ..training.recipes import load_recipe, recipe_names
+from .loading import load_model
 from .main import UserError
 
 
@@ -178,12 +179,7 @@ def save_folder(output: Path, model, processor):
 
 
 def write_back(source: str, output: Path) -> int:
-    try:
-        model = Mask2FormerForUniversalSegmentation.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise UserError(f"{source}: no checkpoint found as a folder or on the Hub ({first_line})") from error
-    state = to_original(model)
+    state = to_original(load_model(source, "SOURCE"))
     output.parent.mkdir(parents=True, exist_ok=True)
     write_original(output, state)
     print(f"Saved {output}: {len(state)} tensors under the names of facebookresearch/Mask2Former")

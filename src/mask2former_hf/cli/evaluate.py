@@ -11,8 +11,8 @@ import torch
 from ..refinement.results import METHODS, check_refinement, segment_image
 from ..training.evaluation import KNOWN_METRICS, evaluate, headline, process_rank
 from .datasets import add_data_arguments, load_split, read_settings
+from .loading import load
 from .main import UserError
-from .predict import load
 
 DEFAULTS = {"batch_size": 4, "num_workers": 0, "threshold": 0.8, "overlap_threshold": 0.8, "top_k": 100}
 

@@ -2,21 +2,20 @@
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
-from transformers.utils import logging as transformers_logging
 
-from .. import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
 from ..configuration_mask2former import TASKS
+from ..data.readers import read_image
 from ..postprocessing import masks_to_coco_rle
 from ..refinement.results import METHODS, check_refinement, segment_image
 from ..visualization import draw_instances, draw_panoptic, draw_semantic
+from .loading import load
 from .main import UserError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
@@ -44,6 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.threshold is not None and not 0 <= arguments.threshold <= 1:
         raise UserError(f"--threshold {arguments.threshold}: must be between 0 and 1")
     images, problems = find_images(arguments.images)
+    if not images:
+        raise UserError("; ".join(problems))
     model, processor = load(arguments.model, arguments.device)
     task = arguments.task or model.config.task or "panoptic"
     try:
@@ -69,10 +70,9 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         for image_id, (path, name) in enumerate(tqdm(images, desc="predicting", unit="image"), start=1):
             try:
-                with Image.open(path) as opened:
-                    image = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
-            except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
-                problems.append(f"{path}: not a readable image ({error})")
+                image = read_image(path)
+            except (OSError, ValueError) as error:
+                problems.append(str(error))
                 continue
             result = segment_image(
                 model, processor, image, task, arguments.refine, arguments.tta, progress=True, **options
@@ -108,27 +108,6 @@ def find_images(paths: list[Path]) -> tuple[list[tuple[Path, str]], list[str]]:
         used.add(name)
         named.append((path, name))
     return named, problems
-
-
-def load(name: str, device: str):
-    """Model and processor of a checkpoint; the default processor if it has none."""
-    transformers_logging.disable_progress_bar()
-    try:
-        model = Mask2FormerForUniversalSegmentation.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        if os.path.isdir(name) and not os.path.exists(os.path.join(name, "config.json")):
-            raise UserError(f"--model {name}: the folder has no config.json; give a checkpoint's folder") from error
-        first_line = str(error).strip().splitlines()[0]
-        raise UserError(f"--model {name}: no checkpoint found as a folder or on the Hub ({first_line})") from error
-    try:
-        processor = Mask2FormerImageProcessor.from_pretrained(name)
-    except OSError:
-        print(f"{name} has no preprocessor_config.json; images are resized to 800 pixels", file=sys.stderr)
-        processor = Mask2FormerImageProcessor()
-    try:
-        return model.eval().to(device), processor
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device}: {str(error).splitlines()[0]}") from error
 
 
 class Writer:

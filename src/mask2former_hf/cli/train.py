@@ -10,7 +10,6 @@ import torch
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
-from .. import Mask2FormerForUniversalSegmentation
 from ..configuration_mask2former import MASK_LOSSES, TASKS
 from ..data.augmentation import AugmentedDataset
 from ..training.distillation import Distillation
@@ -26,6 +25,7 @@ from ..training.setup import (
 )
 from ..training.trainer import Mask2FormerTrainer, Mask2FormerTrainingArguments
 from .datasets import add_data_arguments, annotation, load_split, read_settings
+from .loading import LOADING_ERRORS, first_line, load_model
 from .main import UserError
 from .training_output import LossProgress, draw_batch, headline_names, print_summary
 
@@ -128,7 +128,7 @@ def run(arguments: argparse.Namespace) -> int:
         SegmentationEvaluator(model.config, processor, settings.metrics)  # now, and not after the first steps
         trainer = _trainer(settings, recipe, model, processor, augmented, val)
     except (ImportError, RuntimeError, ValueError) as error:  # a package that is missing, settings that do not fit
-        raise UserError(str(error).strip().splitlines()[0]) from error
+        raise UserError(first_line(error)) from error
     if first_process:
         print_summary(settings, model, added, train, val, statistics, trainer)
         settings.output.mkdir(parents=True, exist_ok=True)
@@ -227,33 +227,37 @@ def _check(settings, recipe):
 
 def _model(settings, recipe, classes, task):
     """The model, and the names of the classes that a checkpoint did not know."""
-    fields = {} if settings.queries is None else {"num_queries": settings.queries}
-    fields |= {
-        name: getattr(settings, name) for name in ("mask_loss", "mask_weight") if getattr(settings, name) is not None
-    }
+    given = {name: getattr(settings, name) for name in ("mask_loss", "mask_weight")}
+    fields = {name: value for name, value in given.items() if value is not None}
     trained = settings.model is not None or settings.backbone not in (None, *BACKBONES)
     if settings.freeze_batch_norm or (trained and recipe is not None and recipe.backbone.get("norm") == "FrozenBN"):
         fields["freeze_batch_norm"] = True
+    if settings.model is not None:
+        model = load_model(settings.model, **fields)
+        try:
+            return model_for_classes(model, classes, task, settings.queries)
+        except ValueError as error:
+            raise UserError(f"--model {settings.model}: {first_line(error)}") from error
     try:
-        if settings.model is not None:
-            return model_for_classes(settings.model, classes, task, **fields)
-        return new_model(settings.backbone or recipe, classes, task, **fields), []
-    except (OSError, ValueError) as error:
-        said = str(error).strip().splitlines()[0]
-        if settings.model is None:
-            known = ", ".join(BACKBONES)
-            said = f"--backbone {settings.backbone}: must be one of {known}, or a folder or Hub id; {said}"
-        raise UserError(said) from error
+        queries = {} if settings.queries is None else {"num_queries": settings.queries}
+        return new_model(settings.backbone or recipe, classes, task, **fields, **queries), []
+    except LOADING_ERRORS as error:
+        if settings.backbone is None:
+            raise
+        known = ", ".join(BACKBONES)
+        raise UserError(
+            f"--backbone {settings.backbone}: must be one of {known}, or a folder or Hub id; {first_line(error)}"
+        ) from error
 
 
 def _distillation(settings, model) -> Distillation | None:
     if settings.teacher is None:
         return None
+    teacher = load_model(settings.teacher, "--teacher")
     try:
-        teacher = Mask2FormerForUniversalSegmentation.from_pretrained(settings.teacher)
         return Distillation(teacher, model, weight=settings.teacher_weight, cache=settings.teacher_cache)
     except (OSError, ValueError) as error:
-        raise UserError(f"--teacher {settings.teacher}: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(f"--teacher {settings.teacher}: {first_line(error)}") from error
 
 
 def _trainer(settings, recipe, model, processor, train, val):

@@ -9,16 +9,17 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from PIL import Image, UnidentifiedImageError
 
 from .. import __version__
+from ..data.readers import read_image
 from ..hub.label_sets import stuff_of, task_of
 from ..kernels import select
 from ..modeling_mask2former import image_sizes_of
 from ..training.evaluation import evaluate, headline
 from .datasets import add_data_arguments, load_split
+from .loading import load
 from .main import UserError
-from .predict import find_images, load
+from .predict import find_images
 
 NOISE_SIZE = (480, 640)
 # Trained weights differ by about 1e-6. One bit of an attention mask that falls the other way, at a logit of zero to
@@ -46,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--repeats {arguments.repeats}: must be at least 1")
     images = read_images(arguments.images)
     dataset = None if arguments.data is None else load_split(arguments, "data")
-    ours, processor = load(arguments.checkpoint, arguments.device)
+    ours, processor = load(arguments.checkpoint, arguments.device, "CHECKPOINT")
     stock = load_stock(arguments.checkpoint, arguments.device)
     ours = ours.float()
     versions = {"mask2former_hf": __version__, "transformers": transformers.__version__, "torch": torch.__version__}
@@ -69,21 +70,17 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if report["equal"] else 1
 
 
-def read_images(paths: list[Path] | None) -> list[Image.Image]:
+def read_images(paths: list[Path] | None) -> list[np.ndarray]:
     """The images, or one of noise that is the same every time."""
     if not paths:
-        noise = np.random.default_rng(0).integers(0, 256, (*NOISE_SIZE, 3), dtype=np.uint8)
-        return [Image.fromarray(noise)]
+        return [np.random.default_rng(0).integers(0, 256, (*NOISE_SIZE, 3), dtype=np.uint8)]
     files, problems = find_images(paths)
     if problems:
         raise UserError(f"--images {problems[0]}")
-    images = []
-    for path, _ in files:
-        try:
-            images.append(Image.open(path).convert("RGB"))
-        except (OSError, UnidentifiedImageError, ValueError) as error:
-            raise UserError(f"--images {path}: not a readable image ({error})") from error
-    return images
+    try:
+        return [read_image(path) for path, _ in files]
+    except (OSError, ValueError) as error:
+        raise UserError(f"--images {error}") from error
 
 
 def load_stock(checkpoint: str, device: str) -> torch.nn.Module:
@@ -101,7 +98,9 @@ def compare(ours, stock, processor, images, repeats: int) -> dict[str, float | i
     differences = {"class_queries_logits": [], "masks_queries_logits": []}
     times = {"ours": [], "stock": []}
     for image in images:
-        pixels = processor(image, return_tensors="pt")["pixel_values"].to(ours.device)
+        pixels = processor(image, return_tensors="pt", input_data_format="channels_last")["pixel_values"].to(
+            ours.device
+        )
         outputs = [model(pixel_values=pixels) for model in (ours, stock)]  # also warms up
         for name, values in differences.items():
             here, there = (output[name].double() for output in outputs)

@@ -38,8 +38,12 @@ def label_boundaries(labels: np.ndarray, dilation_ratio: float = DILATION_RATIO)
 
 
 def boundary_iou(a: np.ndarray, b: np.ndarray, dilation_ratio: float = DILATION_RATIO) -> float:
-    """IoU of the inner boundaries of two (H, W) bool masks; nan if both are empty."""
-    a, b = to_numpy(a).astype(bool), to_numpy(b).astype(bool)
+    """IoU of the inner boundaries of two (H, W) masks of bool or 0 and 1; nan if both are empty."""
+    a, b = to_numpy(a), to_numpy(b)
+    for name, mask in (("a", a), ("b", b)):
+        if mask.dtype.kind not in "biu":
+            raise ValueError(f"{name} is {mask.dtype}: it must be a mask of bool or 0 and 1; take {name} > 0.5")
+    a, b = a.astype(bool), b.astype(bool)
     if a.shape != b.shape:
         raise ValueError(f"a is {a.shape} and b is {b.shape}: resize one of them")
     a, b = a & label_boundaries(a, dilation_ratio), b & label_boundaries(b, dilation_ratio)

@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..image_processing_mask2former import _per_image
@@ -131,15 +132,16 @@ def segment_image(
         one entry of what `post_process` returns.
     """
     check_refinement(task, refine)
+    picture = Image.fromarray(image)  # of an array of 1, 3 or 4 rows the processor would guess that they are channels
     if tta and task == "semantic":
         first = options.get("resize_masks_first", True)
-        scores = augmented_semantic_scores(model, processor, image, np.shape(image)[:2], resize_masks_first=first)
+        scores = augmented_semantic_scores(model, processor, picture, image.shape[:2], resize_masks_first=first)
         return scores.argmax(0) if refine is None else crf_semantic_map(image, scores, progress=progress)
     if tta:
-        outputs = augmented_outputs(model, processor, image)
+        outputs = augmented_outputs(model, processor, picture)
     else:
         with torch.inference_mode():
-            outputs = model(**processor(image, return_tensors="pt").to(model.device))
+            outputs = model(**processor(picture, return_tensors="pt").to(model.device))
     return post_process(processor, outputs, [image], task, refine, progress=progress, **options)[0]
 
 

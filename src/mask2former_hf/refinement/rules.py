@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..postprocessing import masks_to_boxes, resize_mask_logits
+from ..postprocessing import _check, _check_fraction, masks_to_boxes, resize_mask_logits
 
 
 def instances_by(
@@ -35,7 +35,9 @@ def instances_by(
     Returns:
         as `instance_segmentation`; scores are class probability x mean mask probability inside the new mask.
     """
-    probabilities = class_logits.detach().float().softmax(-1)[:, :-1]
+    _check_fraction("score_threshold", score_threshold)
+    class_logits, mask_logits, sizes = _check(class_logits, mask_logits, canvas_size, image_size, target_size)
+    probabilities = class_logits.softmax(-1)[:, :-1]
     num_classes, device = probabilities.shape[1], probabilities.device
     scores, pairs = probabilities.flatten().topk(min(top_k, probabilities.numel()))
     wanted = scores * 1.001 >= score_threshold  # a mean mask probability cannot exceed 1, so these need no mask
@@ -44,12 +46,11 @@ def instances_by(
     scores, pairs = scores[wanted], pairs[wanted]
     queries, pair_query = torch.unique(pairs // num_classes, return_inverse=True)
 
-    target_size = target_size or image_size or canvas_size
-    masks = torch.zeros(len(queries), *(int(side) for side in target_size), dtype=torch.bool, device=device)
+    masks = torch.zeros(len(queries), *sizes[2], dtype=torch.bool, device=device)
     quality = torch.zeros(len(queries), device=device)
     shown = tqdm(queries.tolist(), desc="refining", unit="mask", disable=not progress, leave=False)
     for number, query in enumerate(shown):
-        logits = resize_mask_logits(mask_logits[query : query + 1].detach(), canvas_size, image_size, target_size)
+        logits = resize_mask_logits(mask_logits[query : query + 1], *sizes)
         inside = logits[0].sigmoid()  # (H, W)
         masks[number] = mask = decide(inside)
         quality[number] = (inside * mask).sum() / (mask.sum() + 1e-6)
@@ -84,13 +85,15 @@ def panoptic_scores(
         of each segment. The largest claim, the first of equal ones, makes the panoptic map. And a dict per segment as
         in `panoptic_segmentation`, without "area". All N masks exist at once, at 4 H W bytes each.
     """
-    scores, labels = class_logits.detach().float().softmax(-1).max(-1)
+    _check_fraction("object_mask_threshold", object_mask_threshold)
+    _check_fraction("overlap_threshold", overlap_threshold)
+    class_logits, mask_logits, sizes = _check(class_logits, mask_logits, canvas_size, image_size, target_size)
+    scores, labels = class_logits.softmax(-1).max(-1)
     kept = (labels != class_logits.shape[1] - 1) & (scores > object_mask_threshold)
     scores, labels = scores[kept], labels[kept]
     if not len(scores):
-        height, width = target_size or image_size or canvas_size
-        return torch.ones(1, int(height), int(width), device=scores.device), []
-    masks = resize_mask_logits(mask_logits[kept].detach(), canvas_size, image_size, target_size).sigmoid()
+        return torch.ones(1, *sizes[2], device=scores.device), []
+    masks = resize_mask_logits(mask_logits[kept], *sizes).sigmoid()
     needed = torch.full_like(scores, 0.5) if thresholds is None else thresholds(masks)
     hits = masks >= needed[:, None, None]
     areas = hits.flatten(1).sum(1)

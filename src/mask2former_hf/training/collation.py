@@ -27,8 +27,9 @@ class SegmentationCollator:
 
     def __call__(self, examples: Sequence[dict]) -> dict:
         """Examples -> pixel_values, pixel_mask, mask_labels, class_labels; ignore_masks if any pixel is ignored."""
-        options = {} if self.resize else {"do_resize": False}
-        batch = dict(self.processor([example["image"] for example in examples], return_tensors="pt", **options))
+        options = {"input_data_format": "channels_last", "return_tensors": "pt"}
+        options |= {} if self.resize else {"do_resize": False}
+        batch = dict(self.processor([example["image"] for example in examples], **options))
         canvas = tuple(batch["pixel_values"].shape[-2:])
         rows, columns = (batch["pixel_mask"].amax(axis).sum(1).tolist() for axis in (2, 1))
         targets = [

@@ -258,7 +258,8 @@ def run_evaluation(
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
                 if segment is None:
                     pictures = [example["image"] for example in examples]
-                    outputs = model(**evaluator.processor(pictures, return_tensors="pt").to(device))
+                    inputs = evaluator.processor(pictures, input_data_format="channels_last", return_tensors="pt")
+                    outputs = model(**inputs.to(device))
                 else:
                     results = [{task: segment(e["image"], task) for task in evaluator.tasks} for e in examples]
             if segment is None:

@@ -88,18 +88,25 @@ def new_model(backbone: str | Recipe, classes: ClassTable, task: str, **fields) 
     return model
 
 
-def model_for_classes(checkpoint: str, classes: ClassTable, task: str, num_queries: int | None = None, **fields):
+def model_for_classes(
+    checkpoint: str | Mask2FormerForUniversalSegmentation,
+    classes: ClassTable,
+    task: str,
+    num_queries: int | None = None,
+):
     """A checkpoint's model for other classes: a class that it knows by name keeps its row of the classifier.
 
     Args:
-        checkpoint: folder or Hub id.
+        checkpoint: folder, Hub id, or its model, which is changed.
         num_queries: instead of the checkpoint's; the present ones are kept (`conversion.surgery.resize_queries`).
-        fields: of `Mask2FormerConfig`, instead of the checkpoint's.
 
     Returns:
         The model, and the names of the classes that are new to it.
     """
-    model = Mask2FormerForUniversalSegmentation.from_pretrained(checkpoint, task=task, **fields)
+    model = checkpoint
+    if not isinstance(model, Mask2FormerForUniversalSegmentation):
+        model = Mask2FormerForUniversalSegmentation.from_pretrained(checkpoint)
+    model.config.task = task
     wanted = classes.config_fields()
     names = list(wanted["id2label"].values())
     if list(model.config.id2label.values()) == names:
