@@ -1,5 +1,6 @@
 """Checkpoints of the original and of mmdetection, converted and converted back."""
 
+import errno
 import json
 import pickle
 import re
@@ -372,6 +373,69 @@ def test_missing_unknown_and_misshapen_tensors_are_listed(small, tmp_path, capsy
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.safetensors", "unknown.safetensors"]
 
 
+DECIDING = [
+    "sem_seg_head.predictor.query_feat.weight",
+    "sem_seg_head.predictor.class_embed.weight",
+    "sem_seg_head.predictor.transformer_self_attention_layers.1.self_attn.in_proj_weight",
+    "sem_seg_head.pixel_decoder.input_proj.0.0.weight",
+    "sem_seg_head.pixel_decoder.transformer.encoder.layers.0.self_attn.attention_weights.weight",
+    "backbone.patch_embed.proj.weight",
+    "backbone.layers.0.blocks.0.attn.qkv.bias",
+    "backbone.layers.0.blocks.0.attn.relative_position_bias_table",
+    "backbone.layers.0.downsample.reduction.weight",
+    "criterion.empty_weight",
+]
+
+
+@pytest.mark.parametrize("name", DECIDING)
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 5), (1, 7, 3, 5)])
+def test_a_tensor_of_a_senseless_shape_is_an_error_that_names_it(small, name, shape):
+    state = small[1]
+    assert name in state
+    with pytest.raises(CheckpointError) as caught:
+        build_model(understand(Checkpoint(state | {name: torch.zeros(shape)}, {})))
+    assert (
+        name.rsplit(".", 1)[0] in str(caught.value)
+        or "tensors do not fill" in str(caught.value)
+        or ("no model has the configuration" in str(caught.value))
+    )
+
+
+def test_weights_that_are_not_finite_are_refused(small):
+    state = small[1]
+    state["sem_seg_head.predictor.decoder_norm.bias"][0] = float("nan")
+    with pytest.raises(CheckpointError, match=r"1 not finite: .*decoder.layernorm.bias"):
+        build_model(understand(Checkpoint(state, {})))
+
+
+def test_names_that_are_numbers_are_refused(tmp_path):
+    torch.save({"model": {3: torch.zeros(1)}}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="not tensors with a name: 3"):
+        read_checkpoint(tmp_path / "x.pth")
+
+
+def test_the_folder_that_one_is_in_is_not_replaced(small, tmp_path, capsys, monkeypatch):
+    write_original(tmp_path / "model.pth", small[1])
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for output in (".", ".."):
+        assert convert(tmp_path / "model.pth", "--output", output, "--overwrite") == 2
+        assert "would replace the folder that you are in" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "model.pth"]
+
+
+def test_a_full_disk_is_told_of_the_output(small, tmp_path, capsys, monkeypatch):
+    write_original(tmp_path / "model.pth", small[1])
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Mask2FormerForUniversalSegmentation, "save_pretrained", full)
+    assert convert(tmp_path / "model.pth", "--output", tmp_path / "out") == 2
+    assert f"{tmp_path / 'out'}: No space left on device" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.pth"]
+
+
 def test_another_backbone_cannot_go_back(tmp_path, capsys):
     tiny_model("convnext").save_pretrained(tmp_path / "folder")
     assert convert(tmp_path / "folder", "--to", "original", "--output", tmp_path / "m.pth") == 2
@@ -539,12 +603,22 @@ MODEL:
         settings_from_yaml(tmp_path / "swin" / "tiny.yaml")
 
 
+YAML = """
+MODEL:
+  SEM_SEG_HEAD: {PIXEL_DECODER_NAME: MSDeformAttnPixelDecoder}
+  MASK_FORMER: {TRANSFORMER_DECODER_NAME: MultiScaleMaskedTransformerDecoder}
+"""
+
+
 @pytest.mark.parametrize(
     "text, message",
     [
         ("a: [", "is not yaml"),
         ("just words", "contains no settings"),
         ("_BASE_: x.yaml", "leads back to the file itself"),
+        ("MODEL: 3", "a value is not of the kind"),
+        (YAML + "INPUT: {MIN_SIZE_TEST: wide}", "a value is not of the kind"),
+        (YAML + "DATASETS: [3]", "a value is not of the kind"),
         ("MODEL: {SEM_SEG_HEAD: {PIXEL_DECODER_NAME: BasePixelDecoder}}", "BasePixelDecoder"),
     ],
 )

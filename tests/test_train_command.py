@@ -2,8 +2,12 @@
 
 import json
 import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -15,8 +19,10 @@ from PIL import Image
 import mask2former_hf
 from mask2former_hf import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
 from mask2former_hf.cli import train as train_command
-from mask2former_hf.cli.datasets import Scenes
+from mask2former_hf.cli.datasets import Scenes, load_classes
+from mask2former_hf.cli.files import write_json
 from mask2former_hf.cli.main import main
+from mask2former_hf.cli.settings import read_settings
 from mask2former_hf.data.coco import CocoPanoptic
 from mask2former_hf.refinement.results import segment_image
 from mask2former_hf.training.evaluation import SegmentationEvaluator
@@ -176,10 +182,143 @@ def test_setups_that_cannot_work_are_refused_before_training(tmp_path, capsys):
     assert "one of tiny, r50" in refused(capsys, *SCENES, *output, "--steps", 1, "--backbone", missing)
     assert "coco-panoptic-r50" in refused(capsys, *SCENES, *output, "--recipe", "coco-panoptic-r5")
     assert "clips of videos" in refused(capsys, *SCENES, *output, "--recipe", "ytvis-2019-r50")
-    path = tmp_path / "run.yaml"
-    path.write_text("data: scenes\nepochs: 3\n")
-    assert "unknown keys ['epochs']" in refused(capsys, path)
+    for flag, value in (("--weight-decay", "nan"), ("--clip", "inf"), ("--seed", -1), ("--num-workers", -1)):
+        assert f"{flag} {value}: must be" in refused(capsys, *base, "--steps", 1, flag, value)
+    assert "one or two numbers" in refused(capsys, *base, "--steps", 1, "--test-size", 64, 96, 128)
+    assert "--test-size 0: must be at least 1" in refused(capsys, *base, "--steps", 1, "--test-size", 64, 0)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("epochs: 3", "unknown keys ['epochs']"),
+        ("data: coco", "argument --data: invalid choice: 'coco'"),
+        ("steps: many", "argument --steps: invalid int value: 'many'"),
+        ("steps: 1.5", "argument --steps: invalid int value: '1.5'"),
+        ("cpu: 3", "cpu: 3 must be true or false"),
+        ("steps: true", "steps: True must be one value"),
+        ("steps: [1, 2]", "steps: [1, 2] must be one value"),
+        ("- steps", "must be a mapping"),
+        ("steps: {", "run.yaml: "),
+        ("classes: {road: 0}\ndata: label-maps", "must be from numbers in the maps to names"),
+    ],
+)
+def test_a_yaml_file_is_read_as_strictly_as_flags(text, message, tmp_path, capsys):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    rest = ["--backbone", "tiny", "--output", tmp_path / "run", "--train-images", tmp_path, "--train-maps", tmp_path]
+    rest += [] if "steps" in text else ["--steps", 1]
+    assert message in refused(capsys, path, *rest)
+    assert not (tmp_path / "run").exists()
+
+
+def test_numbers_without_a_point_and_lists_of_classes_are_understood_in_yaml(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("learning_rate: 1e-5\nshort_sides: [48, 96]\nclasses: [sky, road]\ncpu: true\nbf16: false\n")
+    parser = train_command.argparse.ArgumentParser()
+    train_command.add_arguments(parser)
+    arguments = parser.parse_args([str(path), "--data", "label-maps"])
+    arguments.parser = parser
+    settings = read_settings(arguments, {"seed": 0})
+    assert settings.learning_rate == 1e-5 and settings.short_sides == [48, 96] and settings.seed == 0
+    assert settings.cpu is True and settings.bf16 is False and not hasattr(settings, "parser")
+    assert load_classes(settings).id2label == {0: "sky", 1: "road"}
+    settings.classes, settings.data = {3: "sky", 5: None}, "instance-maps"
+    table = load_classes(settings)
+    assert table.id2label == {0: "sky"} and not table.stuff_label_ids
+
+
+def test_resume_refuses_other_settings_but_not_moved_files(trained, tmp_path, capsys):
+    shutil.copytree(trained, tmp_path / "run")
+    run = [*SCENES, "--backbone", "tiny", *SMALL, "--output", tmp_path / "run", "--resume"]
+    said = refused(capsys, *run, "--learning-rate", 1e-5, "--batch-size", 1)
+    assert "learning_rate 1e-05 (was 0.0001)" in said and "images_per_step 1 (was 2)" in said
+    assert not list((tmp_path / "run").glob("checkpoint-3"))
+    assert command("train", *run, "--steps", 3, "--batch-size", 1, "--accumulate", 2, "--num-workers", 1) == 0
+    assert (tmp_path / "run" / "checkpoint-3").is_dir()
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(tmp_path, capsys):
+    run = [*SCENES, "--backbone", "tiny", *SMALL, "--steps", 1, "--output", tmp_path / "run"]
+    assert command("train", *run) == 0
+    (tmp_path / "run" / "checkpoint-1" / "complete").unlink()
+    for name in ("config.json", "model.safetensors", "results.json"):
+        (tmp_path / "run" / name).unlink()
+    capsys.readouterr()
+    assert command("train", *run, "--resume") == 0
+    assert "starts from the beginning" in capsys.readouterr().out
+    (tmp_path / "run" / "checkpoint-1" / "complete").unlink()
+    for name in ("config.json", "model.safetensors", "results.json"):
+        (tmp_path / "run" / name).unlink()
+    assert command("train", *run) == 0
+
+
+def test_a_folder_with_a_model_is_not_overwritten(trained, tmp_path, capsys):
+    run = [*SCENES, *SMALL, "--model", trained]
+    assert "which would be overwritten" in refused(capsys, *run, "--output", trained)
+    (tmp_path / "other").mkdir()
+    shutil.copy(trained / "config.json", tmp_path / "other")
+    assert "has a model" in refused(capsys, *run, "--output", tmp_path / "other")
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["config.json"]
+
+
+def test_overlapping_segments_and_panoptic_quality_are_refused_before_training(tmp_path, capsys):
+    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / "a.png")
+    boxes = [[2, 2, 30, 2, 30, 30, 2, 30], [10, 10, 50, 10, 50, 35, 10, 35]]
+    annotations = [
+        {
+            "id": i + 1,
+            "image_id": 1,
+            "category_id": 1,
+            "segmentation": [box],
+            "iscrowd": 0,
+            "area": 800,
+            "bbox": [0] * 4,
+        }
+        for i, box in enumerate(boxes)
+    ]
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 40, "width": 60}],
+        "categories": [{"id": 1, "name": "disc"}],
+        "annotations": annotations,
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    data = ["--data", "coco-instances"]
+    for split in ("train", "val"):
+        data += [f"--{split}-images", tmp_path, f"--{split}-annotations", tmp_path / "a.json"]
+    run = [*data, "--backbone", "tiny", *SMALL, "--steps", 1, "--output", tmp_path / "run"]
+    said = refused(capsys, *run, "--metrics", "ap", "miou")
+    assert "1 of 1 images have overlapping segments, and there is no miou of those" in said
+    assert not (tmp_path / "run").exists()
+    assert command("train", *run) == 0
+
+
+def test_ctrl_c_saves_a_checkpoint_from_which_the_run_goes_on(tmp_path):
+    run = [*SCENES, "--backbone", "tiny", *SMALL, "--steps", 5000, "--eval-every", 5000, "--output", tmp_path / "run"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mask2former_hf", "train", *map(str, run)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True,
+    )  # fmt: skip
+    seen, deadline = "", time.monotonic() + 120
+    while not re.search(r"[1-9]\d*/5000", seen) and time.monotonic() < deadline:
+        seen += process.stderr.read(1)
+    os.killpg(process.pid, signal.SIGINT)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    (step,) = {int(number) for number in re.findall(r"--resume goes on from step (\d+)", output)}
+    assert f"Interrupted at step {step}." in output and "Traceback" not in errors
+    assert (tmp_path / "run" / f"checkpoint-{step}" / "complete").is_file()
+    assert not (tmp_path / "run" / "results.json").exists()
+    assert command("train", *run, "--resume", "--steps", step + 1) == 0
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["steps"] == step + 1
+
+
+def test_figures_that_are_not_numbers_are_null_in_json(tmp_path):
+    write_json(tmp_path / "x.json", {"a": float("nan"), 3: [np.float32(0.5), np.int64(2), True, None, "b"]})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "3": [0.5, 2, True, None, "b"]}
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
 
 
 def test_a_label_that_no_class_has_is_refused_with_its_file(tmp_path, capsys):

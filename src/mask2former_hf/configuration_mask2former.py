@@ -136,7 +136,7 @@ class Mask2FormerConfig(PreTrainedConfig):
         rules = {
             "feature_size": (self.feature_size % 32 == 0, "a multiple of 32, the groups of its group norm"),
             "hidden_dim": (
-                self.hidden_dim % 4 == 0 and self.hidden_dim % self.num_attention_heads == 0,
+                self.hidden_dim % 4 == 0 and self.hidden_dim % max(1, self.num_attention_heads) == 0,
                 f"a multiple of 4 and of num_attention_heads={self.num_attention_heads}",
             ),
             "num_attention_heads": (

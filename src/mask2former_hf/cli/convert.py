@@ -1,10 +1,12 @@
 """`mask2former-hf convert`: checkpoints of the original and of mmdetection to a folder, and back to the original's."""
 
 import argparse
+import errno
 import shutil
 import sys
 from pathlib import Path
 
+from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from .. import Mask2FormerImageProcessor
@@ -18,6 +20,8 @@ from ..hub.publishing import push_to_hub
 from ..training.recipes import load_recipe, recipe_names
 from .loading import load_model
 from .main import UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -51,7 +55,10 @@ def run(arguments: argparse.Namespace) -> int:
     except CheckpointError as error:
         raise UserError(str(error)) from error
     except OSError as error:
-        raise UserError(f"{error.filename or arguments.source}: {error.strerror or error}") from error
+        name = error.filename or (arguments.output if error.errno in FULL else arguments.source)
+        raise UserError(f"{name}: {error.strerror or error}") from error
+    except SafetensorError as error:  # of writing: reading has its own message
+        raise UserError(f"{arguments.output}: {error}") from error
     if arguments.push:
         publish(model, processor, arguments)
     print(f"Next: mask2former-hf predict IMAGE --model {arguments.output} --output predictions")
@@ -59,6 +66,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def check_output(output: Path, overwrite: bool):
+    here = Path.cwd()
+    if output.resolve() in (here, *here.parents):
+        raise UserError(f"--output {output}: would replace the folder that you are in; name a folder of its own")
     if output.is_dir() and not any(output.iterdir()):
         return
     if output.exists() and not overwrite:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ..data.classes import ClassTable
+from ..data.classes import IGNORE, ClassTable
 from ..data.coco import CocoInstances, CocoPanoptic
 from ..data.folders import InstanceMaps, LabelMaps
 from ..data.hub import HubDataset
@@ -49,16 +49,22 @@ def add_data_arguments(parser: argparse.ArgumentParser, splits: tuple[str, ...])
 
 def load_classes(settings) -> ClassTable | None:
     """The declared classes, if any."""
-    if settings.classes is None or isinstance(settings.classes, ClassTable):
-        return settings.classes
-    if isinstance(settings.classes, dict):  # from a YAML file
-        return ClassTable.from_labels({int(key): name for key, name in settings.classes.items()})
-    if Path(settings.classes).suffix == ".json":
-        return ClassTable.from_json(settings.classes)
-    if "," in settings.classes:
-        names = [name.strip() for name in settings.classes.split(",")]
-        return ClassTable.from_labels(dict(enumerate(names)), names if settings.data == "instance-maps" else ())
-    return ClassTable.load(settings.classes)
+    given = settings.classes
+    if given is None or isinstance(given, ClassTable):
+        return given
+    if isinstance(given, str):
+        if Path(given).suffix == ".json":
+            return ClassTable.from_json(given)
+        if "," not in given:
+            return ClassTable.load(given)
+        given = [name.strip() for name in given.split(",")]
+    labels = given if isinstance(given, dict) else dict(enumerate(given))  # of a YAML file
+    try:
+        labels = {int(number): name if name is IGNORE else str(name) for number, name in labels.items()}
+    except ValueError as error:
+        raise ValueError(f"classes: a mapping must be from numbers in the maps to names ({error})") from error
+    things = [name for name in labels.values() if name is not IGNORE] if settings.data == "instance-maps" else ()
+    return ClassTable.from_labels(labels, things)
 
 
 def load_split(settings, split: str):
@@ -154,32 +160,3 @@ class FirstExamples:
 def annotation(dataset, index: int) -> dict:
     """An example of a data set, without opening the image where the reader can do that."""
     return dataset.annotation(index) if hasattr(dataset, "annotation") else dataset[index]
-
-
-def read_settings(arguments: argparse.Namespace, defaults: dict) -> argparse.Namespace:
-    """Flags, where not given the keys of the YAML file `arguments.config`, where not there the defaults.
-
-    Raises:
-        UserError: for a file that cannot be read and for unknown keys.
-    """
-    from_file = {}
-    if arguments.config is not None:
-        import yaml
-
-        try:
-            from_file = yaml.safe_load(Path(arguments.config).read_text(encoding="utf-8")) or {}
-        except (OSError, yaml.YAMLError) as error:
-            raise UserError(f"{arguments.config}: {error}") from error
-        if not isinstance(from_file, dict):
-            raise UserError(f"{arguments.config}: must be a mapping such as 'data: coco-panoptic'")
-        from_file = {str(key).replace("-", "_"): value for key, value in from_file.items()}
-        known = set(vars(arguments)) - {"config", "command", "run"}
-        unknown = sorted(set(from_file) - known)
-        if unknown:
-            raise UserError(f"{arguments.config}: unknown keys {unknown}; there are {', '.join(sorted(known))}")
-    settings = {}
-    for name, value in vars(arguments).items():
-        if value is None or value is False:
-            value = from_file.get(name, defaults.get(name, value))
-        settings[name] = value
-    return argparse.Namespace(**settings)

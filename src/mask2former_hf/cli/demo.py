@@ -1,7 +1,6 @@
 """`mask2former-hf demo`: the whole path from data to pictures, without a download."""
 
 import argparse
-import json
 import shutil
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from ..training.optimization import parameter_groups, polynomial_schedule
 from ..training.setup import new_model
 from ..visualization import draw_panoptic, side_by_side
 from .datasets import Scenes
+from .files import write_json
 from .main import UserError
 
 SIZE = 128
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     summary = evaluate(model, processor, held_out, on_result=pictures)["pq"]
     report(summary)
     results = {"steps": done, "train_seconds": round(trained, 1), "panoptic_quality": summary}
-    (arguments.output / "results.json").write_text(json.dumps(results, indent=2))
+    write_json(arguments.output / "results.json", results)
     print(
         f"{done} steps in {trained:.0f} s. Checkpoint: {arguments.output}; pictures: {arguments.output / 'pictures'}\n"
         f"Next: mask2former-hf predict IMAGE --model {arguments.output} --output predictions"

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import json
 import os
 from pathlib import Path
 
@@ -10,9 +9,11 @@ import torch
 
 from ..refinement.results import METHODS, check_refinement, segment_image
 from ..training.evaluation import KNOWN_METRICS, evaluate, headline, process_rank
-from .datasets import add_data_arguments, load_split, read_settings
+from .datasets import add_data_arguments, load_split
+from .files import write_json
 from .loading import load
 from .main import UserError
+from .settings import check_numbers, read_settings
 
 DEFAULTS = {"batch_size": 4, "num_workers": 0, "threshold": 0.8, "overlap_threshold": 0.8, "top_k": 100}
 
@@ -38,6 +39,9 @@ def run(arguments: argparse.Namespace) -> int:
     settings = read_settings(arguments, DEFAULTS)
     if settings.model is None:
         raise UserError("--model is missing: a checkpoint folder or Hub id")
+    check_numbers(settings, 1, ("batch_size", "top_k"))
+    check_numbers(settings, 0, ("num_workers",))
+    check_numbers(settings, 0, ("threshold", "overlap_threshold"), most=1)
     with _processes(settings):
         return _evaluate(settings)
 
@@ -81,8 +85,7 @@ def _evaluate(settings) -> int:
     if process_rank()[0] == 0:
         print_summary(summary)
         if settings.json is not None:
-            settings.json.parent.mkdir(parents=True, exist_ok=True)
-            settings.json.write_text(json.dumps(summary, indent=2, default=float))
+            write_json(settings.json, summary)
     return 0
 
 

@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         if arguments[:1] == [name]:  # only the chosen command is imported: torch takes seconds
             module = importlib.import_module(f".{name}", __package__)
             module.add_arguments(subparser)
-            subparser.set_defaults(run=module.run)
+            subparser.set_defaults(run=module.run, parser=subparser)
     parsed = parser.parse_args(arguments)
     try:
         return parsed.run(parsed) or 0
@@ -39,9 +39,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"mask2former-hf {parsed.command}: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.filename is None:  # not a file that cannot be read or written
+        if error.errno is None:  # not of the system: a full disk, a file that cannot be read or written, ...
             raise
-        print(f"mask2former-hf {parsed.command}: {error.filename}: {error.strerror}", file=sys.stderr)
+        place = "" if error.filename is None else f"{error.filename}: "
+        print(f"mask2former-hf {parsed.command}: {place}{error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"mask2former-hf {parsed.command}: interrupted", file=sys.stderr)

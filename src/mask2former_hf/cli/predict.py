@@ -1,7 +1,6 @@
 """`mask2former-hf predict`: images in, overlays and results in COCO's formats out."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from ..data.readers import read_image
 from ..postprocessing import masks_to_coco_rle
 from ..refinement.results import METHODS, check_refinement, segment_image
 from ..visualization import draw_instances, draw_panoptic, draw_semantic
+from .files import write_json
 from .loading import load
 from .main import UserError
 
@@ -131,10 +131,7 @@ class Writer:
         ]
 
     def write_json(self, name: str, content):
-        """Replace the file in one step, so that it is never half written."""
-        staging = self.output / f".{name}.part"
-        staging.write_text(json.dumps(content))
-        staging.replace(self.output / name)
+        write_json(self.output / name, content, indent=None)
 
 
 class PanopticWriter(Writer):

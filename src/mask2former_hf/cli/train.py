@@ -1,7 +1,6 @@
 """`mask2former-hf train`: fine-tune or train on your own data, with official metrics. Also under torchrun."""
 
 import argparse
-import json
 import os
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 from ..configuration_mask2former import MASK_LOSSES, TASKS
 from ..data.augmentation import AugmentedDataset
 from ..training.distillation import Distillation
-from ..training.evaluation import SegmentationEvaluator
+from ..training.evaluation import METRICS, SegmentationEvaluator
 from ..training.recipes import COMMON, Recipe, load_recipe
 from ..training.setup import (
     BACKBONES,
@@ -23,10 +22,13 @@ from ..training.setup import (
     processor_for,
     scan,
 )
-from ..training.trainer import Mask2FormerTrainer, Mask2FormerTrainingArguments
-from .datasets import add_data_arguments, annotation, load_split, read_settings
+from ..training.trainer import Mask2FormerTrainer, Mask2FormerTrainingArguments, last_complete_checkpoint
+from .datasets import add_data_arguments, annotation, load_split
+from .files import write_json
 from .loading import LOADING_ERRORS, first_line, load_model
 from .main import UserError
+from .run_folder import StopAtCtrlC, check_output, how_to_go_on, plain_settings, write_settings
+from .settings import check_numbers, read_settings
 from .training_output import LossProgress, draw_batch, headline_names, print_summary
 
 DEFAULTS = {
@@ -107,58 +109,70 @@ def run(arguments: argparse.Namespace) -> int:
     transformers_logging.disable_progress_bar()
     model, added = _model(settings, recipe, train.classes, task)
     statistics = _look_through(train, "train", first_process)
-    _look_through(val, "val", first_process)
+    _check_segments(settings, model, statistics, _look_through(val, "val", first_process))
     model.config.class_table = train.classes.config_fields(statistics["pixels"])["class_table"]
-    largest = statistics["segments"]["largest"]
-    if largest > model.config.num_queries:
-        raise UserError(
-            f"an image has {largest} segments and the model {model.config.num_queries} queries, each of which finds "
-            f"one: give --queries {largest} or more"
-        )
-    if settings.crop is None:
-        pipeline, test_size = recipe.pipeline(), list(recipe.test_size.values())
-    else:
-        kind = None if settings.augmentation == "none" else settings.augmentation
-        pipeline, test_size = augmentation_for(task, settings.crop, kind, settings.short_sides or ()), [settings.crop]
-    test_size = settings.test_size or test_size
-    processor = processor_for(train.classes, test_size[0], test_size[1] if len(test_size) > 1 else 2 * test_size[0])
-    plain = settings.augmentation == "none"
-    augmented = train if plain else AugmentedDataset(train, pipeline, seed=settings.seed)
+    augmented, processor = _images(settings, recipe, train, task)
     try:
         SegmentationEvaluator(model.config, processor, settings.metrics)  # now, and not after the first steps
         trainer = _trainer(settings, recipe, model, processor, augmented, val)
     except (ImportError, RuntimeError, ValueError) as error:  # a package that is missing, settings that do not fit
         raise UserError(first_line(error)) from error
+    last = last_complete_checkpoint(settings.output) if settings.resume else None
     if first_process:
         print_summary(settings, model, added, train, val, statistics, trainer)
         settings.output.mkdir(parents=True, exist_ok=True)
+        if last is None:
+            write_settings(settings)
+            if settings.resume:
+                print("--resume: no checkpoint was complete yet, so the run starts from the beginning")
         picture = settings.output / "first_batch.png"
-        draw_batch(
-            [augmented[i] for i in range(min(settings.batch_size, len(augmented)))], model.config.id2label
-        ).save(picture)
+        first = [augmented[i] for i in range(min(settings.batch_size, len(augmented)))]
+        draw_batch(first, model.config.id2label).save(picture)
         print(f"The first augmented images with their masks: {picture}")
+    _fit(settings, trainer, last)
+    metrics = trainer.evaluate()
+    if first_process:
+        _save(settings, trainer, metrics)
+    return 0
+
+
+def _images(settings, recipe, train, task):
+    """The training images as they are augmented, and the processor for inference."""
+    if settings.crop is None:
+        pipeline, test_size = recipe.pipeline(), list(recipe.test_size.values())
+    else:
+        kind = None if settings.augmentation == "none" else settings.augmentation
+        pipeline, test_size = augmentation_for(task, settings.crop, kind, settings.short_sides or ()), [settings.crop]
+    short, *long = settings.test_size or test_size
+    processor = processor_for(train.classes, short, long[0] if long else 2 * short)
+    plain = settings.augmentation == "none"
+    return train if plain else AugmentedDataset(train, pipeline, seed=settings.seed), processor
+
+
+def _fit(settings, trainer, last: str | None):
     trainer.replace_progress(LossProgress)
     try:
-        trainer.train(resume_from_checkpoint=settings.resume or None)
+        with StopAtCtrlC() as stop:
+            trainer.add_callback(stop)
+            trainer.train(resume_from_checkpoint=last)
+        if stop.pressed and trainer.state.global_step < settings.steps:
+            raise KeyboardInterrupt
     except KeyboardInterrupt:
-        if first_process:
-            print(f"\nInterrupted at step {trainer.state.global_step}. The same command with --resume goes on.")
+        if trainer.is_world_process_zero():
+            print(f"\nInterrupted at step {trainer.state.global_step}. {how_to_go_on(settings.output)}")
         raise
-    except ValueError as error:
-        if "complete checkpoint" not in str(error):
-            raise
-        raise UserError(f"--resume: {error}") from error
-    metrics = trainer.evaluate()
-    if trainer.is_world_process_zero():
-        trainer.save_model(str(settings.output))
-        trainer.create_model_card(finetuned_from=settings.model)
-        figures = {name.removeprefix("eval_"): value for name, value in metrics.items()}
-        result = {"metrics": figures, "steps": trainer.state.global_step, "settings": _plain(settings)}
-        (settings.output / "results.json").write_text(json.dumps(result, indent=2))
-        for name in headline_names(figures):
-            print(f"{name:12}{100 * figures[name]:7.2f}")
-        print(f"Model, processor and results.json: {settings.output}")
-    return 0
+
+
+def _save(settings, trainer, metrics: dict[str, float]):
+    """Model, processor, card and figures, in the run's folder."""
+    trainer.save_model(str(settings.output))
+    trainer.create_model_card(finetuned_from=settings.model)
+    figures = {name.removeprefix("eval_"): value for name, value in metrics.items()}
+    result = {"metrics": figures, "steps": trainer.state.global_step, "settings": plain_settings(settings)}
+    write_json(settings.output / "results.json", result)
+    for name in headline_names(figures):
+        print(f"{name:12}{100 * figures[name]:7.2f}")
+    print(f"Model, processor and results.json: {settings.output}")
 
 
 def _settings(arguments) -> tuple[argparse.Namespace, Recipe | None]:
@@ -193,6 +207,22 @@ def _look_through(dataset, split: str, show: bool) -> dict:
         raise UserError(f"{split}: {error}") from error
 
 
+def _check_segments(settings, model, train: dict, val: dict):
+    """Refuse more segments than queries, and overlaps where the metric has no meaning for them."""
+    largest = train["segments"]["largest"]
+    if largest > model.config.num_queries:
+        raise UserError(
+            f"an image has {largest} segments and the model {model.config.num_queries} queries, each of which finds "
+            f"one: give --queries {largest} or more"
+        )
+    undefined = [m for m in ("pq", "miou") if m in (settings.metrics or METRICS[model.config.task])]
+    if val["overlapping"] and undefined:
+        raise UserError(
+            f"val: {val['overlapping']} of {val['examples']} images have overlapping segments, and there "
+            f"is no {' and no '.join(undefined)} of those: give --metrics ap"
+        )
+
+
 def _check(settings, recipe):
     if settings.output is None:
         raise UserError("--output is missing: a folder for the run")
@@ -203,14 +233,13 @@ def _check(settings, recipe):
         raise UserError("give --model (a checkpoint to start from), --backbone or --recipe (a new model)")
     if settings.steps is None:
         raise UserError("--steps is missing: give the number of optimizer steps, or a --recipe")
-    for name in ("steps", "batch_size", "accumulate", "crop", "queries", "eval_every", "log_every", "keep"):
-        value = getattr(settings, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
-    for name in ("learning_rate", "clip", "mask_weight"):
-        value = getattr(settings, name)
-        if value is not None and not value >= 0:
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be 0 or more")
+    counts = ("steps", "batch_size", "accumulate", "crop", "queries", "eval_every", "log_every", "keep")
+    check_numbers(settings, 1, (*counts, "short_sides", "test_size"))
+    factors = ("learning_rate", "clip", "mask_weight", "weight_decay", "backbone_multiplier", "teacher_weight")
+    check_numbers(settings, 0, (*factors, "num_workers"))
+    check_numbers(settings, 0, ("seed",), most=2**32 - 1)
+    if len(settings.test_size or ()) > 2:
+        raise UserError(f"--test-size {settings.test_size}: must be one or two numbers, short and largest long side")
     if settings.task not in (None, *TASKS):
         raise UserError(f"--task {settings.task}: must be one of {', '.join(TASKS)}")
     if settings.teacher is None and (settings.teacher_only or settings.teacher_cache):
@@ -221,8 +250,7 @@ def _check(settings, recipe):
         raise UserError("--short-sides needs --augmentation resize-crop")
     if settings.bf16 and settings.fp16:
         raise UserError("--bf16 and --fp16: choose one")
-    if settings.output.is_dir() and not settings.resume and any(settings.output.glob("checkpoint-*")):
-        raise UserError(f"--output {settings.output} has checkpoints of another run: give --resume or another folder")
+    check_output(settings)
 
 
 def _model(settings, recipe, classes, task):
@@ -313,11 +341,3 @@ def _trainer(settings, recipe, model, processor, train, val):
         distillation=_distillation(settings, model),
         labelled=not settings.teacher_only,
     )
-
-
-def _plain(settings) -> dict:
-    return {
-        name: value if isinstance(value, str | int | float | bool | list | dict | None) else str(value)
-        for name, value in vars(settings).items()
-        if name != "run"
-    }

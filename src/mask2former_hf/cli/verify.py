@@ -1,7 +1,6 @@
 """`mask2former-hf verify`: is a checkpoint the same network here and in stock transformers, and how fast is each?"""
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from ..kernels import select
 from ..modeling_mask2former import image_sizes_of
 from ..training.evaluation import evaluate, headline
 from .datasets import add_data_arguments, load_split
+from .files import write_json
 from .loading import load
 from .main import UserError
 from .predict import find_images
@@ -65,8 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
         report["metrics"] = measure(ours, stock, processor, dataset)
     print_report(report)
     if arguments.json is not None:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+        write_json(arguments.json, report)
     return 0 if report["equal"] else 1
 
 

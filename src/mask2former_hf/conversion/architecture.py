@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from ..configuration_mask2former import Mask2FormerConfig
@@ -58,16 +59,18 @@ def infer_architecture(state: Mapping[str, Tensor]) -> Architecture:
     """Read the architecture off the tensors of a checkpoint with the original's names, of any version.
 
     Raises:
-        CheckpointError: if a tensor that decides is not there.
+        CheckpointError: if a tensor that decides is not there, or has another number of dimensions.
     """
     shapes = {current_name(name): tuple(tensor.shape) for name, tensor in state.items()}
 
-    def shape(name: str) -> tuple[int, ...]:
+    def shape(name: str, dimensions: int) -> tuple[int, ...]:
         if name not in shapes:
             raise CheckpointError(
                 f"{name} is missing: this is not a Mask2Former with MSDeformAttnPixelDecoder and "
                 "MultiScaleMaskedTransformerDecoder (a backbone's weights alone, or another model?)"
             )
+        if len(shapes[name]) != dimensions or 0 in shapes[name]:
+            raise CheckpointError(f"{name} has shape {shapes[name]}: it must have {dimensions} dimensions, none empty")
         return shapes[name]
 
     if "backbone.patch_embed.proj.weight" in shapes:
@@ -76,20 +79,20 @@ def infer_architecture(state: Mapping[str, Tensor]) -> Architecture:
         backbone, assumed_backbone = _resnet(shapes, shape)
     else:
         raise CheckpointError("the backbone is neither the original's Swin nor its ResNet; no other is converted")
-    queries, hidden = shape(_QUERIES + "query_feat.weight")
-    feature_size = shape(_PIXELS + "input_proj.0.0.weight")[0]
+    queries, hidden = shape(_QUERIES + "query_feat.weight", 2)
+    feature_size = shape(_PIXELS + "input_proj.0.0.weight", 4)[0]
     layer = _PIXELS + "transformer.encoder.layers.0."
     config = {
-        "num_labels": shape(_QUERIES + "class_embed.weight")[0] - 1,
+        "num_labels": shape(_QUERIES + "class_embed.weight", 2)[0] - 1,
         "num_queries": queries,
         "hidden_dim": hidden,
         "feature_size": feature_size,
-        "mask_feature_size": shape(_PIXELS + "mask_features.weight")[0],
+        "mask_feature_size": shape(_PIXELS + "mask_features.weight", 4)[0],
         "encoder_layers": _count(shapes, _PIXELS + "transformer.encoder.layers.{}."),
-        "encoder_feedforward_dim": shape(layer + "linear1.weight")[0],
-        "num_attention_heads": shape(layer + "self_attn.attention_weights.weight")[0] // SAMPLES,
+        "encoder_feedforward_dim": shape(layer + "linear1.weight", 2)[0],
+        "num_attention_heads": shape(layer + "self_attn.attention_weights.weight", 2)[0] // SAMPLES,
         "decoder_layers": _count(shapes, _QUERIES + "transformer_ffn_layers.{}.") + 1,
-        "dim_feedforward": shape(_QUERIES + "transformer_ffn_layers.0.linear1.weight")[0],
+        "dim_feedforward": shape(_QUERIES + "transformer_ffn_layers.0.linear1.weight", 2)[0],
         "common_stride": 4 if _PIXELS + "adapter_1.weight" in shapes else 8,
     }
     if hidden == feature_size:
@@ -99,6 +102,7 @@ def infer_architecture(state: Mapping[str, Tensor]) -> Architecture:
         # SyncBN counts its updates, FrozenBN does not
         assumed["freeze_batch_norm"] = "backbone.stem.conv1.norm.num_batches_tracked" not in shapes
     if "criterion.empty_weight" in state:
+        shape("criterion.empty_weight", 1)
         config["no_object_weight"] = round(state["criterion.empty_weight"][-1].item(), 6)
     return Architecture(config, backbone, assumed, assumed_backbone)
 
@@ -110,11 +114,11 @@ def _count(shapes: Mapping, template: str) -> int:
 
 
 def _swin(shapes: Mapping, shape) -> tuple[dict, dict]:
-    embed_dim, channels, patch, _ = shape("backbone.patch_embed.proj.weight")
+    embed_dim, channels, patch, _ = shape("backbone.patch_embed.proj.weight", 4)
     stages = range(_count(shapes, "backbone.layers.{}."))
     first = "backbone.layers.0.blocks.0."
-    tables = [shape(f"backbone.layers.{i}.blocks.0.attn.relative_position_bias_table") for i in stages]
-    widened, width = shape(first + "mlp.fc1.weight")
+    tables = [shape(f"backbone.layers.{i}.blocks.0.attn.relative_position_bias_table", 2) for i in stages]
+    widened, width = shape(first + "mlp.fc1.weight", 2)
     window = (round(tables[0][0] ** 0.5) + 1) // 2
     fields = {
         "model_type": "swin",
@@ -129,7 +133,7 @@ def _swin(shapes: Mapping, shape) -> tuple[dict, dict]:
         "use_absolute_embeddings": "backbone.absolute_pos_embed" in shapes,
     }
     if fields["use_absolute_embeddings"]:
-        fields["image_size"] = shape("backbone.absolute_pos_embed")[-1] * patch
+        fields["image_size"] = shape("backbone.absolute_pos_embed", 4)[-1] * patch
     return fields, {"drop_path_rate": 0.3, "image_size": 384 if window == 12 else 224}
 
 
@@ -138,8 +142,8 @@ def _resnet(shapes: Mapping, shape) -> tuple[dict, dict]:
     last = "conv3" if bottleneck else "conv2"
     fields = {
         "model_type": "resnet",
-        "embedding_size": shape("backbone.stem.conv1.weight")[0],
-        "hidden_sizes": [shape(f"backbone.res{n}.0.{last}.weight")[0] for n in range(2, 6)],
+        "embedding_size": shape("backbone.stem.conv1.weight", 4)[0],
+        "hidden_sizes": [shape(f"backbone.res{n}.0.{last}.weight", 4)[0] for n in range(2, 6)],
         "depths": [_count(shapes, f"backbone.res{n}.{{}}.") for n in range(2, 6)],
         "layer_type": "bottleneck" if bottleneck else "basic",
     }
@@ -178,10 +182,13 @@ def make_config(
     if labels is not None and len(labels) != count:
         raise CheckpointError(f"{len(labels)} names for {count} classes: give one name per class")
     labels = dict(labels or {index: f"LABEL_{index}" for index in range(count)})
-    return Mask2FormerConfig(
-        backbone_config=backbone,
-        id2label=labels,
-        label2id={name: index for index, name in labels.items()},
-        stuff_label_ids=stuff,
-        **fields,
-    )
+    try:
+        return Mask2FormerConfig(
+            backbone_config=backbone,
+            id2label=labels,
+            label2id={name: index for index, name in labels.items()},
+            stuff_label_ids=stuff,
+            **fields,
+        )
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise CheckpointError(f"no model has the configuration of this checkpoint: {error}") from error

@@ -101,6 +101,7 @@ def build_model(
             for n, tensor in converted.items()
             if n in expected and tensor.shape != expected[n].shape
         ],
+        "not finite": [n for n, tensor in converted.items() if not tensor.isfinite().all()],
     }
     if any(problems.values()):
         found = "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in problems.items() if names)

@@ -74,6 +74,13 @@ def settings_from_yaml(path: str | Path) -> Settings:
         CheckpointError: if it cannot be read, or describes another model.
     """
     tree = read_yaml(path)
+    try:
+        return _settings(path, tree)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: a value is not of the kind that detectron2 has there ({error})") from error
+
+
+def _settings(path: str | Path, tree: dict) -> Settings:
     model, inputs = tree.get("MODEL", {}), tree.get("INPUT", {})
     head, former = model.get("SEM_SEG_HEAD", {}), model.get("MASK_FORMER", {})
     parts = {
@@ -121,7 +128,7 @@ def settings_from_yaml(path: str | Path) -> Settings:
         for key, default in zip(("MIN_SIZE_TEST", "MAX_SIZE_TEST"), DEFAULT_TEST_SIZE, strict=True)
     )
     processor = {
-        "size": {"shortest_edge": shortest, "longest_edge": longest},
+        "size": {"shortest_edge": int(shortest), "longest_edge": int(longest)},
         "image_mean": [value / 255 for value in model.get("PIXEL_MEAN", DEFAULT_MEAN)],
         "image_std": [value / 255 for value in model.get("PIXEL_STD", DEFAULT_STD)],
     }

@@ -54,11 +54,11 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if state is None:
         state, content = content, {}
     tensors = {name: _to_tensor(value) for name, value in state.items()}
-    others = [str(name) for name, value in tensors.items() if value is None]
+    others = [str(name) for name, value in tensors.items() if value is None or not isinstance(name, str)]
     if others or not tensors:
         raise CheckpointError(
             f"{path}: no dict of tensors found, neither as the whole file nor under {' or '.join(STATE_KEYS)}"
-            + (f"; these entries are not tensors: {listed(others)}" if others else "")
+            + (f"; these entries are not tensors with a name: {listed(others)}" if others else "")
         )
     return Checkpoint(tensors, content)
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .names import CheckpointError, NameTable, listed
+from .names import CheckpointError, NameTable, check_shape, listed
 
 _HEAD = "panoptic_head."
 _ENCODER_LAYER = _HEAD + "pixel_decoder.encoder.layers.{i}."
@@ -121,9 +121,11 @@ def to_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if target is None:
             continue
         if ".downsample." in target and target.startswith("backbone.layers."):
+            check_shape(name, tensor, tensor.ndim and tensor.shape[-1] % 4 == 0, "(..., 4 C)")
             tensor = merge_order(tensor)
         elif target == "backbone.absolute_pos_embed" and tensor.ndim == 3:  # (1, H * W, C), there (1, C, H, W)
             side = round(tensor.shape[1] ** 0.5)
+            check_shape(name, tensor, tensor.shape[1] == side**2, "(1, H * H, C)")
             tensor = tensor.transpose(1, 2).unflatten(2, (side, side)).contiguous()
         converted[target] = tensor
     if unknown:
@@ -132,7 +134,7 @@ def to_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             "SwinTransformer or ResNet and MSDeformAttnPixelDecoder"
         )
     classifier = converted.get(_THEIR_QUERIES + "class_embed.bias")
-    if classifier is not None:
+    if classifier is not None and classifier.ndim == 1 and len(classifier):
         # class_weight of loss_cls in mmdetection's configs; a list there, not a tensor of the file
         converted["criterion.empty_weight"] = torch.ones_like(classifier).index_fill_(
             0, torch.tensor(len(classifier) - 1), 0.1

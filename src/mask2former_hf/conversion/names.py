@@ -3,6 +3,8 @@
 import re
 from collections.abc import Sequence
 
+from torch import Tensor
+
 # What a field of a template stands for. Short lists instead of "anything": a name that nobody foresaw is not matched.
 FIELDS = {
     "i": r"\d+",
@@ -74,3 +76,9 @@ def listed(names: Sequence[str], most: int = 12) -> str:
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def check_shape(name: str, tensor: Tensor, holds: bool, rule: str):
+    """Raise CheckpointError if a tensor that is to be taken apart has not the shape for it."""
+    if not holds:
+        raise CheckpointError(f"{name} has shape {tuple(tensor.shape)}: it must be {rule}")

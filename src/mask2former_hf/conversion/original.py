@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .names import CheckpointError, NameTable, listed
+from .names import CheckpointError, NameTable, check_shape, listed
 
 _ENCODER = "model.pixel_level_module.encoder."
 _PIXELS = "model.pixel_level_module.decoder."
@@ -128,12 +128,14 @@ def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         except KeyError:
             unknown.append(name)
             continue
-        if len(targets) > 1:
+        if len(targets) > 1:  # query, key and value in one
+            check_shape(name, tensor, tensor.ndim and len(tensor) % 3 == 0, "(3 C, ...)")
             converted |= dict(zip(targets, (part.contiguous() for part in tensor.chunk(3)), strict=True))
+        elif name == _POSITION_MAP:  # (1, C, H, W) there, (1, H * W, C) here
+            check_shape(name, tensor, tensor.ndim == 4, "(1, C, H, W)")
+            converted[targets[0]] = tensor.flatten(2).transpose(1, 2).contiguous()
         elif targets[0] is not None:
-            # (1, C, H, W) there, (1, H * W, C) here
-            is_position_map = name == _POSITION_MAP
-            converted[targets[0]] = tensor.flatten(2).transpose(1, 2).contiguous() if is_position_map else tensor
+            converted[targets[0]] = tensor
     if unknown:
         raise CheckpointError(
             f"no translation for {len(unknown)} tensors: {listed(unknown)}. The table knows {TABLE.source} with Swin "

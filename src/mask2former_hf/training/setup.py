@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from transformers import CONFIG_MAPPING, AutoBackbone, AutoConfig, ResNetConfig, SwinConfig
 
@@ -146,7 +147,7 @@ def augmentation_for(task: str, crop: int, kind: str | None = None, short_sides:
     return by_name(f"mask_former_{task}", parameters)
 
 
-def scan(dataset, read, most: int = 1000, progress=None) -> dict:
+def scan(dataset, read, most: int = 5000, progress=None) -> dict:
     """Look through the annotations before training.
 
     Args:
@@ -155,15 +156,17 @@ def scan(dataset, read, most: int = 1000, progress=None) -> dict:
         progress: wraps the range of indices, for example tqdm.
 
     Returns:
-        `{"examples", "pixels": per class, "segments": {"largest", "mean"}, "empty"}`; segments without crowds.
+        `{"examples", "pixels": per class, "segments": {"largest", "mean"}, "empty", "overlapping"}`, the last two
+        numbers of examples; segments without crowds.
     """
     step = max(1, len(dataset) // most)
     indices = range(0, len(dataset), step)
-    pixels, counts = [0] * len(dataset.classes), []
+    pixels, counts, overlapping = [0] * len(dataset.classes), [], 0
     for index in indices if progress is None else progress(indices):
         example = read(dataset, index)
         targets = {s["id"]: s["category_id"] for s in example["segments_info"] if not s.get("iscrowd", 0)}
         counts.append(len(targets))
+        overlapping += np.ndim(example["segmentation"]) == 3
         for number, area in zip(*count_ids(example["segmentation"]), strict=True):
             if number in targets:
                 pixels[targets[number]] += area
@@ -173,6 +176,7 @@ def scan(dataset, read, most: int = 1000, progress=None) -> dict:
         "pixels": pixels,
         "segments": {"largest": max(counts), "mean": mean},
         "empty": counts.count(0),
+        "overlapping": overlapping,
     }
 
 

@@ -1,0 +1,29 @@
+"""What commands write: json that any program reads, never half of it."""
+
+import json
+import math
+from numbers import Integral
+from pathlib import Path
+
+
+def write_json(path: Path, content, indent: int | None = 2):
+    """Write json in one step; figures that are not numbers (nan, infinite) become null."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}.part")
+    try:
+        staging.write_text(json.dumps(_numbers(content), indent=indent, allow_nan=False) + "\n")
+        staging.replace(path)
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+def _numbers(content):
+    if isinstance(content, dict):
+        return {name: _numbers(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_numbers(value) for value in content]
+    if content is None or isinstance(content, str | bool):
+        return content
+    if isinstance(content, Integral):
+        return int(content)
+    return float(content) if math.isfinite(content) else None

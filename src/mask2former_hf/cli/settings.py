@@ -1,0 +1,85 @@
+"""Flags, a YAML file with the same keys, and defaults become one namespace whose numbers make sense."""
+
+import argparse
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import yaml
+
+from .main import UserError
+
+NOT_SETTINGS = {"command", "run", "parser"}  # what `main` adds to the flags
+STRUCTURED = {"classes"}  # keys whose value in a file may be a mapping or a list that no flag could say
+
+
+def read_settings(arguments: argparse.Namespace, defaults: dict) -> argparse.Namespace:
+    """Flags, where not given the keys of the YAML file `arguments.config`, where not there the defaults.
+
+    Values of the file are read as if they were flags, so that they have the same types and choices.
+
+    Raises:
+        UserError: for a file that cannot be read, unknown keys, and values that the flag would not take.
+    """
+    flags = {name: value for name, value in vars(arguments).items() if name not in NOT_SETTINGS}
+    from_file = {} if arguments.config is None else _read_file(arguments.config, arguments.parser)
+    settings = {}
+    for name, value in flags.items():
+        if value is None or value is False:
+            value = from_file.get(name)
+            value = defaults.get(name, value) if value is None or value is False else value
+        settings[name] = value
+    return argparse.Namespace(**settings)
+
+
+def _read_file(path: Path, parser: argparse.ArgumentParser) -> dict:
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must be a mapping such as 'data: coco-panoptic'")
+    content = {str(key).replace("-", "_"): value for key, value in content.items() if value is not None}
+    actions = {action.dest: action for action in parser._actions if action.option_strings and action.dest != "help"}
+    unknown = sorted(set(content) - set(actions))
+    if unknown:
+        raise UserError(f"{path}: unknown keys {unknown}; there are {', '.join(sorted(actions))}")
+    structured = {name: content.pop(name) for name in STRUCTURED & set(content)}
+    words = [word for name, value in content.items() for word in _words(path, name, value, actions[name])]
+
+    def refuse(message: str):
+        raise UserError(f"{path}: {message}")
+
+    usual, parser.error = parser.error, refuse
+    try:
+        return vars(parser.parse_args(words)) | structured
+    finally:
+        parser.error = usual
+
+
+def _words(path: Path, name: str, value, action: argparse.Action) -> list[str]:
+    """A key and its value as they would stand on the command line."""
+    flag = action.option_strings[-1]
+    if action.nargs == 0:
+        if not isinstance(value, bool):
+            raise UserError(f"{path}: {name}: {value!r} must be true or false")
+        return [flag] if value else []
+    if isinstance(value, list) and action.nargs in ("+", "*"):
+        return [flag, *map(str, value)]
+    if isinstance(value, bool | list | dict):
+        raise UserError(f"{path}: {name}: {value!r} must be one value, as after {flag}")
+    return [f"{flag}={value}"]
+
+
+def check_numbers(settings: argparse.Namespace, least: float, names: Iterable[str], most: float = math.inf):
+    """Refuse numbers outside least .. most, and infinite ones; lists are checked one by one.
+
+    Raises:
+        UserError: naming the flag, its value and the rule.
+    """
+    rule = f"must be at least {least:g}" if most == math.inf else f"must be from {least:g} to {most:g}"
+    for name in names:
+        value = getattr(settings, name)
+        for number in value if isinstance(value, list) else [] if value is None else [value]:
+            if not (least <= number <= most and math.isfinite(number)):
+                raise UserError(f"--{name.replace('_', '-')} {number}: {rule}")
