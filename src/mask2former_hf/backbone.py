@@ -50,6 +50,15 @@ def batch_norms(module: nn.Module) -> list[nn.Module]:
     return [child for child in module.modules() if isinstance(child, nn.modules.batchnorm._BatchNorm)]
 
 
+def rectify_in_place(backbone: nn.Module):
+    """Let ResNet's ReLUs overwrite what they get, which nothing else reads: 1 % of an inference on CPUs, and one map
+    less to keep per convolution in training."""
+    if backbone.config.model_type == "resnet":
+        for module in backbone.modules():
+            if isinstance(module, nn.ReLU):
+                module.inplace = True
+
+
 def drop_paths_of_both_branches(backbone: nn.Module):
     """Let Swin's stochastic depth act on the MLP branch as well, as in the original; transformers' blocks apply it to
     the attention branch only."""

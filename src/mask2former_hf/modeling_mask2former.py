@@ -16,7 +16,14 @@ from transformers import initialization as init
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import ModelOutput
 
-from .backbone import backbone_options, batch_norms, describe_backbone, drop_paths_of_both_branches, freeze_parts
+from .backbone import (
+    backbone_options,
+    batch_norms,
+    describe_backbone,
+    drop_paths_of_both_branches,
+    freeze_parts,
+    rectify_in_place,
+)
 from .configuration_mask2former import Mask2FormerConfig
 from .criterion import LazyMasks, Mask2FormerLoss
 from .deformable_attention import MultiScaleDeformableAttention
@@ -119,6 +126,7 @@ class Mask2FormerPixelLevelModule(nn.Module):
         self.freezes_batch_norm = config.freeze_batch_norm
         freeze_parts(self.encoder, self.freezes_batch_norm)
         drop_paths_of_both_branches(self.encoder)
+        rectify_in_place(self.encoder)
         layers = [
             Mask2FormerPixelDecoderEncoderLayer(
                 config.feature_size, config.num_attention_heads, config.encoder_feedforward_dim, config.dropout
