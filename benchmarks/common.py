@@ -35,8 +35,8 @@ def machine() -> str:
     )
 
 
-def equal_models(backbone: str, num_labels: int = 133, **fields):
-    """Stock's model and ours with the same random weights."""
+def equal_models(backbone: str, num_labels: int = 133, freeze_batch_norm: bool = False, **fields):
+    """Stock's model and ours, same random weights; `freeze_batch_norm` is for ours, stock has no such field."""
     torch.manual_seed(0)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -44,7 +44,9 @@ def equal_models(backbone: str, num_labels: int = 133, **fields):
     stock = transformers.Mask2FormerForUniversalSegmentation(config)
     with tempfile.TemporaryDirectory() as folder:
         stock.save_pretrained(folder)
-        ours = mask2former_hf.Mask2FormerForUniversalSegmentation.from_pretrained(folder)
+        ours = mask2former_hf.Mask2FormerForUniversalSegmentation.from_pretrained(
+            folder, freeze_batch_norm=freeze_batch_norm
+        )
     return stock, ours
 
 

@@ -1,6 +1,7 @@
 """A training step of stock transformers' Mask2Former and ours: same weights, batch and number of points.
 
     python benchmarks/training_step.py [--backbone swin-t] [--size 512] [--batch 2] [--targets 12] [--repeats 3]
+        [--bf16] [--freeze-batch-norm]
 
 Prints the median seconds of forward + criterion + backward, interleaved, and the peak memory of each (on a CPU the
 growth of the process, measured in a process of its own; on a GPU the allocator's peak).
@@ -12,6 +13,16 @@ import sys
 
 import torch
 from common import BACKBONES, equal_models, interleaved_medians, machine
+
+
+def models_in_training(arguments) -> dict[str, torch.nn.Module]:
+    stock, ours = equal_models(arguments.backbone, freeze_batch_norm=arguments.freeze_batch_norm)
+    stock.train(), ours.train()
+    if arguments.freeze_batch_norm:  # by hand, as stock's users have to
+        for module in stock.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.eval().requires_grad_(False)
+    return {"stock": stock, "ours": ours}
 
 
 def random_batch(arguments):
@@ -51,8 +62,8 @@ def process_peak() -> float:
 
 
 def measure_alone(arguments):
-    models = dict(zip(("stock", "ours"), equal_models(arguments.backbone), strict=True))
-    model = models.pop(arguments.only).train().to(arguments.device)
+    models = models_in_training(arguments)
+    model = models.pop(arguments.only).to(arguments.device)
     models.clear()
     batch = random_batch(arguments)
     if arguments.device == "cuda":
@@ -74,6 +85,7 @@ def main():
     parser.add_argument("--targets", type=int, default=12, help="targets of each image")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
+    parser.add_argument("--freeze-batch-norm", action="store_true", help="as in the original's ResNet recipes")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--only", choices=("stock", "ours"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -81,12 +93,10 @@ def main():
         return measure_alone(arguments)
     print(
         f"{arguments.backbone}, {arguments.batch} x {arguments.size} x {arguments.size}, {arguments.targets} targets "
-        f"each, {'bfloat16 autocast' if arguments.bf16 else 'float32'}, {arguments.device}, {machine()}"
+        f"each, {'bfloat16 autocast' if arguments.bf16 else 'float32'}"
+        f"{', frozen batch norm' if arguments.freeze_batch_norm else ''}, {arguments.device}, {machine()}"
     )
-    models = {
-        name: model.train().to(arguments.device)
-        for name, model in zip(("stock", "ours"), equal_models(arguments.backbone), strict=True)
-    }
+    models = {name: model.to(arguments.device) for name, model in models_in_training(arguments).items()}
     batch = random_batch(arguments)
     runs = {name: lambda model=model: step(model, batch, arguments) for name, model in models.items()}
     seconds = interleaved_medians(runs, arguments.repeats)

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from mask2former_hf import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerModel
+from mask2former_hf.backbone import FrozenBatchNorm
 from mask2former_hf.kernels import use_kernel
 from mask2former_hf.modeling_mask2former import merge_groups
 from mask2former_hf.pixel_decoder import in_blocks, sine_position_embedding
@@ -253,6 +254,27 @@ def test_frozen_batch_norm_keeps_statistics_and_affine_parameters():
     with torch.no_grad():
         training = model(pixels).class_queries_logits
         assert torch.equal(training, model.eval()(pixels).class_queries_logits)
+
+
+def test_frozen_batch_norm_has_torch_s_values_and_gradient_and_keeps_no_input():
+    torch.manual_seed(0)
+    plain = torch.nn.BatchNorm2d(3).double().eval().requires_grad_(False)
+    for tensor in (plain.weight, plain.bias, plain.running_mean, plain.running_var):
+        tensor.data.copy_(torch.rand(3) + 0.1)
+    frozen = copy.deepcopy(plain)
+    frozen.__class__ = FrozenBatchNorm
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(frozen.train()(x), plain(x)) and torch.equal(frozen(x.detach()), plain(x))
+    torch.autograd.gradcheck(frozen, x)
+    expected, found = (torch.autograd.grad((norm(x) ** 3).sum(), x)[0] for norm in (plain, frozen))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda t: t):
+        frozen(x)
+    assert kept and max(kept) == 3
+    half = x.detach().bfloat16().requires_grad_()
+    frozen.float()(half).sum().backward()
+    assert half.grad.dtype == torch.bfloat16
 
 
 def test_swin_drops_both_branches_of_a_block():

@@ -5,6 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional as F
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -44,6 +45,35 @@ def freeze_parts(backbone: nn.Module, freeze_batch_norm: bool):
     if freeze_batch_norm:
         for module in batch_norms(backbone):
             module.requires_grad_(False)
+            if type(module) is nn.BatchNorm2d:
+                module.__class__ = FrozenBatchNorm  # the same parameters, buffers and names
+
+
+class FrozenBatchNorm(nn.BatchNorm2d):
+    """Batch norm with fixed statistics and parameters, whose gradient needs the scale alone: torch's own would keep
+    the input of every norm for it, half of a ResNet's activations."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.requires_grad or not (torch.is_grad_enabled() and x.requires_grad):
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return _FixedAffine.apply(x, self.running_mean, self.running_var, self.weight, self.bias, self.eps)
+
+
+class _FixedAffine(torch.autograd.Function):
+    """`F.batch_norm` with the gradient of its input only."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        ctx.save_for_backward(variance, weight)
+        ctx.eps = eps
+        return F.batch_norm(x, mean, variance, weight, bias, eps=eps)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        variance, weight = ctx.saved_tensors
+        precise = torch.promote_types(weight.dtype, torch.float32)
+        scale = weight.to(precise) * (variance.to(precise) + ctx.eps).rsqrt()
+        return (gradient * scale[:, None, None]).to(gradient.dtype), None, None, None, None, None
 
 
 def batch_norms(module: nn.Module) -> list[nn.Module]:
