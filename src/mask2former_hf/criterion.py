@@ -55,36 +55,39 @@ def _elements_at_once(device: torch.device) -> int:
 
 
 class _SampledProduct(torch.autograd.Function):
-    """Samples of mask logits, (R, H, W) = (R, C) embeddings times (C, H, W) features, at (R, P, 2) points.
+    """The gradient of samples (R, P) of mask logits, (R, C) embeddings times (C, H, W) features, at (R, P, 2) points.
 
-    The gradient needs the points and the two factors, so the logits are not kept for it.
+    It needs the points and the two factors, so the logits are not kept for it; the samples are computed before.
     """
 
     @staticmethod
-    def forward(ctx, embeddings, features, logits, points):
+    def forward(ctx, embeddings, features, points, samples):
         ctx.save_for_backward(embeddings, features, points)
-        return sample_maps(logits.unsqueeze(1), points).squeeze(1)
+        return samples.clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
         embeddings, features, points = ctx.saved_tensors
-        # The gradient of bilinear sampling depends on the map's shape alone.
-        shape = gradient.new_zeros(()).expand(len(embeddings), 1, *features.shape[1:])
+        (C, H, W), pixels = features.shape, features.flatten(1).T.float()
+        rows = embeddings.float()
+        of_rows = torch.zeros_like(rows)
+        of_features = torch.zeros(C, H * W, dtype=torch.float32, device=features.device)
+        step = max(1, _elements_at_once(features.device) // (H * W))
         bilinear, zeros = 0, 0
-        of_logits, _ = torch.ops.aten.grid_sampler_2d_backward(
-            gradient.unsqueeze(1).unsqueeze(3),
-            shape,
-            _grid(points.unsqueeze(2)),
-            bilinear,
-            zeros,
-            False,
-            (True, False),
-        )
-        of_logits = of_logits.flatten(1)  # (R, H * W)
-        of_embeddings = (of_logits @ features.flatten(1).T.float()).to(embeddings.dtype)
-        of_features = (embeddings.T.float() @ of_logits).view_as(features).to(features.dtype)
-        return of_embeddings, of_features, None, None
+        for start in range(0, len(rows), step):
+            some = slice(start, start + step)
+            # The gradient of bilinear sampling depends on the map's shape alone.
+            shape = rows.new_zeros(()).expand(len(rows[some]), 1, H, W)
+            grid = _grid(points[some].unsqueeze(2))
+            of_samples = gradient[some].unsqueeze(1).unsqueeze(3)
+            of_logits, _ = torch.ops.aten.grid_sampler_2d_backward(
+                of_samples, shape, grid, bilinear, zeros, False, (True, False)
+            )
+            of_logits = of_logits.flatten(1)  # (r, H * W)
+            torch.mm(of_logits, pixels, out=of_rows[some])
+            of_features.addmm_(rows[some].T, of_logits)
+        return of_rows.to(embeddings.dtype), of_features.view(C, H, W).to(features.dtype), None, None
 
 
 class DenseMasks:
@@ -99,21 +102,21 @@ class DenseMasks:
         for layers in chunks:
             yield sample_maps(self.logits[layers, image].float(), points[layers])
 
-    def of_queries(self, image: int, layers: slice, queries: Tensor) -> "DenseRows":
-        """The masks of (l, M) queries of an image in some layers, as l * M rows."""
-        return DenseRows(self.logits[layers, image].gather(1, queries[..., None, None].expand(-1, -1, *self.size)))
+    def of_queries(self, image: int, layers: slice, queries: Tensor) -> Tensor:
+        """The masks of (l, M) queries of an image in some layers, (l * M, H, W) float32 without gradient."""
+        return self._rows(image, layers, queries).detach()
 
+    def sample(self, image: int, queries: Tensor, points: Tensor, samples: Tensor) -> Tensor:
+        """Samples (R, P) of the masks of (L, M) queries, R = L * M, at (R, P, 2) points, with gradient.
 
-class DenseRows:
-    """R = l * M mask logits."""
+        Args:
+            samples: the same, computed from the masks of `of_queries`.
+        """
+        return sample_maps(self._rows(image, slice(None), queries).unsqueeze(1), points).squeeze(1)
 
-    def __init__(self, logits: Tensor):
-        self.rows = logits.flatten(0, 1).float()
-        self.logits = self.rows.detach()  # (R, H, W)
-
-    def sample(self, points: Tensor) -> Tensor:
-        """(R, P) logits at (R, P, 2) points, with gradient."""
-        return sample_maps(self.rows.unsqueeze(1), points).squeeze(1)
+    def _rows(self, image, layers, queries):
+        chosen = queries[..., None, None].expand(-1, -1, *self.size)
+        return self.logits[layers, image].gather(1, chosen).flatten(0, 1).float()
 
 
 class LazyMasks:
@@ -138,23 +141,17 @@ class LazyMasks:
             else:
                 yield embeddings @ sampled[layers]
 
-    def of_queries(self, image: int, layers: slice, queries: Tensor) -> "LazyRows":
-        embeddings = self.embeddings[layers, image]
-        chosen = embeddings.gather(1, queries.unsqueeze(-1).expand(-1, -1, embeddings.shape[-1]))  # (l, M, C)
-        return LazyRows(chosen.flatten(0, 1), self.features[image])
-
-
-class LazyRows:
-    """R mask logits, (R, C) embeddings times (C, H, W) features."""
-
-    def __init__(self, embeddings: Tensor, features: Tensor):
-        self.embeddings, self.features = embeddings, features
+    def of_queries(self, image: int, layers: slice, queries: Tensor) -> Tensor:
+        embeddings, features = self._rows(image, layers, queries), self.features[image]
         with torch.no_grad():
-            product = embeddings.float() @ features.flatten(1).float()
-        self.logits = product.unflatten(1, features.shape[1:])  # (R, H, W)
+            return (embeddings.float() @ features.flatten(1).float()).unflatten(1, self.size)
 
-    def sample(self, points: Tensor) -> Tensor:
-        return _SampledProduct.apply(self.embeddings, self.features, self.logits, points)
+    def sample(self, image: int, queries: Tensor, points: Tensor, samples: Tensor) -> Tensor:
+        return _SampledProduct.apply(self._rows(image, slice(None), queries), self.features[image], points, samples)
+
+    def _rows(self, image, layers, queries):
+        embeddings = self.embeddings[layers, image]
+        return embeddings.gather(1, queries.unsqueeze(-1).expand(-1, -1, embeddings.shape[-1])).flatten(0, 1)
 
 
 class Mask2FormerLoss(nn.Module):
@@ -364,24 +361,28 @@ class Mask2FormerLoss(nn.Module):
 
     def _mask_losses(self, image, masks, target, match, generator):
         """Sums over the matched masks of an image, two (L,) tensors."""
+        target_masks, _, ignored, canvas = target
         queries, matched = match
         L, M = queries.shape
         largest = max(masks.size[0] * masks.size[1], 2 * self.num_candidates)
-        sums = [
-            self._chunk_losses(image, layers, masks, target, queries[layers], matched[layers], generator)
-            for layers in self._chunks(L, M * largest, queries.device)
-        ]
-        return tuple(torch.cat(parts) for parts in zip(*sums, strict=True))
-
-    def _chunk_losses(self, image, layers, masks, target, queries, matched, generator):
-        target_masks, _, ignored, canvas = target
-        shape = queries.shape  # (l, M)
-        rows = masks.of_queries(image, layers, queries)
+        chunks = []
         with torch.no_grad():
-            points = self._loss_points(image, layers, rows.logits, shape, ignored, canvas, generator)  # (l, M, P, 2)
-            targets = _sample_matched(target_masks, matched, points, canvas).flatten(0, 1)  # (lM, P)
-            weights = _weights(ignored, points.flatten(0, 1), canvas)
-        samples = rows.sample(points.flatten(0, 1))  # (lM, P)
+            for layers in self._chunks(L, M * largest, queries.device):
+                logits, some = masks.of_queries(image, layers, queries[layers]), matched[layers]
+                points = self._loss_points(image, layers, logits, some.shape, ignored, canvas, generator)
+                targets = _sample_matched(target_masks, some, points, canvas).flatten(0, 1)  # (lM, P)
+                points = points.flatten(0, 1)  # (lM, P, 2)
+                samples = sample_maps(logits.unsqueeze(1), points).squeeze(1)
+                chunks.append((points, samples, targets, _weights(ignored, points, canvas)))
+                del logits
+        points, samples, targets, weights = zip(*chunks, strict=True)
+        samples = masks.sample(image, queries, torch.cat(points), torch.cat(samples))  # (LM, P)
+        parts = samples.split([len(chunk) for chunk in targets])
+        sums = [self._row_losses(*rows) for rows in zip(parts, targets, weights, strict=True)]
+        return tuple(torch.cat(terms).view(L, M).sum(1) for terms in zip(*sums, strict=True))
+
+    def _row_losses(self, samples, targets, weights):
+        """Mask and dice term of every row of (R, P) samples, two (R,) tensors."""
         if self.focal is None:
             entropy = F.binary_cross_entropy_with_logits(samples, targets, reduction="none")
         else:
@@ -394,8 +395,7 @@ class Mask2FormerLoss(nn.Module):
             entropy = (entropy * weights).sum(1) / weights.sum(1).clamp(min=1)
             probabilities, targets = probabilities * weights, targets * weights
         overlap = (probabilities * targets).sum(1)
-        dice = 1 - (2 * overlap + 1) / (probabilities.sum(1) + targets.sum(1) + 1)
-        return entropy.view(shape).sum(1), dice.view(shape).sum(1)
+        return entropy, 1 - (2 * overlap + 1) / (probabilities.sum(1) + targets.sum(1) + 1)
 
     def _loss_points(self, image, layers, logits, shape, ignored, canvas, generator):
         """The most uncertain of many uniform candidates, then uniform ones (PointRend, section 3.2), (l, M, P, 2)."""

@@ -202,19 +202,22 @@ class Distillation(nn.Module):
         mask_sum = dice_sum = class_sum.new_zeros(())
         if len(answer.mask_logits):
             partners = queries.gather(1, matched.argsort(1))[:, : len(answer.mask_logits)]  # (L, N)
-            for layer in range(len(partners)):
-                rows = masks.of_queries(image, slice(layer, layer + 1), partners[layer : layer + 1])
-                entropy, dice = self._mask_sums(rows, answer, extent, generator)
-                mask_sum, dice_sum = mask_sum + entropy, dice_sum + dice
+            mask_sum, dice_sum = self._mask_sums(image, masks, partners, answer, extent, generator)
         return torch.stack([class_sum, weights.sum(), mask_sum, dice_sum])
 
-    def _mask_sums(self, rows, answer: Answer, extent, generator) -> tuple[Tensor, Tensor]:
-        """Mask and dice term of N masks of the student, in the order of the answer's."""
+    def _mask_sums(self, image, masks, partners, answer: Answer, extent, generator) -> tuple[Tensor, Tensor]:
+        """Mask and dice term of the student's masks of (L, N) queries, partners of the answer's N in every layer."""
+        found = []
         with torch.no_grad():
-            points = self._draw_points(rows.logits, _xy(extent), generator)  # (N, P, 2)
-            logits = answer.mask_logits.float().unsqueeze(1)
-            soft = sample_maps(logits, points * _xy(answer.extent)).squeeze(1).sigmoid()  # (N, P)
-        logits = rows.sample(points * _xy(extent))
+            taught = answer.mask_logits.float().unsqueeze(1)
+            for layer in range(len(partners)):
+                logits = masks.of_queries(image, slice(layer, layer + 1), partners[layer : layer + 1])
+                points = self._draw_points(logits, _xy(extent), generator)  # (N, P, 2)
+                soft = sample_maps(taught, points * _xy(answer.extent)).squeeze(1).sigmoid()  # (N, P)
+                points = points * _xy(extent)
+                found.append((points, sample_maps(logits.unsqueeze(1), points).squeeze(1), soft))
+            points, samples, soft = (torch.cat(rows) for rows in zip(*found, strict=True))
+        logits = masks.sample(image, partners, points, samples)  # (LN, P)
         entropy = F.binary_cross_entropy_with_logits(logits, soft, reduction="none") - _entropy(soft)
         p = logits.sigmoid()
         overlap, total = (p * soft).sum(1), (p**2).sum(1) + (soft**2).sum(1)
