@@ -328,8 +328,8 @@ def _trainer(settings, recipe, model, processor, train, val):
         use_cpu=settings.cpu,
         ddp_find_unused_parameters=False,
     )
-    if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+    if settings.gradient_checkpointing:  # renamed in transformers 5.24, where the old name warns
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     return Mask2FormerTrainer(
         model,
         options,
