@@ -69,10 +69,10 @@ class _SampledProduct(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
         embeddings, features, points = ctx.saved_tensors
-        (C, H, W), pixels = features.shape, features.flatten(1).T.float()
+        (C, H, W), pixels = features.shape, features.flatten(1).T.float()  # (H * W, C)
         rows = embeddings.float()
         of_rows = torch.zeros_like(rows)
-        of_features = torch.zeros(C, H * W, dtype=torch.float32, device=features.device)
+        of_features = torch.zeros_like(pixels)
         step = max(1, _elements_at_once(features.device) // (H * W))
         bilinear, zeros = 0, 0
         for start in range(0, len(rows), step):
@@ -86,8 +86,8 @@ class _SampledProduct(torch.autograd.Function):
             )
             of_logits = of_logits.flatten(1)  # (r, H * W)
             torch.mm(of_logits, pixels, out=of_rows[some])
-            of_features.addmm_(rows[some].T, of_logits)
-        return of_rows.to(embeddings.dtype), of_features.view(C, H, W).to(features.dtype), None, None
+            of_features.addmm_(of_logits.T, rows[some])
+        return of_rows.to(embeddings.dtype), of_features.T.view(C, H, W).to(features.dtype), None, None
 
 
 class DenseMasks:
