@@ -20,9 +20,9 @@ import torch
 from common import interleaved_medians, machine
 from transformers.models.mask2former.modeling_mask2former import multi_scale_deformable_attention as stock_attention
 
-from mask2former_hf.deformable_attention import multi_scale_deformable_attention
 from mask2former_hf.kernels import deformable_attention, select
-from mask2former_hf.pixel_decoder import cell_centres
+from mask2former_hf.model.deformable_attention import multi_scale_deformable_attention
+from mask2former_hf.model.pixel_decoder import cell_centres
 
 # Image name -> padded to the size divisor, 32.
 IMAGES = {

@@ -19,7 +19,7 @@ from plot import line_chart
 from training_step import process_peak
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss as StockLoss
 
-from mask2former_hf.criterion import LazyMasks, Mask2FormerLoss
+from mask2former_hf.model.criterion import LazyMasks, Mask2FormerLoss
 
 LAYERS, QUERIES, CHANNELS, LABELS = 10, 100, 256, 133
 

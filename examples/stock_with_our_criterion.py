@@ -13,8 +13,8 @@ import transformers
 from tqdm import tqdm
 
 from mask2former_hf import Mask2FormerImageProcessor
-from mask2former_hf.criterion import Mask2FormerLoss
 from mask2former_hf.data.scenes import ID2LABEL, ScenesDataset
+from mask2former_hf.model.criterion import Mask2FormerLoss
 from mask2former_hf.training.collation import SegmentationCollator
 from mask2former_hf.training.optimization import parameter_groups
 

@@ -23,21 +23,21 @@ from accelerate.utils import DataLoaderConfiguration, set_seed
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from mask2former_hf.criterion import loss_normalizers
 from mask2former_hf.data.augmentation import AugmentedDataset
 from mask2former_hf.data.classes import ClassTable
 from mask2former_hf.data.coco import CocoPanoptic
 from mask2former_hf.data.folders import LabelMaps
-from mask2former_hf.training.collation import SegmentationCollator
-from mask2former_hf.training.evaluation import (
+from mask2former_hf.evaluation.evaluator import (
     SegmentationEvaluator,
     evaluation_loader,
     headline,
     merge_processes,
     run_evaluation,
 )
+from mask2former_hf.model.criterion import loss_normalizers
+from mask2former_hf.training.backbones import augmentation_for, model_for_classes, new_model, processor_for
+from mask2former_hf.training.collation import SegmentationCollator
 from mask2former_hf.training.optimization import parameter_groups, polynomial_schedule
-from mask2former_hf.training.setup import augmentation_for, model_for_classes, new_model, processor_for
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

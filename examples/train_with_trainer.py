@@ -15,7 +15,7 @@ from mask2former_hf import Mask2FormerForUniversalSegmentation, Mask2FormerImage
 from mask2former_hf.data.augmentation import AugmentedDataset
 from mask2former_hf.data.classes import ClassTable
 from mask2former_hf.data.folders import LabelMaps
-from mask2former_hf.training.setup import augmentation_for, new_model, processor_for
+from mask2former_hf.training.backbones import augmentation_for, new_model, processor_for
 from mask2former_hf.training.trainer import Mask2FormerTrainer, Mask2FormerTrainingArguments
 
 

@@ -6,16 +6,16 @@ __version__ = "0.1.0"
 
 # Public name -> module. Modules load on first use, so that importing the package imports no torch.
 _EXPORTS = {
-    "Mask2FormerConfig": "configuration_mask2former",
-    "Mask2FormerForUniversalSegmentation": "modeling_mask2former",
-    "Mask2FormerImageProcessor": "image_processing_mask2former",
-    "Mask2FormerModel": "modeling_mask2former",
-    "Mask2FormerPreTrainedModel": "modeling_mask2former",
+    "Mask2FormerConfig": "model.configuration_mask2former",
+    "Mask2FormerForUniversalSegmentation": "model.modeling_mask2former",
+    "Mask2FormerImageProcessor": "model.image_processing_mask2former",
+    "Mask2FormerModel": "model.modeling_mask2former",
+    "Mask2FormerPreTrainedModel": "model.modeling_mask2former",
     "push_to_hub": "hub.publishing",
     "register": "hub.registration",
-    "resize_queries": "conversion.surgery",
+    "resize_queries": "training.label_surgery",
     "save_with_code": "hub.remote_code",
-    "set_labels": "conversion.surgery",
+    "set_labels": "training.label_surgery",
     "unregister": "hub.registration",
 }
 

@@ -11,9 +11,9 @@ from transformers.utils import logging as transformers_logging
 
 from .. import Mask2FormerImageProcessor
 from ..conversion.architecture import Settings
+from ..conversion.checkpoint_files import Checkpoint, read_checkpoint, write_original
 from ..conversion.converting import assumptions, build_model, check_numbers, to_original, understand
 from ..conversion.detectron2_config import settings_from_yaml
-from ..conversion.files import Checkpoint, read_checkpoint, write_original
 from ..conversion.names import CheckpointError
 from ..data.classes import ClassTable
 from ..hub.publishing import push_to_hub

@@ -6,7 +6,7 @@ from pathlib import Path
 from ..data.classes import IGNORE, ClassTable
 from ..data.coco import CocoInstances, CocoPanoptic
 from ..data.folders import InstanceMaps, LabelMaps
-from ..data.hub import HubDataset
+from ..data.hub_dataset import HubDataset
 from ..data.scenes import ID2LABEL, STUFF_LABEL_IDS, ScenesDataset
 from .main import UserError
 

@@ -11,11 +11,11 @@ from tqdm import tqdm
 
 from .. import Mask2FormerImageProcessor
 from ..data.scenes import ScenesDataset
+from ..evaluation.evaluator import evaluate
+from ..inference.drawing import draw_panoptic, side_by_side
+from ..training.backbones import new_model
 from ..training.collation import SegmentationCollator
-from ..training.evaluation import evaluate
 from ..training.optimization import parameter_groups, polynomial_schedule
-from ..training.setup import new_model
-from ..visualization import draw_panoptic, side_by_side
 from .datasets import Scenes
 from .files import write_json
 from .main import UserError

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from ..refinement.results import METHODS, check_refinement, segment_image
-from ..training.evaluation import KNOWN_METRICS, evaluate, headline, process_rank
+from ..evaluation.evaluator import KNOWN_METRICS, evaluate, headline, process_rank
+from ..inference.results import METHODS, check_refinement, segment_image
 from .datasets import add_data_arguments, load_split
 from .files import write_json
 from .loading import load

@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ..configuration_mask2former import TASKS
 from ..data.readers import read_image
-from ..postprocessing import masks_to_coco_rle
-from ..refinement.results import METHODS, check_refinement, segment_image
-from ..visualization import draw_instances, draw_panoptic, draw_semantic
+from ..inference.drawing import draw_instances, draw_panoptic, draw_semantic
+from ..inference.results import METHODS, check_refinement, segment_image
+from ..model.configuration_mask2former import TASKS
+from ..model.postprocessing import masks_to_coco_rle
 from .files import write_json
 from .loading import load
 from .main import UserError

@@ -9,12 +9,10 @@ import torch
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
-from ..configuration_mask2former import MASK_LOSSES, TASKS
 from ..data.augmentation import AugmentedDataset
-from ..training.distillation import Distillation
-from ..training.evaluation import METRICS, SegmentationEvaluator
-from ..training.recipes import COMMON, Recipe, load_recipe
-from ..training.setup import (
+from ..evaluation.evaluator import METRICS, SegmentationEvaluator
+from ..model.configuration_mask2former import MASK_LOSSES, TASKS
+from ..training.backbones import (
     BACKBONES,
     augmentation_for,
     model_for_classes,
@@ -22,6 +20,8 @@ from ..training.setup import (
     processor_for,
     scan,
 )
+from ..training.distillation import Distillation
+from ..training.recipes import COMMON, Recipe, load_recipe
 from ..training.trainer import Mask2FormerTrainer, Mask2FormerTrainingArguments, last_complete_checkpoint
 from .datasets import add_data_arguments, annotation, load_split
 from .files import write_json

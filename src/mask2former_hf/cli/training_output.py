@@ -4,8 +4,8 @@ import numpy as np
 from PIL import Image
 from transformers.trainer_callback import ProgressCallback
 
-from ..training.setup import parameters_in_millions
-from ..visualization import draw_instances
+from ..inference.drawing import draw_instances
+from ..training.backbones import parameters_in_millions
 
 
 def headline_names(figures: dict) -> list[str]:

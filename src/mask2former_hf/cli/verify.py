@@ -11,10 +11,10 @@ import transformers
 
 from .. import __version__
 from ..data.readers import read_image
-from ..hub.label_sets import stuff_of, task_of
+from ..evaluation.evaluator import evaluate, headline
+from ..inference.known_labels import stuff_of, task_of
 from ..kernels import select
-from ..modeling_mask2former import image_sizes_of
-from ..training.evaluation import evaluate, headline
+from ..model.modeling_mask2former import image_sizes_of
 from .datasets import add_data_arguments, load_split
 from .files import write_json
 from .loading import load

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
-from ..configuration_mask2former import Mask2FormerConfig
+from ..model.configuration_mask2former import Mask2FormerConfig
 from .names import CheckpointError
 from .original import current_name
 

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
-from ..configuration_mask2former import Mask2FormerConfig
-from ..modeling_mask2former import Mask2FormerForUniversalSegmentation
+from ..model.configuration_mask2former import Mask2FormerConfig
+from ..model.modeling_mask2former import Mask2FormerForUniversalSegmentation
 from . import mmdetection
 from .architecture import Architecture, Settings, infer_architecture, make_config
-from .files import Checkpoint
+from .checkpoint_files import Checkpoint
 from .names import CheckpointError, listed
 from .original import convert_state_dict, restore_state_dict
 

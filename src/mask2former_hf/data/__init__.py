@@ -1,1 +1,1 @@
-"""Images with annotations: generated scenes, later readers of the formats that people have."""
+"""The ground floor, which imports nothing of ours: readers, class tables, transforms, scenes, run-length codes."""

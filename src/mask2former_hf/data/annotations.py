@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from ..metrics.rle import read_counts, read_polygons
 from .classes import BACKGROUND_ID, ClassTable, count_ids
+from .rle import read_counts, read_polygons
 
 MAX_LABEL = 65535  # of a 16-bit map
 _UNDECLARED = -1

@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .. import __version__
-from .label_sets import stuff_of, task_of
+from ..inference.known_labels import stuff_of, task_of
 
 TAGS = ["mask2former", "mask2former_hf", "vision", "image-segmentation"]
 _ARGUMENTS = (

@@ -10,9 +10,9 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from ..configuration_mask2former import Mask2FormerConfig
-from ..image_processing_mask2former import Mask2FormerImageProcessor
-from ..modeling_mask2former import Mask2FormerForUniversalSegmentation, Mask2FormerModel
+from ..model.configuration_mask2former import Mask2FormerConfig
+from ..model.image_processing_mask2former import Mask2FormerImageProcessor
+from ..model.modeling_mask2former import Mask2FormerForUniversalSegmentation, Mask2FormerModel
 from .segmentation_pipeline import Mask2FormerSegmentationPipeline
 
 TASK = "image-segmentation"

@@ -5,25 +5,12 @@ import json
 import shutil
 from pathlib import Path
 
-from ..configuration_mask2former import Mask2FormerConfig
-from ..image_processing_mask2former import Mask2FormerImageProcessor
-from ..modeling_mask2former import Mask2FormerForUniversalSegmentation
-from .label_sets import stuff_of
+from ..inference.known_labels import stuff_of
+from ..model.configuration_mask2former import Mask2FormerConfig
+from ..model.image_processing_mask2former import Mask2FormerImageProcessor
+from ..model.modeling_mask2former import Mask2FormerForUniversalSegmentation
 
-ROOT = Path(__file__).resolve().parents[1]
-# What the model and the processor import of this package, all beside each other: transformers fetches no folders.
-FLAT_FILES = (
-    "backbone.py",
-    "configuration_mask2former.py",
-    "criterion.py",
-    "deformable_attention.py",
-    "image_processing_mask2former.py",
-    "matcher.py",
-    "modeling_mask2former.py",
-    "pixel_decoder.py",
-    "postprocessing.py",
-    "transformer_decoder.py",
-)
+MODEL_FILES = Path(__file__).resolve().parents[1] / "model"  # transformers fetches no folders: all beside each other
 CONFIG_MODULE = "configuration_with_code"
 MODEL_MAP = {
     "AutoConfig": f"{CONFIG_MODULE}.{Mask2FormerConfig.__name__}",
@@ -100,8 +87,8 @@ def save_with_code(
         processor.label_ids_to_fuse = stuff_of(model.config)
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
-    for name in FLAT_FILES:
-        shutil.copyfile(ROOT / name, directory / name)
+    for path in MODEL_FILES.glob("[!_]*.py"):
+        shutil.copyfile(path, directory / path.name)
     (directory / f"{CONFIG_MODULE}.py").write_text(_CONFIG_SOURCE, encoding="utf-8")
     # Written here and not by register_for_auto_class, which would change the classes for the rest of the process.
     _add(directory / "config.json", MODEL_MAP)

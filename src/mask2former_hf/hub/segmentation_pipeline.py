@@ -16,10 +16,10 @@ from transformers.image_utils import load_image
 from transformers.pipelines.image_segmentation import ImageSegmentationPipeline
 from transformers.utils import ModelOutput, logging
 
-from ..configuration_mask2former import TASKS
-from ..image_processing_mask2former import Mask2FormerImageProcessor
-from ..modeling_mask2former import Mask2FormerForUniversalSegmentation
-from .label_sets import stuff_of, task_of
+from ..inference.known_labels import stuff_of, task_of
+from ..model.configuration_mask2former import TASKS
+from ..model.image_processing_mask2former import Mask2FormerImageProcessor
+from ..model.modeling_mask2former import Mask2FormerForUniversalSegmentation
 
 logger = logging.get_logger(__name__)
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..image_processing_mask2former import Mask2FormerImageProcessor, resize_nearest
+from ..model.image_processing_mask2former import Mask2FormerImageProcessor, resize_nearest
 
 
 class SegmentationCollator:

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..criterion import DenseMasks, LazyMasks, sample_maps
-from ..matcher import assign
+from ..model.criterion import DenseMasks, LazyMasks, sample_maps
+from ..model.matcher import assign
 from .teacher import Answer, Teacher
 
 NEVER = -100.0  # logit of a class that is not the answer

@@ -9,12 +9,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
-from ..criterion import loss_normalizers
-from ..hub.model_card import write_model_card
-from ..image_processing_mask2former import Mask2FormerImageProcessor
-from .collation import SegmentationCollator
-from .distillation import Distillation
-from .evaluation import (
+from ..evaluation.evaluator import (
     SegmentationEvaluator,
     check_classes,
     evaluation_loader,
@@ -23,6 +18,11 @@ from .evaluation import (
     process_rank,
     run_evaluation,
 )
+from ..hub.model_card import write_model_card
+from ..model.criterion import loss_normalizers
+from ..model.image_processing_mask2former import Mask2FormerImageProcessor
+from .collation import SegmentationCollator
+from .distillation import Distillation
 from .optimization import multi_step_schedule, parameter_groups, polynomial_schedule
 from .teacher import WithImageIds
 

@@ -1,0 +1,295 @@
+"""Average precision of masks or boxes by COCO's rules, with run lengths as the only state."""
+
+import contextlib
+import io
+import json
+import math
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..data.rle import coco_tools, encode_masks, to_numpy, to_rle
+
+IOU_TYPES = ("segm", "bbox", "boundary")
+AREAS = ("all", "small", "medium", "large")  # the order of the COCO packages; limits 32² and 96² pixels
+
+
+class AveragePrecision:
+    """Keeps a compressed run-length code per mask (or a box); `compute` hands all of them to a COCO package.
+
+    The truth comes with every image, or from one COCO json (`from_coco`). Pickle the object to send it to another
+    process; the result does not depend on the order of updates and merges.
+
+    Args:
+        categories: class id -> `{"name", ...}`.
+        iou_type: "segm" compares masks, "bbox" boxes, "boundary" takes the smaller one of the masks' IoU and their
+            boundaries' (Cheng et al., CVPR 2021), which needs faster-coco-eval.
+        max_detections: rising numbers n; only the n best detections of a class count in an image, the largest n for
+            AP, each n for its AR.
+
+    Raises:
+        ValueError: for an unknown `iou_type` and for `max_detections` that do not rise.
+        ImportError: without a COCO package, and for "boundary" without faster-coco-eval.
+    """
+
+    def __init__(
+        self,
+        categories: Mapping[int, Mapping],
+        iou_type: str = "segm",
+        max_detections: Sequence[int] = (1, 10, 100),
+    ):
+        has_boundary = coco_tools().has_boundary  # now, and not after the first images
+        if iou_type not in IOU_TYPES:
+            raise ValueError(f"iou_type={iou_type!r}: must be one of {IOU_TYPES}")
+        if iou_type == "boundary" and not has_boundary:
+            raise ImportError("iou_type='boundary' is not in pycocotools: pip install faster-coco-eval")
+        self.max_detections = tuple(max_detections)
+        if not self.max_detections or sorted({*self.max_detections, 0}) != [0, *self.max_detections]:
+            raise ValueError(
+                f"max_detections={max_detections}: must be rising numbers from 1, for example (1, 10, 100)"
+            )
+        self.categories = dict(categories)
+        self.iou_type = iou_type
+        self.truth: dict[Hashable, list[dict]] = {}
+        self.predictions: dict[Hashable, list[dict]] = {}
+        self.sizes: dict[Hashable, list[int]] = {}
+        self._row = {category: row for row, category in enumerate(self.categories)}
+        self._truth_is_given = False
+
+    @classmethod
+    def from_coco(
+        cls,
+        annotations: Mapping | str | Path,
+        iou_type: str = "segm",
+        max_detections: Sequence[int] = (1, 10, 100),
+    ) -> "AveragePrecision":
+        """A metric whose truth is a COCO instances json: `update` then takes no segments.
+
+        As in the official evaluation all images of the json count, those that are never updated as images without
+        predictions.
+
+        Args:
+            annotations: the json's content or its path.
+        """
+        if not isinstance(annotations, Mapping):
+            annotations = json.loads(Path(annotations).read_text())
+        metric = cls({c["id"]: c for c in annotations["categories"]}, iou_type, max_detections)
+        metric._truth_is_given = True
+        for image in annotations["images"]:
+            metric.truth[image["id"]] = []
+            metric.sizes[image["id"]] = [image["height"], image["width"]]
+        for annotation in annotations["annotations"]:
+            image_id = annotation["image_id"]
+            if image_id not in metric.truth:
+                raise ValueError(f"annotation {annotation.get('id')} is of image {image_id!r}, which images lacks")
+            metric.truth[image_id].append(metric._true_record(annotation, image_id))
+        return metric
+
+    def update(
+        self,
+        masks,
+        scores,
+        labels,
+        segments: Iterable[Mapping] | None = None,
+        *,
+        image_id: Hashable,
+        areas: Sequence[float] | None = None,
+    ):
+        """Count one image; images without predictions and without truth count as well.
+
+        Args:
+            masks: (N, H, W) bool or N RLEs; for boxes alternatively (N, 4) as COCO's (x, y, width, height) in pixels.
+            scores: (N,) confidences.
+            labels: (N,) class ids as in `categories`.
+            segments: the truth, a mapping per object with `category_id`, `segmentation` (RLE or (H, W) bool mask; for
+                boxes also or instead `bbox`), and optionally `iscrowd` and `area`. COCO's `area` is the polygon's and
+                decides whether an object is small, medium or large; without it the mask's pixels are counted.
+            image_id: any hashable that means the same in all processes.
+            areas: (N,) pixels that decide whether a false positive is small, medium or large, by default the mask's or
+                the box's. (A COCO package that loads a result file takes the box's for masks too if the file has one.)
+
+        Raises:
+            ValueError: for an image that was counted before, classes that are not in `categories`, masks of different
+                size, unequal numbers of masks, scores and labels, and truth that is missing or given twice.
+        """
+        image_id = image_id.item() if hasattr(image_id, "item") else image_id
+        if image_id in self.predictions:
+            raise ValueError(f"image_id={image_id!r} was counted before: update once per image")
+        if self._truth_is_given and segments is not None:
+            raise ValueError("segments: this metric has its truth from a COCO json; pass segments=None")
+        if self._truth_is_given and image_id not in self.truth:
+            raise ValueError(f"image_id={image_id!r} is not in the COCO json's images: pass the id that it has there")
+        if not self._truth_is_given and segments is None:
+            raise ValueError("segments=None: pass the image's true objects, or make the metric with `from_coco`")
+        known_size = self.sizes.get(image_id)
+        try:
+            if self._truth_is_given:
+                truth = self.truth[image_id]
+            else:
+                truth = [self._true_record(segment, image_id) for segment in segments]
+            records = self._predicted_records(masks, to_numpy(scores), to_numpy(labels), areas, image_id)
+        except Exception:
+            if known_size is None:
+                self.sizes.pop(image_id, None)
+            raise
+        self.truth[image_id], self.predictions[image_id] = truth, records
+
+    def merge(self, other: "AveragePrecision"):
+        """Add the images of another metric, for example of another process."""
+        for name in ("categories", "iou_type", "max_detections", "_truth_is_given"):
+            if getattr(self, name) != getattr(other, name):
+                raise ValueError(f"other has another {name.strip('_')}: merge metrics that were made alike")
+        twice = sorted(map(repr, self.predictions.keys() & other.predictions.keys()))
+        if twice:
+            raise ValueError(
+                f"{len(twice)} images were counted in both metrics, for example {', '.join(twice[:3])}: give each "
+                "image to one process (samplers that pad the last batch repeat images)"
+            )
+        if self._truth_is_given and self.truth.keys() != other.truth.keys():
+            raise ValueError("other was made from a COCO json with other images: merge metrics of the same json")
+        self.truth.update(other.truth)
+        self.predictions.update(other.predictions)
+        self.sizes.update(other.sizes)
+
+    def compute(self) -> dict:
+        """COCO's figures in [0, 1], nan where there is no such object in the truth (the COCO packages print -1).
+
+        Returns:
+            `{"AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl", "per_class": {id:
+            {"name", "AP", "AP50"}}}`, where AR's numbers are `max_detections`.
+        """
+        precision, recall = self._accumulate()
+        figures = {"AP": _mean(precision[..., 0, -1])}
+        figures |= {"AP50": _mean(precision[0, ..., 0, -1]), "AP75": _mean(precision[5, ..., 0, -1])}
+        figures |= {f"AP{name[0]}": _mean(precision[..., i, -1]) for i, name in enumerate(AREAS) if i}
+        figures |= {f"AR{n}": _mean(recall[..., 0, i]) for i, n in enumerate(self.max_detections)}
+        figures |= {f"AR{name[0]}": _mean(recall[..., i, -1]) for i, name in enumerate(AREAS) if i}
+        figures["per_class"] = {
+            category: {
+                "name": self.categories[category]["name"],
+                "AP": _mean(precision[:, :, row, 0, -1]),
+                "AP50": _mean(precision[0, :, row, 0, -1]),
+            }
+            for category, row in self._row.items()
+        }
+        return figures
+
+    def _accumulate(self) -> tuple[np.ndarray, np.ndarray]:
+        """Precision (T, R, K, A, M) and recall (T, K, A, M) over IoU thresholds, recalls, classes, areas, limits."""
+        tools = coco_tools()
+        order = _sort_ids(self.truth)  # decides between equal scores in different images
+        images = [{"id": i, "height": 0, "width": 0} for i in range(1, len(order) + 1)]
+        for image, image_id in zip(images, order, strict=True):
+            if image_id in self.sizes:
+                image["height"], image["width"] = self.sizes[image_id]
+        sides = []
+        # Both packages print, and so does making an index.
+        with contextlib.redirect_stdout(io.StringIO()):
+            for records in (self.truth, self.predictions):
+                side = tools.COCO()
+                annotations = [
+                    {**record, "image_id": image["id"]}
+                    for image, image_id in zip(images, order, strict=True)
+                    for record in records.get(image_id, ())
+                ]
+                for number, annotation in enumerate(annotations, start=1):  # id 0 would mean "no match"
+                    annotation["id"] = number
+                side.dataset = {
+                    "images": images,
+                    "annotations": annotations,
+                    "categories": [{"id": row, "name": str(row)} for row in self._row.values()],
+                }
+                side.createIndex()
+                sides.append(side)
+            evaluation = tools.COCOeval(*sides, self.iou_type)
+            evaluation.params.maxDets = list(self.max_detections)
+            evaluation.evaluate()
+            evaluation.accumulate()
+        return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
+
+    def _true_record(self, segment: Mapping, image_id: Hashable) -> dict:
+        category = segment["category_id"]
+        if category not in self._row:
+            raise ValueError(
+                f"segments has category_id {category} in image {image_id!r}: known are {sorted(self._row)}"
+            )
+        rle = None
+        if "segmentation" in segment and (self.iou_type != "bbox" or "bbox" not in segment or "area" not in segment):
+            rle = self._check_size(to_rle(segment["segmentation"], self.sizes.get(image_id)), image_id)
+        record = self._record(rle, segment.get("bbox"))
+        if segment.get("area") is not None:
+            record["area"] = float(segment["area"])
+        elif rle is not None:
+            record["area"] = float(coco_tools().mask.area([rle])[0])
+        return {**record, "category_id": self._row[category], "iscrowd": int(segment.get("iscrowd", 0))}
+
+    def _predicted_records(self, masks, scores, labels, areas, image_id: Hashable) -> list[dict]:
+        if not len(masks) == len(scores) == len(labels) or scores.ndim != 1 or labels.ndim != 1:
+            raise ValueError(
+                f"image {image_id!r} has {len(masks)} masks, scores of shape {scores.shape} and labels of shape "
+                f"{labels.shape}: each mask needs one score and one label"
+            )
+        if not np.isfinite(scores.astype(np.float64)).all():
+            raise ValueError(f"scores of image {image_id!r} has nan or infinite values: a confidence must be finite")
+        unknown = sorted(set(labels.tolist()) - set(self._row))
+        if unknown:
+            raise ValueError(f"labels has the classes {unknown} in image {image_id!r}: known are {sorted(self._row)}")
+        if areas is not None and len(areas) != len(masks):
+            raise ValueError(
+                f"areas has {len(areas)} values for {len(masks)} masks in image {image_id!r}: one is needed each"
+            )
+        kept, count = [], {}
+        for index in np.argsort(-scores.astype(np.float64), kind="stable").tolist():
+            label = labels[index].item()
+            count[label] = count.get(label, 0) + 1
+            if count[label] <= self.max_detections[-1]:
+                kept.append(index)
+        records = self._regions(masks, kept, image_id) if kept else []
+        for record, index in zip(records, kept, strict=True):
+            record |= {"category_id": self._row[labels[index].item()], "score": float(scores[index])}
+            if areas is not None:
+                record["area"] = float(areas[index])
+        return records
+
+    def _regions(self, masks, kept: list[int], image_id: Hashable) -> list[dict]:
+        if isinstance(masks, Sequence) and (isinstance(masks[0], Mapping) or np.ndim(masks[0]) == 2):
+            rles = [to_rle(masks[index]) for index in kept]
+        elif self.iou_type == "bbox" and np.ndim(masks) == 2:
+            return [self._record(None, box) for box in to_numpy(masks)[kept]]
+        else:
+            rles = encode_masks(to_numpy(masks[kept] if hasattr(masks, "shape") else np.asarray(masks)[kept]))
+        return [self._record(self._check_size(rle, image_id)) for rle in rles]
+
+    def _record(self, rle: dict | None, box=None) -> dict:
+        """What the COCO packages compare, with the area of it in pixels."""
+        if self.iou_type != "bbox":
+            if rle is None:
+                raise ValueError("segments has no segmentation: an RLE or an (H, W) bool mask per object is needed")
+            return {"segmentation": rle, "area": float(coco_tools().mask.area([rle])[0])}
+        if box is None and rle is None:
+            raise ValueError("segments has neither bbox nor segmentation: one of them per object is needed")
+        x, y, width, height = map(float, coco_tools().mask.toBbox([rle])[0] if box is None else box)
+        return {"bbox": [x, y, width, height], "area": width * height}
+
+    def _check_size(self, rle: dict, image_id: Hashable) -> dict:
+        size = self.sizes.setdefault(image_id, rle["size"])
+        if rle["size"] != size:
+            raise ValueError(
+                f"image {image_id!r} has masks of {rle['size']} and of {size} (height, width): resize the predictions "
+                "to the size of the truth"
+            )
+        return rle
+
+
+def _sort_ids(ids: Iterable[Hashable]) -> list:
+    ids = list(ids)
+    for kind in ((int, np.integer), str):
+        if all(isinstance(image_id, kind) for image_id in ids):
+            return sorted(ids)
+    return sorted(ids, key=lambda image_id: (type(image_id).__name__, repr(image_id)))
+
+
+def _mean(values: np.ndarray) -> float:
+    values = values[values > -1]  # -1 marks classes without truth
+    return float(values.mean()) if values.size else math.nan

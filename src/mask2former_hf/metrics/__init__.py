@@ -1,1 +1,0 @@
-"""Metrics with small state that merges across processes."""

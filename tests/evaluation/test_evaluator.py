@@ -1,0 +1,142 @@
+"""Evaluation: right for known answers, equal however the images are spread over batches and processes."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import tiny_model
+
+import mask2former_hf
+from mask2former_hf import Mask2FormerImageProcessor
+from mask2former_hf.cli.datasets import Scenes
+from mask2former_hf.cli.main import main
+from mask2former_hf.data.scenes import ID2LABEL, STUFF_LABEL_IDS
+from mask2former_hf.evaluation.evaluator import SegmentationEvaluator, check_classes, evaluate, headline
+
+METRICS = ["pq", "ap", "box_ap", "miou"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model = tiny_model(
+        "resnet", id2label=ID2LABEL, label2id={name: index for index, name in ID2LABEL.items()}, task="panoptic",
+        stuff_label_ids=list(STUFF_LABEL_IDS), num_queries=20,
+    )  # fmt: skip
+    model.class_predictor.bias.data[:5] += 6  # a random network that is sure of something
+    model.save_pretrained(folder)
+    Mask2FormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}).save_pretrained(folder)
+    return folder
+
+
+def load(folder):
+    model = mask2former_hf.Mask2FormerForUniversalSegmentation.from_pretrained(folder).eval()
+    return model, Mask2FormerImageProcessor.from_pretrained(folder)
+
+
+def truth(example):
+    """The annotations as results, by task."""
+    ids = torch.from_numpy(example["segmentation"]).long()
+    rows = [{"id": s["id"], "label_id": s["category_id"], "score": 1.0} for s in example["segments_info"]]
+    masks = torch.stack([ids == row["id"] for row in rows])
+    labels = torch.tensor([row["label_id"] for row in rows])
+    semantic = torch.zeros_like(ids)
+    for mask, label in zip(masks, labels, strict=True):
+        semantic[mask] = label
+    return {
+        "panoptic": {"segmentation": ids, "segments_info": rows},
+        "instance": {"masks": masks, "scores": torch.ones(len(rows)), "labels": labels},
+        "semantic": semantic,
+    }
+
+
+def test_the_annotations_as_results_are_perfect_and_wrong_classes_are_not(checkpoint):
+    model, processor = load(checkpoint)
+    right, wrong = (SegmentationEvaluator(model.config, processor, METRICS) for _ in range(2))
+    for index in range(4):
+        example = Scenes("val")[index]
+        result = truth(example)
+        right.count(result, example, index)
+        shifted = {"panoptic": dict(result["panoptic"]), "instance": dict(result["instance"])}
+        rows = [row | {"label_id": (row["label_id"] + 1) % 5} for row in result["panoptic"]["segments_info"]]
+        shifted["panoptic"]["segments_info"] = rows
+        shifted["instance"]["labels"] = (result["instance"]["labels"] + 1) % 5
+        shifted["semantic"] = (result["semantic"] + 1) % 5
+        wrong.count(shifted, example, index)
+    assert all(headline(right.compute())[name] == pytest.approx(1.0) for name in ("pq", "ap", "box_ap", "miou"))
+    assert all(headline(wrong.compute())[name] < 0.1 for name in ("pq", "ap", "box_ap", "miou"))
+
+
+def test_the_batch_size_does_not_change_the_figures(checkpoint):
+    model, processor = load(checkpoint)
+    figures = [
+        headline(evaluate(model, processor, Subset(5), METRICS, batch_size=size, threshold=0.1, progress=False))
+        for size in (1, 2, 5)
+    ]
+    assert figures[0]["ap50"] > 0 or figures[0]["miou"] > 0
+    for other in figures[1:]:
+        assert other == pytest.approx(figures[0], abs=1e-3, nan_ok=True)
+
+
+class Subset:
+    """The first held-out scenes."""
+
+    def __init__(self, length):
+        self.scenes, self.length = Scenes("val"), length
+        self.classes = self.scenes.classes
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        return self.scenes[index]
+
+
+def test_evaluators_of_shares_merge_to_the_whole(checkpoint):
+    model, processor = load(checkpoint)
+
+    def counted(indices):
+        evaluator = SegmentationEvaluator(model.config, processor, METRICS, threshold=0.1)
+        for index in indices:
+            example = Scenes("val")[index]
+            inputs = processor([example["image"]], return_tensors="pt")
+            with torch.inference_mode():
+                evaluator.update(model(**inputs), [example], [index])
+        return evaluator
+
+    parts = counted([0, 2, 4])
+    parts.merge(counted([1, 3]))
+    assert headline(parts.compute()) == pytest.approx(headline(counted(range(5)).compute()), abs=0, nan_ok=True)
+
+
+def test_two_processes_give_the_figures_of_one_with_an_uneven_last_batch(checkpoint, tmp_path):
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    given = ["--model", str(checkpoint), "--data", "scenes", "--limit", "5", "--batch-size", "1", "--threshold", "0.1"]
+    given += ["--metrics", *METRICS, "--device", "cpu"]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the two processes: rounding is the same
+    try:
+        assert main(["evaluate", *given, "--json", str(one)]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    source = os.path.dirname(os.path.dirname(mask2former_hf.__file__))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    done = subprocess.run(
+        [*launcher, "-m", "mask2former_hf", "evaluate", *given, "--json", str(two)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": source},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("pq per class") == 1
+    assert one.read_text() == two.read_text()
+
+
+def test_other_classes_are_refused_with_the_first_that_differs(checkpoint):
+    model, _ = load(checkpoint)
+    model.config.id2label = model.config.id2label | {3: "moss"}
+    with pytest.raises(ValueError, match="first that differs is class 3: .* in the data, 'moss' in the model"):
+        check_classes(model.config, Subset(1))

@@ -1,0 +1,520 @@
+"""Results from logits, against the original's golden results, a literal NumPy reading of its rules and pycocotools."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import GOLDEN, needs_golden
+from safetensors.torch import load_file
+
+from mask2former_hf.model import postprocessing
+from mask2former_hf.model.postprocessing import (
+    instance_segmentation,
+    mask_to_rle,
+    masks_to_boxes,
+    masks_to_coco_rle,
+    panoptic_segmentation,
+    resize_mask_logits,
+    semantic_map,
+    semantic_scores,
+)
+
+COCO_CASES = ["r50_coco_panoptic", "swin_coco_panoptic"]
+COCO_STUFF = range(80, 133)
+
+
+# --- golden results of the original ----------------------------------------------------------------------------------
+
+
+def read_json(path):
+    return json.loads((GOLDEN / path).read_text())
+
+
+def synthetic_case(case):
+    info = read_json("postprocess_synthetic/info.json")[case]
+    tensors = load_file(GOLDEN / "postprocess_synthetic" / "tensors.safetensors")
+    tensors = {key[2:]: value for key, value in tensors.items() if key.startswith(f"{case}.")}
+    maps = np.load(GOLDEN / "postprocess_synthetic" / "maps.npz")
+    maps = {key[2:]: maps[key] for key in maps.files if key.startswith(f"{case}.")}
+    logits = (tensors["pred_logits"], tensors["pred_masks"], info["padded"], info["image"], info["output"])
+    return info, tensors, maps, logits
+
+
+def network_case(case, image):
+    meta, outputs = read_json(f"{case}/meta.json"), load_file(GOLDEN / case / "outputs.safetensors")
+    canvas = [4 * side for side in outputs["pred_masks"].shape[-2:]]
+    logits = (outputs["pred_logits"][image], outputs["pred_masks"][image], canvas)
+    return *logits, meta["image_sizes"][image], meta["output_sizes"][image]
+
+
+def as_original(segments):
+    return [{"id": s["id"], "isthing": not s["was_fused"], "category_id": s["label_id"]} for s in segments]
+
+
+def assert_same_instances(result, scores, labels, packed, size):
+    """Equal as sets (the original's top-k is unsorted): every golden instance finds its own one of ours.
+
+    Up to two pixels of a mask may differ and scores by 1e-4: the recorded results come from an inference forward of
+    their own, not from the recorded logits (measured: 3e-5, and one pixel in a few of the masks).
+    """
+    theirs = np.unpackbits(packed, axis=1)[:, : size[0] * size[1]].astype(bool) if len(packed) else []
+    ours = result["masks"].numpy().reshape(len(result["masks"]), size[0] * size[1])
+    assert len(ours) == len(theirs)
+    np.testing.assert_allclose(result["scores"].numpy(), np.sort(np.asarray(scores))[::-1], rtol=1e-4)
+    free = list(range(len(ours)))
+    for mask, label, score in zip(theirs, np.asarray(labels), np.asarray(scores), strict=True):
+        for n in free:
+            close = abs(float(result["scores"][n]) - score) <= 1e-4 * score + 1e-9
+            if result["labels"][n] == label and close and (ours[n] ^ mask).sum() <= 2:
+                free.remove(n)
+                break
+        else:
+            pytest.fail(f"no instance with label {label}, score {score} and {mask.sum()} pixels")
+
+
+@needs_golden
+@pytest.mark.parametrize("case", [0, 1, 2])
+def test_synthetic_masks_land_where_the_original_puts_them(case):
+    _, tensors, _, logits = synthetic_case(case)
+    masks = resize_mask_logits(*logits[1:])
+    torch.testing.assert_close(masks[:, ::4, ::4], tensors["mask_at_output_stride4"], rtol=0, atol=0)
+
+
+@needs_golden
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("case", [0, 1, 2])
+def test_synthetic_semantic_equals_the_original_in_both_orders(case, first):
+    _, tensors, maps, logits = synthetic_case(case)
+    name = "sem" if first else "sem_after"
+    scores = semantic_scores(*logits, resize_masks_first=first)
+    torch.testing.assert_close(scores[:, ::4, ::4], tensors[f"{name}_stride4"], rtol=1e-5, atol=1e-6)
+    best_two = scores.topk(2, dim=0).values
+    clear = (best_two[0] - best_two[1] > 1e-5).numpy()
+    classes = semantic_map(*logits, resize_masks_first=first).numpy()
+    assert clear.mean() > 0.99
+    assert (classes == maps[f"{name}_argmax"])[clear].all()
+
+
+@needs_golden
+@pytest.mark.parametrize("case", [0, 1, 2])
+def test_synthetic_panoptic_equals_the_original_at_every_threshold_pair(case):
+    info, _, maps, logits = synthetic_case(case)
+    stuff = set(range(info["classes"])) - set(info["thing_ids"])
+    for expected in info["panoptic"]:
+        thresholds = {key: expected[key] for key in ("object_mask_threshold", "overlap_threshold")}
+        segmentation, segments = panoptic_segmentation(*logits, **thresholds, stuff_label_ids=stuff)
+        golden = maps[f"panoptic.{thresholds['object_mask_threshold']}_{thresholds['overlap_threshold']}"]
+        np.testing.assert_array_equal(segmentation.numpy(), golden)
+        assert as_original(segments) == expected["segments_info"]
+        assert (segmentation == 0).sum() == expected["void_pixels"]
+
+
+@needs_golden
+@pytest.mark.parametrize("things_only", [True, False])
+@pytest.mark.parametrize("case", [0, 1, 2])
+def test_synthetic_instances_equal_the_original(case, things_only):
+    info, tensors, maps, logits = synthetic_case(case)
+    name = "instance.things_only" if things_only else "instance.all"
+    things = info["thing_ids"] if things_only else None
+    result = instance_segmentation(*logits, top_k=info["topk"], thing_label_ids=things)
+    packed = maps[f"{name}.masks_packed"]
+    assert_same_instances(result, tensors[f"{name}.scores"], tensors[f"{name}.classes"], packed, info["output"])
+
+
+@needs_golden
+@pytest.mark.parametrize("image", [0, 1])
+@pytest.mark.parametrize("case", COCO_CASES)
+def test_semantic_of_recorded_networks_equals_the_original(case, image):
+    logits = network_case(case, image)
+    for mode, first in (("all", True), ("semantic_only", False)):
+        golden = np.load(GOLDEN / case / f"inference_{mode}.npz")
+        clear = golden[f"{image}.sem_margin_small"] == 0
+        classes = semantic_map(*logits, resize_masks_first=first).numpy()
+        assert (classes == golden[f"{image}.sem_argmax"])[clear].all()
+        scores = semantic_scores(*logits, resize_masks_first=first)[:, ::16, ::16]
+        np.testing.assert_allclose(scores.numpy(), golden[f"{image}.sem_scores_stride16"], rtol=1e-4, atol=1e-6)
+
+
+@needs_golden
+def test_semantic_only_network_mixes_classes_before_resizing():
+    logits = network_case("swin_ade_semantic_prenorm", 0)
+    golden = np.load(GOLDEN / "swin_ade_semantic_prenorm" / "inference_as_config.npz")
+    classes = semantic_map(*logits, resize_masks_first=False).numpy()
+    assert (classes == golden["0.sem_argmax"])[golden["0.sem_margin_small"] == 0].all()
+
+
+@needs_golden
+@pytest.mark.parametrize("image", [0, 1])
+@pytest.mark.parametrize("case", COCO_CASES)
+def test_instances_of_recorded_networks_equal_the_original(case, image):
+    logits = network_case(case, image)
+    for mode, things in (("all", range(80)), ("instance_only", None)):
+        golden = np.load(GOLDEN / case / f"inference_{mode}.npz")
+        result = instance_segmentation(*logits, top_k=40, thing_label_ids=things)
+        expected = (golden[f"{image}.inst_{key}"] for key in ("scores", "classes", "masks_packed"))
+        assert_same_instances(result, *expected, logits[4])
+
+
+@needs_golden
+@pytest.mark.parametrize("case", COCO_CASES)
+def test_panoptic_of_recorded_networks_equals_the_original_over_the_threshold_sweep(case):
+    maps = np.load(GOLDEN / case / "panoptic_sweep.npz")
+    for expected in read_json(f"{case}/panoptic_sweep.json"):
+        image = expected["image"]
+        thresholds = {key: expected[key] for key in ("object_mask_threshold", "overlap_threshold")}
+        segmentation, segments = panoptic_segmentation(
+            *network_case(case, image), **thresholds, stuff_label_ids=COCO_STUFF
+        )
+        name = "{object_mask_threshold}_{overlap_threshold}".format(**thresholds)
+        np.testing.assert_array_equal(segmentation.numpy(), maps[f"{name}.{image}"])
+        assert as_original(segments) == expected["segments_info"]
+
+
+# --- a literal NumPy reading of the rules ----------------------------------------------------------------------------
+
+
+def random_logits(seed, queries=9, classes=5, size=(7, 9)):
+    generator = torch.Generator().manual_seed(seed)
+    class_logits = torch.randn(queries, classes + 1, generator=generator) * 4
+    coarse = torch.randn(1, queries, 4, 5, generator=generator) * 6
+    masks = torch.nn.functional.interpolate(coarse, size=size, mode="bilinear")[0]
+    return class_logits, masks, (28, 36), (25, 33), (31, 29)
+
+
+def softmax(logits):
+    shifted = np.exp(logits - logits.max(-1, keepdims=True))
+    return shifted / shifted.sum(-1, keepdims=True)
+
+
+def literal_panoptic(class_logits, masks, object_threshold, overlap, mask_threshold, stuff):
+    """The original's loop, pixel by pixel and query by query; masks are probabilities at the target size."""
+    probabilities = softmax(class_logits)
+    kept = []
+    for query, row in enumerate(probabilities):
+        label = int(row.argmax())
+        if label != len(row) - 1 and row[label] > object_threshold:
+            kept.append((query, label, row[label]))
+    height, width = masks.shape[1:]
+    result, segments, stuff_ids = np.zeros((height, width), int), [], {}
+    if not kept:
+        return result, segments
+    owner = np.zeros((height, width), int)
+    for y in range(height):
+        for x in range(width):
+            owner[y, x] = int(np.argmax([score * masks[query, y, x] for query, _, score in kept]))
+    for k, (query, label, _) in enumerate(kept):
+        mine, mask = owner == k, masks[query] >= mask_threshold
+        final = mine & mask
+        if mine.sum() == 0 or mask.sum() == 0 or final.sum() == 0 or mine.sum() / mask.sum() < overlap:
+            continue
+        if label in stuff_ids:
+            result[final] = stuff_ids[label]
+            continue
+        segments.append((len(segments) + 1, label))
+        if label in stuff:
+            stuff_ids[label] = len(segments)
+        result[final] = len(segments)
+    return result, segments
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_panoptic_equals_a_literal_reading_of_the_rules(seed):
+    logits = random_logits(seed)
+    masks = resize_mask_logits(*logits[1:]).sigmoid().numpy()
+    for object_threshold, overlap, mask_threshold in (
+        (0.0, 0.0, 0.5),
+        (0.4, 0.6, 0.5),
+        (0.5, 0.8, 0.3),
+        (0.99, 0.8, 0.5),
+    ):
+        settings = {"object_mask_threshold": object_threshold, "overlap_threshold": overlap}
+        expected, entries = literal_panoptic(
+            logits[0].numpy(), masks, object_threshold, overlap, mask_threshold, {3, 4}
+        )
+        result, segments = panoptic_segmentation(
+            *logits, **settings, mask_threshold=mask_threshold, stuff_label_ids={3, 4}
+        )
+        np.testing.assert_array_equal(result.numpy(), expected)
+        assert [(s["id"], s["label_id"]) for s in segments] == entries
+        assert [s["area"] for s in segments] == [(expected == s["id"]).sum() for s in segments]
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("mask_threshold", [0.5, 0.2])
+def test_instances_equal_a_literal_reading_of_the_rules(seed, mask_threshold):
+    logits = random_logits(seed)
+    masks = resize_mask_logits(*logits[1:]).double().numpy()
+    pairs = softmax(logits[0].double().numpy())[:, :-1]
+    best = sorted(((p, q, c) for q, row in enumerate(pairs) for c, p in enumerate(row)), reverse=True)[:20]
+    expected = []
+    for probability, query, label in best:
+        mask = masks[query] > np.log(mask_threshold / (1 - mask_threshold))
+        inside = (1 / (1 + np.exp(-masks[query])))[mask]
+        expected.append((probability * inside.sum() / (mask.sum() + 1e-6), label, mask))
+    expected = sorted(expected, key=lambda entry: -entry[0])
+    result = instance_segmentation(*logits, top_k=20, mask_threshold=mask_threshold)
+    np.testing.assert_allclose(result["scores"].numpy(), [entry[0] for entry in expected], rtol=1e-4, atol=1e-6)
+    found = [entry for entry in expected if entry[0] > 1e-3]  # below, ties of empty masks have no order
+    assert result["labels"][: len(found)].tolist() == [entry[1] for entry in found]
+    np.testing.assert_array_equal(result["masks"][: len(found)].numpy(), [entry[2] for entry in found])
+    high = instance_segmentation(*logits, top_k=20, mask_threshold=mask_threshold, score_threshold=0.3)
+    assert high["scores"].tolist() == pytest.approx([score for score in result["scores"].tolist() if score >= 0.3])
+
+
+# --- the rules one by one --------------------------------------------------------------------------------------------
+
+
+def painted(labels, areas, size=(8, 8), classes=4, certainty=9.0, strength=9.0):
+    """Queries with a certain class each and a mask that is one block of rows (start, stop)."""
+    class_logits = torch.zeros(len(labels), classes + 1)
+    class_logits[torch.arange(len(labels)), torch.tensor(labels)] = certainty
+    masks = torch.full((len(labels), *size), -strength)
+    for mask, (start, stop) in zip(masks, areas, strict=True):
+        mask[start:stop] = strength
+    return class_logits, masks, size  # the canvas has the masks' size, so nothing is resized
+
+
+def test_row_2_segment_ids_are_unique_after_a_fused_class_returns():
+    logits = painted([0, 1, 0, 2], [(0, 2), (2, 4), (4, 6), (6, 8)])
+    result, segments = panoptic_segmentation(*logits, stuff_label_ids={0})
+    assert [(s["id"], s["label_id"]) for s in segments] == [(1, 0), (2, 1), (3, 2)]
+    assert result[:, 0].tolist() == [1, 1, 2, 2, 1, 1, 3, 3]
+
+
+def test_row_3_fused_stuff_has_one_entry():
+    logits = painted([0, 0, 0], [(0, 2), (3, 5), (6, 8)])
+    _, segments = panoptic_segmentation(*logits, stuff_label_ids={0})
+    assert len(segments) == 1
+    assert segments[0]["was_fused"] and segments[0]["area"] == 6 * 8
+    assert len(panoptic_segmentation(*logits)[1]) == 3
+
+
+def test_row_4_pixels_without_a_mask_above_one_half_are_void():
+    result, segments = panoptic_segmentation(*painted([0, 1], [(0, 2), (2, 4)]))
+    assert len(segments) == 2
+    assert (result[4:] == 0).all() and (result[:4] > 0).all()
+
+
+def test_row_4_the_overlap_area_is_of_the_unweighted_mask():
+    # Class probability .65 × mask probability .7 is below .5: a weighted area would be empty and drop the segment.
+    class_logits = torch.tensor([[0.65, 0.35]]).log()
+    mask_logits = torch.full((1, 4, 4), 0.7).logit()
+    _, segments = panoptic_segmentation(class_logits, mask_logits, (4, 4), object_mask_threshold=0.5)
+    assert [s["area"] for s in segments] == [16]
+
+
+def test_a_segment_survives_at_exactly_the_overlap_threshold():
+    class_logits, masks, size = painted([0, 1], [(0, 5), (3, 7)])
+    class_logits[0, 0] = 20.0  # the first owns the two rows of overlap: the second keeps 2 of its 4, and two below .5
+    masks[:, 7:] = -60.0
+    masks[1, 7:] = -80.0
+    for threshold, count in ((0.5, 2), (0.51, 1)):
+        assert len(panoptic_segmentation(class_logits, masks, size, overlap_threshold=threshold)[1]) == count
+
+
+def test_a_score_of_exactly_the_threshold_is_dropped():
+    class_logits = torch.tensor([[0.0, 0.0, -1e4]])  # probability one half, exactly
+    masks = torch.ones(1, 4, 4)
+    assert panoptic_segmentation(class_logits, masks, (4, 4), object_mask_threshold=0.5)[1] == []
+    assert len(panoptic_segmentation(class_logits, masks, (4, 4), object_mask_threshold=0.499)[1]) == 1
+
+
+@pytest.mark.parametrize("chunk", [1, 1 << 24])
+def test_the_first_of_equal_queries_owns_the_pixel(chunk, monkeypatch):
+    monkeypatch.setattr(postprocessing, "CPU_CHUNK_BYTES", chunk)
+    result, segments = panoptic_segmentation(*painted([2, 1, 0], [(0, 8)] * 3))
+    assert [s["label_id"] for s in segments] == [2]
+    assert (result == 1).all()
+
+
+def test_nothing_found_is_all_void_and_no_entries():
+    class_logits = torch.tensor([[0.0, 9.0]])
+    result, segments = panoptic_segmentation(class_logits, torch.ones(1, 2, 2), (8, 8), (5, 6), (7, 3))
+    assert segments == [] and result.shape == (7, 3) and result.dtype == torch.int32 and not result.any()
+    found = instance_segmentation(class_logits, torch.ones(1, 2, 2), (8, 8), score_threshold=0.5)
+    assert {key: tuple(value.shape) for key, value in found.items()} == {
+        "masks": (0, 8, 8),
+        "scores": (0,),
+        "labels": (0,),
+        "boxes": (0, 4),
+    }
+
+
+def test_row_6_an_object_keeps_its_size_when_the_canvas_is_padded():
+    mask = torch.full((1, 16, 64), -9.0)
+    mask[:, 4:12, 4:12] = 9.0  # 32 px of a 64 × 64 image inside a 64 × 256 canvas
+    found = instance_segmentation(torch.tensor([[9.0, 0.0]]), mask, (64, 256), (64, 64), (64, 64))
+    assert found["boxes"].tolist() == [[16.0, 16.0, 48.0, 48.0]]
+
+
+def test_rows_5_and_8_thin_structures_survive_because_logits_are_resized_before_the_threshold():
+    # A diagonal line of one cell at stride 4 of a 1024 canvas: a detour over 384 × 384 and nearest would break it up.
+    mask = torch.full((256, 256), -4.0).fill_diagonal_(4.0)
+    found = instance_segmentation(torch.tensor([[9.0, 0.0]]), mask[None], (1024, 1024), None, (1000, 1000))
+    exact = torch.nn.functional.interpolate(mask[None, None], size=(1024, 1024), mode="bilinear")
+    exact = torch.nn.functional.interpolate(exact, size=(1000, 1000), mode="bilinear")[0] > 0
+    assert torch.equal(found["masks"], exact)
+    assert found["masks"][0].diagonal().float().mean() > 0.99
+
+
+def test_row_10_the_mask_threshold_acts():
+    mask = torch.linspace(-4, 4, 64).view(1, 1, 64).repeat(1, 8, 1)
+    areas = [
+        int(instance_segmentation(torch.tensor([[9.0, 0.0]]), mask, (8, 64), mask_threshold=t)["masks"].sum())
+        for t in (0.0, 0.1, 0.5, 0.9, 1.0)
+    ]
+    assert areas == sorted(areas, reverse=True) and areas[0] == 512 and areas[2] == 256 and areas[-1] == 0
+
+
+def test_instances_overlap_and_a_query_may_have_several_classes():
+    class_logits, masks, size = painted([0, 1], [(0, 6), (2, 8)], classes=2)
+    found = instance_segmentation(class_logits, masks, size)  # top_k is cut to the 4 pairs there are
+    assert len(found["scores"]) == 4
+    assert found["masks"].sum(0).max() == 4
+    assert sorted(found["labels"].tolist()) == [0, 0, 1, 1]
+
+
+def test_every_query_is_resized_once(monkeypatch):
+    rows = []
+    original = postprocessing.resize_mask_logits
+    monkeypatch.setattr(
+        postprocessing, "resize_mask_logits", lambda masks, *a: (rows.append(len(masks)), original(masks, *a))[1]
+    )
+    instance_segmentation(*random_logits(0), top_k=45)
+    assert sum(rows) == 9
+
+
+def test_half_precision_logits_are_read_as_float32():
+    class_logits, masks, *sizes = random_logits(3)
+    for dtype in (torch.float16, torch.bfloat16):
+        half = (class_logits.to(dtype), masks.to(dtype))
+        expected = panoptic_segmentation(half[0].float(), half[1].float(), *sizes, object_mask_threshold=0.2)
+        result = panoptic_segmentation(*half, *sizes, object_mask_threshold=0.2)
+        assert torch.equal(result[0], expected[0]) and result[1] == expected[1]
+        assert semantic_scores(*half, *sizes).dtype == torch.float32
+
+
+def test_the_inputs_are_left_untouched():
+    class_logits, masks, *_ = random_logits(1)
+    before = class_logits.clone(), masks.clone()
+    for function in (semantic_map, panoptic_segmentation, instance_segmentation):
+        function(class_logits, masks, masks.shape[1:])
+    assert torch.equal(before[0], class_logits) and torch.equal(before[1], masks)
+
+
+@pytest.mark.parametrize("target", [(61, 47), (17, 90), (25, 33)])
+@pytest.mark.parametrize("first", [True, False])
+def test_chunks_do_not_change_results(target, first, monkeypatch):
+    logits = (*random_logits(5)[:4], target)
+    whole = [function(*logits) for function in (panoptic_segmentation, instance_segmentation)]
+    scores = semantic_scores(*logits, resize_masks_first=first)
+    for chunk in (1, 40_000):
+        monkeypatch.setattr(postprocessing, "CPU_CHUNK_BYTES", chunk)
+        panoptic, instances = (function(*logits) for function in (panoptic_segmentation, instance_segmentation))
+        assert torch.equal(panoptic[0], whole[0][0]) and panoptic[1] == whole[0][1]
+        assert torch.equal(instances["masks"], whole[1]["masks"])
+        torch.testing.assert_close(instances["scores"], whole[1]["scores"])
+        torch.testing.assert_close(semantic_scores(*logits, resize_masks_first=first), scores, rtol=1e-6, atol=1e-6)
+        assert (semantic_map(*logits, resize_masks_first=first) == scores.argmax(0)).float().mean() > 0.999
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"canvas_size": (0, 8)}, "canvas_size"),
+        ({"target_size": 8}, "target_size=8 must be two"),
+        ({"score_threshold": -1}, "score_threshold=-1"),
+        ({"image_size": (9, 8)}, "must fit into canvas_size"),
+        ({"mask_threshold": 1.5}, "mask_threshold=1.5"),
+        ({"mask_logits": torch.zeros(1, 3, 2, 2)}, "index the batch first"),
+        ({"top_k": 0}, "top_k=0"),
+        ({"class_logits": torch.full((3, 4), float("nan"))}, "class_logits has values that are not numbers"),
+        ({"mask_logits": torch.full((3, 2, 2), float("nan"))}, "mask_logits has values that are not numbers"),
+    ],
+)
+def test_wrong_arguments_are_named(change, words):
+    arguments = {"class_logits": torch.zeros(3, 4), "mask_logits": torch.zeros(3, 2, 2), "canvas_size": (8, 8)}
+    with pytest.raises(ValueError, match=words):
+        instance_segmentation(**(arguments | change))
+
+
+# --- boxes and run-length codes --------------------------------------------------------------------------------------
+
+
+def random_masks(seed, count=6, size=(37, 53)):
+    rng = np.random.default_rng(seed)
+    masks = rng.random((count, *size)) < rng.random((count, 1, 1))
+    masks[0], masks[1] = False, True
+    masks[2] = False
+    masks[2, 5:30, 7:11] = True
+    return torch.from_numpy(masks)
+
+
+def test_boxes_touch_the_outermost_pixels():
+    masks = random_masks(0)
+    masks[3] = False
+    masks[3, 36, 52] = True
+    boxes = masks_to_boxes(masks)
+    assert boxes[0].tolist() == [0, 0, 0, 0]
+    assert boxes[1].tolist() == [0, 0, 53, 37]
+    assert boxes[2].tolist() == [7, 5, 11, 30]
+    assert boxes[3].tolist() == [52, 36, 53, 37]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_row_9_run_length_codes_are_the_ones_of_pycocotools(seed):
+    coco = pytest.importorskip("pycocotools.mask")
+    masks = torch.rand(4, *((1, 53) if seed == 3 else (91, 1))) < 0.5 if seed > 2 else random_masks(seed)
+    codes = masks_to_coco_rle(masks)
+    reference = coco.encode(np.asfortranarray(masks.numpy().transpose(1, 2, 0).astype(np.uint8)))
+    assert [code["counts"] for code in codes] == [code["counts"].decode() for code in reference]
+    np.testing.assert_array_equal(coco.decode(codes).transpose(2, 0, 1), masks.numpy())
+    height, width = masks.shape[1:]
+    for mask, code in zip(masks, json.loads(json.dumps([mask_to_rle(m) for m in masks])), strict=True):
+        np.testing.assert_array_equal(coco.decode(coco.frPyObjects(code, height, width)), mask.numpy())
+        assert sum(code["counts"]) == height * width
+
+
+def test_run_lengths_of_a_large_mask_need_many_characters_per_count():
+    coco = pytest.importorskip("pycocotools.mask")
+    mask = torch.zeros(1, 5000, 4000, dtype=torch.bool)
+    mask[0, 17:, 1500:2900] = True
+    mask[0, 3, 3999] = True
+    np.testing.assert_array_equal(coco.decode(masks_to_coco_rle(mask))[..., 0], mask[0].numpy())
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+MEMORY = """
+import resource, sys, torch
+torch.set_num_threads(2)
+from mask2former_hf.model import postprocessing as p
+generator = torch.Generator().manual_seed(0)
+classes = torch.randn(100, 134, generator=generator) * 4
+masks = torch.nn.functional.interpolate(torch.randn(1, 100, 20, 30, generator=generator), size=(200, 336))[0] * 5
+kinds = {
+    "semantic_map": lambda *a: p.semantic_map(*a),
+    "panoptic_segmentation": lambda *a: p.panoptic_segmentation(*a, object_mask_threshold=0.5, overlap_threshold=0.0),
+    "instance_segmentation": lambda *a: p.instance_segmentation(*a)["masks"],
+}
+function = kinds[sys.argv[1]]
+function(classes, masks[:, :4, :4], (16, 16))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+function(classes, masks, (800, 1344), (750, 1333), (2160, 3840))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.parametrize("kind", ["semantic_map", "panoptic_segmentation", "instance_segmentation"])
+def test_a_4k_result_with_100_queries_and_133_classes_peaks_below_3_gb(kind):
+    pytest.importorskip("resource")
+    import mask2former_hf
+
+    source = Path(mask2former_hf.__file__).parents[1]
+    code = f"import sys; sys.path.insert(0, {str(source)!r})\n" + MEMORY
+    done = subprocess.run([sys.executable, "-c", code, kind], capture_output=True, text=True, check=True)
+    assert int(done.stdout) * 1024 < 2e9, f"{int(done.stdout) / 1e6:.2f} GB"
