@@ -1,13 +1,17 @@
 """Who imports whom: the folder of a file says what it may import."""
 
 import ast
+import importlib.util
 from pathlib import Path
 
 import pytest
 
-import mask2former_hf
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+spec = importlib.util.spec_from_file_location("import_graph", DOCS / "import_graph.py")
+graph = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(graph)
 
-ROOT = Path(mask2former_hf.__file__).parent
+ROOT, FILES = graph.ROOT, graph.FILES
 MIDDLE = {"conversion", "evaluation", "hub", "inference"}
 FLOORS = {  # folder -> the folders that it may import
     "data": set(),
@@ -20,34 +24,11 @@ FLOORS = {  # folder -> the folders that it may import
     "training": {"data", "kernels", "model", *MIDDLE},
     "cli": {"data", "kernels", "model", "training", *MIDDLE},
 }
-PUBLIC = {name: module.split(".")[0] for name, module in mask2former_hf._EXPORTS.items()}
 EVERYWHERE = {"", "__version__"}  # of the package itself
 
 
-def imports_of_ours(path):
-    """Modules of this package that a file imports, relative to the package root, with the statement's form."""
-    package = ("mask2former_hf", *path.relative_to(ROOT).parts[:-1])
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            base = package[: len(package) - node.level + 1]
-            names = [node.module] if node.module else [alias.name for alias in node.names]
-            for name in names:
-                yield ".".join((*base, name))[len("mask2former_hf") :].lstrip("."), node
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "mask2former_hf":
-            for alias in node.names:
-                rest = node.module[len("mask2former_hf") :].lstrip(".")
-                yield rest or alias.name, node
-        elif isinstance(node, ast.Import):
-            for alias in node.names:
-                if alias.name.split(".")[0] == "mask2former_hf":
-                    yield alias.name[len("mask2former_hf") :].lstrip("."), node
-
-
-FILES = [path for path in sorted(ROOT.rglob("*.py")) if path.parent != ROOT]
-
-
 def test_every_file_has_a_floor():
-    assert {path.relative_to(ROOT).parts[0] for path in FILES} == set(FLOORS)
+    assert {graph.folder_of(path) for path in FILES} == set(FLOORS)
     assert {path.name for path in ROOT.glob("*.py")} == {"__init__.py", "__main__.py"}
 
 
@@ -55,10 +36,9 @@ def test_every_file_has_a_floor():
 def test_imports_point_downwards(folder):
     problems = []
     for path in FILES:
-        if path.relative_to(ROOT).parts[0] == folder:
-            for name, _ in imports_of_ours(path):
-                target = PUBLIC.get(name, name.split(".")[0])
-                if target not in FLOORS[folder] | {folder} | EVERYWHERE:
+        if graph.folder_of(path) == folder:
+            for name, _ in graph.imports_of_ours(path):
+                if graph.folder_imported(name) not in FLOORS[folder] | {folder} | EVERYWHERE:
                     problems.append(f"{path.relative_to(ROOT)} imports {name}")
     assert problems == []
 
@@ -75,10 +55,20 @@ def test_files_of_the_model_import_only_siblings_in_the_form_that_transformers_c
     without them."""
     problems, seams = [], []
     for path in (ROOT / "model").glob("[!_]*.py"):
-        for name, node in imports_of_ours(path):
+        for name, node in graph.imports_of_ours(path):
             if name.startswith("kernels"):
                 seams.append(path.name)
             elif not (isinstance(node, ast.ImportFrom) and node.level == 1 and node.module == name.split(".")[1]):
                 problems.append(f"{path.name} imports {name}")
     assert problems == []
     assert seams == ["deformable_attention.py"]
+
+
+def test_the_picture_of_the_floors_is_that_of_the_code():
+    drawn = (DOCS / "floors.svg").read_text(encoding="utf-8")
+    assert drawn == graph.picture(), "draw it anew: python docs/import_graph.py"
+
+
+def test_arrows_that_follow_from_others_are_left_out_of_the_picture():
+    arrows = {("c", "b"), ("b", "a"), ("c", "a"), ("d", "a"), ("d", "c")}
+    assert graph.without_implied(arrows) == [("b", "a"), ("c", "b"), ("d", "c")]

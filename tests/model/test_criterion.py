@@ -198,7 +198,7 @@ def test_assignment_equals_scipy_for_every_layer_and_image():
             assert queries[layer].tolist() == rows.tolist() and targets[layer].tolist() == columns.tolist()
 
 
-def test_row_14_one_host_copy_for_all_layers_and_images(monkeypatch):
+def test_one_host_copy_for_all_layers_and_images(monkeypatch):
     model = tiny_model("resnet").train()
     masks, labels = random_targets([3, 2], (64, 64))
     copies, cpu = [], torch.Tensor.cpu
@@ -207,7 +207,7 @@ def test_row_14_one_host_copy_for_all_layers_and_images(monkeypatch):
     assert copies == [torch.Size([4 * 10 * (3 + 2)])]
 
 
-def test_row_14_integer_and_bool_targets_equal_float_targets():
+def test_integer_and_bool_targets_equal_float_targets():
     model, pixels = tiny_model("resnet"), torch.randn(2, 3, 64, 64)
     masks, labels = random_targets([3, 2], (64, 64))
     losses = [
@@ -251,7 +251,7 @@ def test_targets_of_image_size_equal_targets_padded_with_zeros():
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
-def test_row_1_ignored_pixels_take_no_part_in_matching_and_loss():
+def test_ignored_pixels_take_no_part_in_matching_and_loss():
     criterion = small_loss()
     masks, labels = random_targets([4], (48, 64))
     ignored = torch.zeros(48, 64, dtype=torch.bool)
@@ -350,7 +350,7 @@ torch.distributed.destroy_process_group()
 """
 
 
-def test_row_20_two_processes_give_the_gradient_of_one(tmp_path):
+def test_two_processes_give_the_gradient_of_one(tmp_path):
     """Halves of a batch on two gloo processes against the whole on one; stock is off by the world size."""
     script, result = tmp_path / "worker.py", tmp_path / "gradients.pt"
     script.write_text(WORKER.format(tests=str(SUPPORT)))

@@ -1,4 +1,4 @@
-"""`torch.export` of inference; row 23 of the list of stock's defects, as far as the backbone allows it."""
+"""`torch.export` of inference, as far as the backbone allows it."""
 
 import pytest
 import torch
@@ -17,13 +17,13 @@ class Logits(torch.nn.Module):
 
 
 @pytest.mark.parametrize("backbone", ["swin", "resnet"])
-def test_row_23_a_fixed_size_exports(backbone):
+def test_a_fixed_size_exports(backbone):
     module, pixels = Logits(tiny_model(backbone, encoder_layers=1, decoder_layers=2)), torch.randn(2, 3, 64, 96)
     program = export(module, (pixels,))
     torch.testing.assert_close(program.module()(pixels), module(pixels))
 
 
-def test_row_23_batch_height_and_width_can_be_dynamic_with_a_convolutional_backbone():
+def test_batch_height_and_width_can_be_dynamic_with_a_convolutional_backbone():
     """Not with Swin: transformers' class decides in Python which maps need window padding."""
     module = Logits(tiny_model("resnet", encoder_layers=1, decoder_layers=2))
     shapes = {0: Dim("batch", max=8), 2: 32 * Dim("rows", max=40), 3: 32 * Dim("columns", max=40)}

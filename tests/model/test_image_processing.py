@@ -47,7 +47,7 @@ def shortest_edge(height, width, short, longest):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_row_12_the_aspect_is_kept_as_in_the_original(seed):
+def test_the_aspect_is_kept_as_in_the_original(seed):
     rng = np.random.default_rng(seed)
     height, width = (int(side) for side in rng.integers(8, 90, 2))
     short, longest = int(rng.integers(8, 60)), int(rng.integers(60, 90))
@@ -60,7 +60,7 @@ def test_row_12_the_aspect_is_kept_as_in_the_original(seed):
     np.testing.assert_allclose(result["pixel_values"][0][:, : new[0], : new[1]], expected, atol=2e-6)
 
 
-def test_row_12_a_200_by_301_image_is_padded_and_not_stretched():
+def test_a_200_by_301_image_is_padded_and_not_stretched():
     result = Mask2FormerImageProcessor(size={"shortest_edge": 200, "longest_edge": 999})(
         photo(200, 301), return_tensors="pt"
     )
@@ -291,7 +291,7 @@ def test_targets_equal_transformers_on_random_maps(seed):
     assert ours.dtype == torch.uint8 and our_labels.dtype == torch.int64 and ignored.dtype == torch.bool
 
 
-def test_row_1_masks_are_padded_with_zero_and_padding_is_not_ignored():
+def test_masks_are_padded_with_zero_and_padding_is_not_ignored():
     maps = [np.ones((40, 60), int), np.full((64, 30), 255)]
     maps[1][10:20] = 2
     processor = Mask2FormerImageProcessor(do_resize=False, ignore_index=255)
@@ -448,7 +448,7 @@ def painted(labels, areas, side=16, classes=4, sizes=None):
     return SimpleNamespace(class_queries_logits=classes_logits, masks_queries_logits=masks, **(sizes or {}))
 
 
-def test_row_6_padding_is_cropped_and_results_come_at_the_target_size():
+def test_padding_is_cropped_and_results_come_at_the_target_size():
     outputs = painted([0], [(4, 12)], sizes={
         "image_sizes": torch.tensor([[32, 64]]), "canvas_sizes": torch.tensor([[64, 64]])
     })  # fmt: skip
@@ -494,7 +494,7 @@ def test_outputs_of_a_training_step_without_masks_are_refused():
         Mask2FormerImageProcessor().post_process_semantic_segmentation(outputs)
 
 
-def test_rows_2_and_3_panoptic_entries_are_unique_and_void_is_zero():
+def test_panoptic_entries_are_unique_and_void_is_zero():
     outputs = painted([0, 1, 0, 2], [(0, 4), (4, 8), (8, 12), (12, 14)])
     result = Mask2FormerImageProcessor().post_process_panoptic_segmentation(outputs, label_ids_to_fuse={0})[0]
     assert [(s["id"], s["label_id"], s["was_fused"]) for s in result["segments_info"]] == [
@@ -507,7 +507,7 @@ def test_rows_2_and_3_panoptic_entries_are_unique_and_void_is_zero():
     assert own["segments_info"] == result["segments_info"]
 
 
-def test_row_4_the_default_threshold_is_the_original_one():
+def test_the_default_threshold_is_the_original_one():
     outputs = painted([0], [(0, 8)])
     outputs.class_queries_logits[0, 0] = torch.tensor([0.7, 0.1, 0.1, 0.05, 0.05]).log()
     processor = Mask2FormerImageProcessor()
@@ -530,7 +530,7 @@ def test_instances_have_ids_scores_and_masks_in_one_order():
     assert (result["segmentation"][16:] == 0).all() and (result["segmentation"][:16] == 1).all()
 
 
-def test_row_10_the_overlap_threshold_drops_hidden_instances():
+def test_the_overlap_threshold_drops_hidden_instances():
     outputs = painted([1, 2], [(0, 8), (4, 16)])
     outputs.class_queries_logits[0, 1] *= 2
     counts = [len(instances(outputs, overlap_mask_area_threshold=t)["segments_info"]) for t in (0.0, 0.5, 0.51, 1.0)]
@@ -539,14 +539,14 @@ def test_row_10_the_overlap_threshold_drops_hidden_instances():
     assert len(dropped["masks"]) == 1 and dropped["segmentation"].unique().tolist() == [-1, 0]
 
 
-def test_row_10_the_mask_threshold_acts_on_instances():
+def test_the_mask_threshold_acts_on_instances():
     outputs = painted([1], [(0, 16)])
     outputs.masks_queries_logits[0, 0] = torch.linspace(-4, 4, 16)[:, None]
     areas = [int(instances(outputs, mask_threshold=t, threshold=0)["masks"].sum()) for t in (0.2, 0.5, 0.8)]
     assert areas == sorted(areas, reverse=True) and len(set(areas)) == 3
 
 
-def test_row_9_coco_annotations_decode_to_the_overlapping_masks():
+def test_coco_annotations_decode_to_the_overlapping_masks():
     coco = pytest.importorskip("pycocotools.mask")
     outputs = painted([1, 2], [(0, 8), (4, 16)])
     result = instances(outputs, return_coco_annotation=True)
@@ -592,7 +592,7 @@ def test_instances_equal_transformers_at_its_own_size():
         assert (ours["segmentation"][n] != stock["segmentation"][i].bool()).sum() <= 2
 
 
-def test_row_5_results_do_not_pass_through_384_pixels():
+def test_results_do_not_pass_through_384_pixels():
     # Stripes of 4 pixels at 1024: a detour over 384 × 384 mixes them up.
     outputs = painted([0], [(0, 0)], side=256)
     outputs.masks_queries_logits[0, 0, ::2] = 9.0

@@ -191,7 +191,7 @@ def test_pointwise_convolution_has_torch_s_values_and_gradients(layout, bias):
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_row_7_results_do_not_depend_on_batch_mates(backbone):
+def test_results_do_not_depend_on_batch_mates(backbone):
     model = tiny_model(backbone)
     sizes = [(50, 61), (96, 70), (33, 128), (52, 40)]  # the first and the last share a canvas
     pixels, mask = padded_batch(sizes)
@@ -260,7 +260,7 @@ def test_groups_of_different_size_are_merged_in_batch_order():
 
 
 @pytest.mark.parametrize("backbone", ["swin", "resnet"])
-def test_row_13_gradient_checkpointing_gives_equal_gradients(backbone):
+def test_gradient_checkpointing_gives_equal_gradients(backbone):
     model = tiny_model(backbone).train()
     for module in model.modules():  # batch statistics would be updated twice by recomputation
         if isinstance(module, nn.BatchNorm2d):
@@ -338,7 +338,7 @@ def test_swin_drops_both_branches_of_a_block():
     assert (blocks[0].eval()(x, (4, 4))[0] - x).abs().max() > 0.01
 
 
-def test_row_13_sdpa_and_eager_attention_agree():
+def test_sdpa_and_eager_attention_agree():
     model, pixels = tiny_model(), torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         assert model.config._attn_implementation == "sdpa"
@@ -365,7 +365,7 @@ def test_half_precision_is_finite_and_close(backbone, dtype):
     assert half.class_queries_logits.dtype == dtype
 
 
-def test_row_16_coordinates_are_float32_in_every_dtype(monkeypatch):
+def test_coordinates_are_float32_in_every_dtype(monkeypatch):
     import mask2former_hf.model.deformable_attention as module
 
     seen, operator = [], module.multi_scale_deformable_attention
@@ -388,7 +388,7 @@ def test_row_16_coordinates_are_float32_in_every_dtype(monkeypatch):
     torch.testing.assert_close(seen[0][0, -101:, 0, 0, 0, 0], centres)
 
 
-def test_row_15_return_dict_false_works_with_labels():
+def test_return_dict_false_works_with_labels():
     model, pixels = tiny_model(), torch.randn(2, 3, 64, 64)
     masks, labels = random_targets([3, 1], (64, 64))
     loss, class_logits, mask_logits, *_ = model(pixels, mask_labels=masks, class_labels=labels, return_dict=False)
@@ -397,7 +397,7 @@ def test_row_15_return_dict_false_works_with_labels():
     assert class_logits.shape == (2, 10, 6) and mask_logits.shape == (2, 10, 16, 16)
 
 
-def test_row_15_without_auxiliary_loss_only_the_last_layer_is_supervised():
+def test_without_auxiliary_loss_only_the_last_layer_is_supervised():
     model = tiny_model(use_auxiliary_loss=False).train()
     masks, labels = random_targets([3, 1], (64, 64))
     output = model(torch.randn(2, 3, 64, 64), mask_labels=masks, class_labels=labels)
@@ -405,7 +405,7 @@ def test_row_15_without_auxiliary_loss_only_the_last_layer_is_supervised():
     output.loss.backward()
 
 
-def test_row_15_dropout_drops_activations_and_no_layer():
+def test_dropout_drops_activations_and_no_layer():
     model = tiny_model(dropout=0.5).train()
     masks, labels = random_targets([3, 1], (64, 64))
     for _ in range(5):
@@ -419,7 +419,7 @@ def test_row_15_dropout_drops_activations_and_no_layer():
     assert torch.equal(c.class_queries_logits, d.class_queries_logits)
 
 
-def test_row_17_absolute_position_embeddings_work_at_every_size():
+def test_absolute_position_embeddings_work_at_every_size():
     config = tiny_config()
     config.backbone_config.use_absolute_embeddings = True
     config.backbone_config.image_size = 64
@@ -429,7 +429,7 @@ def test_row_17_absolute_position_embeddings_work_at_every_size():
             assert model(torch.randn(1, 3, *size)).class_queries_logits.isfinite().all()
 
 
-def test_row_18_loss_terms_are_on_the_output_and_sum_to_the_loss():
+def test_loss_terms_are_on_the_output_and_sum_to_the_loss():
     model = tiny_model()
     masks, labels = random_targets([3, 1], (64, 64))
     output = model(torch.randn(2, 3, 64, 64), mask_labels=masks, class_labels=labels)
@@ -439,7 +439,7 @@ def test_row_18_loss_terms_are_on_the_output_and_sum_to_the_loss():
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_row_21_every_trainable_parameter_gets_a_gradient(backbone):
+def test_every_trainable_parameter_gets_a_gradient(backbone):
     model = tiny_model(backbone).train()
     masks, labels = random_targets([3, 0], (64, 64))
     model(torch.randn(2, 3, 64, 64), mask_labels=masks, class_labels=labels).loss.backward()
@@ -447,7 +447,7 @@ def test_row_21_every_trainable_parameter_gets_a_gradient(backbone):
     assert without == []
 
 
-def test_row_21_files_without_the_unused_norm_load_without_a_report(tmp_path):
+def test_files_without_the_unused_norm_load_without_a_report(tmp_path):
     model = tiny_model()
     model.save_pretrained(tmp_path)
     state = load_file(tmp_path / "model.safetensors")

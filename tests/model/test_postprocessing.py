@@ -278,14 +278,14 @@ def painted(labels, areas, size=(8, 8), classes=4, certainty=9.0, strength=9.0):
     return class_logits, masks, size  # the canvas has the masks' size, so nothing is resized
 
 
-def test_row_2_segment_ids_are_unique_after_a_fused_class_returns():
+def test_segment_ids_are_unique_after_a_fused_class_returns():
     logits = painted([0, 1, 0, 2], [(0, 2), (2, 4), (4, 6), (6, 8)])
     result, segments = panoptic_segmentation(*logits, stuff_label_ids={0})
     assert [(s["id"], s["label_id"]) for s in segments] == [(1, 0), (2, 1), (3, 2)]
     assert result[:, 0].tolist() == [1, 1, 2, 2, 1, 1, 3, 3]
 
 
-def test_row_3_fused_stuff_has_one_entry():
+def test_fused_stuff_has_one_entry():
     logits = painted([0, 0, 0], [(0, 2), (3, 5), (6, 8)])
     _, segments = panoptic_segmentation(*logits, stuff_label_ids={0})
     assert len(segments) == 1
@@ -293,13 +293,13 @@ def test_row_3_fused_stuff_has_one_entry():
     assert len(panoptic_segmentation(*logits)[1]) == 3
 
 
-def test_row_4_pixels_without_a_mask_above_one_half_are_void():
+def test_pixels_without_a_mask_above_one_half_are_void():
     result, segments = panoptic_segmentation(*painted([0, 1], [(0, 2), (2, 4)]))
     assert len(segments) == 2
     assert (result[4:] == 0).all() and (result[:4] > 0).all()
 
 
-def test_row_4_the_overlap_area_is_of_the_unweighted_mask():
+def test_the_overlap_area_is_of_the_unweighted_mask():
     # Class probability .65 × mask probability .7 is below .5: a weighted area would be empty and drop the segment.
     class_logits = torch.tensor([[0.65, 0.35]]).log()
     mask_logits = torch.full((1, 4, 4), 0.7).logit()
@@ -344,14 +344,14 @@ def test_nothing_found_is_all_void_and_no_entries():
     }
 
 
-def test_row_6_an_object_keeps_its_size_when_the_canvas_is_padded():
+def test_an_object_keeps_its_size_when_the_canvas_is_padded():
     mask = torch.full((1, 16, 64), -9.0)
     mask[:, 4:12, 4:12] = 9.0  # 32 px of a 64 × 64 image inside a 64 × 256 canvas
     found = instance_segmentation(torch.tensor([[9.0, 0.0]]), mask, (64, 256), (64, 64), (64, 64))
     assert found["boxes"].tolist() == [[16.0, 16.0, 48.0, 48.0]]
 
 
-def test_rows_5_and_8_thin_structures_survive_because_logits_are_resized_before_the_threshold():
+def test_thin_structures_survive_because_logits_are_resized_before_the_threshold():
     # A diagonal line of one cell at stride 4 of a 1024 canvas: a detour over 384 × 384 and nearest would break it up.
     mask = torch.full((256, 256), -4.0).fill_diagonal_(4.0)
     found = instance_segmentation(torch.tensor([[9.0, 0.0]]), mask[None], (1024, 1024), None, (1000, 1000))
@@ -361,7 +361,7 @@ def test_rows_5_and_8_thin_structures_survive_because_logits_are_resized_before_
     assert found["masks"][0].diagonal().float().mean() > 0.99
 
 
-def test_row_10_the_mask_threshold_acts():
+def test_the_mask_threshold_acts():
     mask = torch.linspace(-4, 4, 64).view(1, 1, 64).repeat(1, 8, 1)
     areas = [
         int(instance_segmentation(torch.tensor([[9.0, 0.0]]), mask, (8, 64), mask_threshold=t)["masks"].sum())
@@ -466,7 +466,7 @@ def test_boxes_touch_the_outermost_pixels():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_row_9_run_length_codes_are_the_ones_of_pycocotools(seed):
+def test_run_length_codes_are_the_ones_of_pycocotools(seed):
     coco = pytest.importorskip("pycocotools.mask")
     masks = torch.rand(4, *((1, 53) if seed == 3 else (91, 1))) < 0.5 if seed > 2 else random_masks(seed)
     codes = masks_to_coco_rle(masks)

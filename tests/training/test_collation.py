@@ -13,7 +13,7 @@ from mask2former_hf.evaluation.evaluator import evaluate, headline
 from mask2former_hf.training.collation import SegmentationCollator
 
 
-def test_row_1_a_mixed_size_batch_has_masks_padded_with_0_and_void_ignored():
+def test_in_a_mixed_size_batch_masks_are_padded_with_zero_and_void_is_ignored():
     examples = [ScenesDataset(2, size=size)[1] for size in ((64, 96), (96, 64))]
     examples[0]["segmentation"][:10] = 0
     ids = set(np.unique(examples[0]["segmentation"]).tolist())

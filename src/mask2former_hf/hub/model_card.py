@@ -39,7 +39,7 @@ def write_model_card(
         processor: gives the input size.
         repo_id: "owner/name" on the Hub, used in the examples; by default the directory's name.
         dataset: what the model was trained and measured on; "owner/name" links the Hub's data set.
-        metrics: {name: number} as from `training.evaluation.headline`, or nested as from `evaluate`. Numbers are
+        metrics: {name: number} as from `evaluation.evaluator.headline`, or nested as from `evaluate`. Numbers are
             written as they are; what is no finite number is left out.
         training_arguments: `TrainingArguments`, of which what matters is listed, or a mapping, listed whole.
         license: of the weights, as the Hub spells it ("apache-2.0", "cc-by-nc-4.0", "other").
