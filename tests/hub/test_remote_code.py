@@ -173,7 +173,7 @@ def test_what_cannot_travel_is_refused(parts, tmp_path):
     class Mine(Mask2FormerImageProcessor):
         pass
 
-    with pytest.raises(ValueError, match="processor is a test_remote_code.*Mine: only the code"):
+    with pytest.raises(ValueError, match="processor is a .*Mine: only the code"):
         save_with_code(parts[0], Mine(), tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file: give a folder"):

@@ -353,7 +353,7 @@ torch.distributed.destroy_process_group()
 def test_row_20_two_processes_give_the_gradient_of_one(tmp_path):
     """Halves of a batch on two gloo processes against the whole on one; stock is off by the world size."""
     script, result = tmp_path / "worker.py", tmp_path / "gradients.pt"
-    script.write_text(WORKER.format(tests=SUPPORT))
+    script.write_text(WORKER.format(tests=str(SUPPORT)))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
