@@ -24,9 +24,9 @@ from torch.nn import functional as F
 
 from .canvas import crop_to_canvas
 
-# The thresholds that results have at every door unless told otherwise. Panoptic ones are the original's
-# (OBJECT_MASK_THRESHOLD, OVERLAP_THRESHOLD), and so is the number of instances (DETECTIONS_PER_IMAGE); the original has
-# no lowest score for instances, 0.5 is transformers' and what a person wants to see.
+# What results are made by at every door unless told otherwise. The panoptic thresholds are the original's
+# (OBJECT_MASK_THRESHOLD, OVERLAP_THRESHOLD), and so is the number of instances (DETECTIONS_PER_IMAGE). The original
+# has no lowest score for instances: 0.5 is transformers', for people who look at results; metrics take 0.
 PANOPTIC_THRESHOLD = 0.8
 INSTANCE_THRESHOLD = 0.5
 OVERLAP_THRESHOLD = 0.8
@@ -176,7 +176,7 @@ class _Contest(NamedTuple):
     sizes: tuple
     scores: Tensor  # (N,)
     best: Tensor  # (H, W) largest score × mask probability, -1 without a query
-    owner: Tensor  # (H, W) int64, the query that has it, -1 without one
+    owner: Tensor  # (H, W) int32, the query that has it, -1 without one
     inside: Tensor  # (H, W) bool, whether the pixel belongs to its owner's mask
     counts: list  # per query label, owned pixels, pixels of its mask, pixels that are both
 
@@ -191,7 +191,7 @@ def _contest(logits, object_mask_threshold, overlap_threshold, mask_threshold, d
     kept = (labels != class_logits.shape[1] - 1) & (scores > object_mask_threshold)
     scores, labels, mask_logits = scores[kept], labels[kept], mask_logits[kept]  # (N,), (N,), (N, h, w)
     best = torch.full(sizes[2], -1.0, device=scores.device)
-    owner = torch.full(sizes[2], -1, device=scores.device)
+    owner = torch.full(sizes[2], -1, dtype=torch.int32, device=scores.device)
     inside = torch.zeros(sizes[2], dtype=torch.bool, device=scores.device)
     areas = [labels[:0]]
     for start, logits in _query_chunks(mask_logits, *sizes):
@@ -202,7 +202,7 @@ def _contest(logits, object_mask_threshold, overlap_threshold, mask_threshold, d
         better = value > best  # strict: the first of equal queries wins, across chunks as within one
         best = torch.maximum(best, value)
         inside = torch.where(better, hits.gather(0, index[None])[0], inside)
-        owner = torch.where(better, index + start, owner)
+        owner = torch.where(better, index.int() + start, owner)
     owned = (owner + 1).flatten().bincount(minlength=len(scores) + 1)[1:]
     visible = owner[inside].bincount(minlength=len(scores))
     counts = torch.stack([labels, owned, torch.cat(areas), visible], 1).tolist()  # the one copy of counts to the host
