@@ -30,7 +30,7 @@ from mask2former_hf.evaluation.evaluator import label_map, single_map, true_obje
 from mask2former_hf.evaluation.mean_iou import MeanIoU
 from mask2former_hf.evaluation.panoptic_quality import PanopticQuality
 from mask2former_hf.inference.drawing import draw_semantic, side_by_side
-from mask2former_hf.inference.results import segment_image
+from mask2former_hf.inference.segmenter import Segmenter
 
 VARIANTS = {  # data -> (task, refine, tta)
     "camvid": [
@@ -137,28 +137,27 @@ def measure(model, data: Data, limit: int | None, variant, pictures: Path | None
     precision = AveragePrecision({0: {"name": "nucleus"}}, "segm")
     quality = PanopticQuality(categories)
     count, seconds = min(limit or len(data.val), len(data.val)), 0.0
-    options = {"threshold": THRESHOLD[task], "stuff_label_ids": data.stuff, "refine": method, "tta": tta}
-    options["resize_masks_first"] = data.task != "semantic"
+    segmenter = Segmenter.of(model, data.processor, task=task, refine=method, tta=tta)
+    options = {"threshold": THRESHOLD[task], "stuff_label_ids": data.stuff}
     for index in tqdm(range(count), desc=f"{task} {method} {'tta' if tta else ''}", leave=False):
         example = data.val[index]
         start = time.perf_counter()
-        result = segment_image(model, data.processor, example["image"], task, **options)
+        result = segmenter(example["image"], **options)
         seconds += time.perf_counter() - start
         if task == "instance":
-            found = (result["masks"].cpu(), result["scores"].cpu(), result["labels"].cpu())
-            precision.update(*found, true_objects(example, set()), image_id=index)
-            predicted = found[0][found[1] >= FOREGROUND_SCORE].any(0).numpy().astype(np.int64)
+            scores, labels = (np.array([getattr(s, name) for s in result.segments]) for name in ("score", "label_id"))
+            precision.update(result.masks, scores, labels, true_objects(example, set()), image_id=index)
+            predicted = result.masks[scores >= FOREGROUND_SCORE].any(0).astype(np.int64)
             truth = (single_map(example, "iou") > 0).astype(np.int64)
         else:
-            truth, predicted = label_map(example, 255), result
+            truth, predicted = label_map(example, 255), result.map
         if task == "panoptic":
-            table = np.full(len(result["segments_info"]) + 1, void)
-            for segment in result["segments_info"]:
-                table[segment["id"]] = segment["label_id"]
-            predicted = table[result["segmentation"].cpu().numpy()]
-            rows = [{"id": s["id"], "category_id": s["label_id"]} for s in result["segments_info"]]
-            quality.update(result["segmentation"], rows, single_map(example, "pq"), example["segments_info"])
-        predicted = np.asarray(predicted.cpu() if hasattr(predicted, "cpu") else predicted)
+            table = np.full(len(result.segments) + 1, void)
+            for segment in result.segments:
+                table[segment.id] = segment.label_id
+            predicted = table[result.map]
+            rows = [{"id": s.id, "category_id": s.label_id} for s in result.segments]
+            quality.update(result.map, rows, single_map(example, "pq"), example["segments_info"])
         for metric in ious:
             metric.update(predicted, truth)
         if pictures is not None and index < 4:

@@ -67,7 +67,7 @@ def check_panoptic(folder, names):
 def test_predict_panoptic_writes_coco_files(checkpoint, photos, tmp_path):
     output = tmp_path / "out"
     assert predict(*photos, "--model", checkpoint, "--output", output, "--threshold", 0.1) == 0
-    content = check_panoptic(output, ["a", "b"])
+    content = check_panoptic(output, ["a.png", "b.jpg"])
     assert any(annotation["segments_info"] for annotation in content["annotations"])
     assert {category["id"] for category in content["categories"] if not category["isthing"]} == {3, 4}
     assert {path.name for path in (output / "overlays").iterdir()} == {"a.png", "b.png"}
@@ -103,7 +103,7 @@ def test_predict_works_on_photos_with_a_checkpoint_of_stock(task, tmp_path):
     assert predict(*paths, "--model", tmp_path / "stock", "--output", tmp_path / "out", "--task", task) == 0
     assert len(list((tmp_path / "out" / "overlays").iterdir())) == len(paths)
     if task == "panoptic":
-        check_panoptic(tmp_path / "out", [path.stem for path in paths])
+        check_panoptic(tmp_path / "out", [path.name for path in paths])
 
 
 def test_an_unreadable_image_is_one_line_and_the_others_are_done(checkpoint, photos, tmp_path, capsys):
@@ -115,14 +115,14 @@ def test_an_unreadable_image_is_one_line_and_the_others_are_done(checkpoint, pho
     assert code == 2 and len(errors) == 2
     assert any("broken.jpg: not a readable image" in line for line in errors)
     assert any("none.png: no such file" in line for line in errors)
-    check_panoptic(output, ["a", "b"])
+    check_panoptic(output, ["a.png", "b.jpg"])
 
 
 def test_images_of_more_than_8_bits_are_a_problem_and_not_white(checkpoint, photos, tmp_path, capsys):
     Image.fromarray(np.full((30, 40), 20000, np.uint16)).save(tmp_path / "deep.png")
     assert predict(photos[0], tmp_path / "deep.png", "--model", checkpoint, "--output", tmp_path / "out") == 2
     assert "deep.png: pixels of mode I;16 have more than 8 bits" in capsys.readouterr().err
-    check_panoptic(tmp_path / "out", ["a"])
+    check_panoptic(tmp_path / "out", ["a.png"])
 
 
 def test_nothing_is_written_when_no_image_is_there(checkpoint, tmp_path, capsys):
@@ -196,7 +196,33 @@ def test_images_of_one_name_from_two_folders_are_both_kept(checkpoint, photos, t
         (tmp_path / folder).mkdir()
         Image.open(photos[0]).save(tmp_path / folder / "same.png")
     assert predict(tmp_path / "one", tmp_path / "two", "--model", checkpoint, "--output", tmp_path / "out") == 0
-    check_panoptic(tmp_path / "out", ["same", "same_2"])
+    names = [(tmp_path / folder / "same.png").as_posix() for folder in ("one", "two")]
+    content = check_panoptic(tmp_path / "out", names)
+    assert [annotation["file_name"] for annotation in content["annotations"]] == ["same.png", "same_2.png"]
+
+
+def test_a_second_run_does_not_mix_with_the_first(checkpoint, photos, tmp_path, capsys):
+    output = tmp_path / "out"
+    given = ("--model", checkpoint, "--output", output, "--threshold", 0.1)
+    assert predict(*photos, *given) == 0
+    (output / "notes.txt").write_text("mine")
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    assert predict(photos[0], *given, "--task", "instance") == 2
+    assert "has results of another run" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    assert predict(photos[0], *given, "--task", "instance", "--overwrite") == 0
+    left = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
+    assert left == {"notes.txt", "overlays/a.png", "instances.json", "categories.json"}
+
+
+def test_nothing_above_the_threshold_is_said_with_the_best_score(checkpoint, photos, tmp_path, capsys):
+    assert predict(*photos, "--model", checkpoint, "--output", tmp_path / "out", "--threshold", 1) == 0
+    said = capsys.readouterr().out
+    assert "2 of 2 images, 0 segments" in said
+    score = float(re.search(r"best score (0\.\d+); try --threshold", said)[1])
+    shutil.rmtree(tmp_path / "out")
+    assert predict(*photos, "--model", checkpoint, "--output", tmp_path / "out", "--threshold", score - 0.02) == 0
+    assert "0 segments" not in capsys.readouterr().out
 
 
 def test_demo_trains_saves_and_draws(tmp_path, capsys):

@@ -25,7 +25,7 @@ from mask2former_hf.cli.main import main
 from mask2former_hf.cli.settings import read_settings
 from mask2former_hf.data.coco import CocoPanoptic
 from mask2former_hf.evaluation.evaluator import SegmentationEvaluator
-from mask2former_hf.inference.results import segment_image
+from mask2former_hf.inference.segmenter import Segmenter
 from mask2former_hf.training.recipes import load_recipe, recipe_names
 
 DATA = SHARED / "data"
@@ -435,7 +435,7 @@ def test_the_command_runs_unchanged_under_torchrun(tmp_path):
 
 @pytest.mark.parametrize("options", [["--refine", "otsu"], ["--tta"], ["--refine", "otsu", "--tta"]])
 def test_evaluate_measures_refined_results(trained, tmp_path, options):
-    """The figures are those of `segment_image`'s results, counted one by one."""
+    """The figures are those of a Segmenter's results, counted one by one."""
     pytest.importorskip("skimage", reason="scikit-image is an extra")
     path = tmp_path / "summary.json"
     given = ["--data", "scenes", "--limit", 2, "--threshold", 0.1, "--metrics", "pq", "ap", "--json", path]
@@ -448,10 +448,8 @@ def test_evaluate_measures_refined_results(trained, tmp_path, options):
     for index in range(2):
         results = {}
         for task, threshold in {"panoptic": 0.1, "instance": 0.0}.items():
-            results[task] = segment_image(
-                model, processor, scenes[index]["image"], task, refine, tta,
-                threshold=threshold, stuff_label_ids=set(model.config.stuff_label_ids),
-            )  # fmt: skip
+            segmenter = Segmenter.of(model, processor, task=task, refine=refine, tta=tta)
+            results[task] = segmenter(scenes[index]["image"], threshold=threshold)
         evaluator.count(results, scenes[index], index)
     expected, found = evaluator.compute(), json.loads(path.read_text())
     assert found["pq"]["all"]["pq"] == pytest.approx(expected["pq"]["all"]["pq"], abs=1e-6)

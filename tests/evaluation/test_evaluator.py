@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from helpers import tiny_model
@@ -14,6 +15,7 @@ from mask2former_hf.cli.datasets import Scenes
 from mask2former_hf.cli.main import main
 from mask2former_hf.data.scenes import ID2LABEL, STUFF_LABEL_IDS
 from mask2former_hf.evaluation.evaluator import SegmentationEvaluator, check_classes, evaluate, headline
+from mask2former_hf.inference.segmentation import instance_result, panoptic_result, semantic_result
 
 METRICS = ["pq", "ap", "box_ap", "miou"]
 
@@ -36,19 +38,22 @@ def load(folder):
     return model, Mask2FormerImageProcessor.from_pretrained(folder)
 
 
-def truth(example):
-    """The annotations as results, by task."""
-    ids = torch.from_numpy(example["segmentation"]).long()
-    rows = [{"id": s["id"], "label_id": s["category_id"], "score": 1.0} for s in example["segments_info"]]
-    masks = torch.stack([ids == row["id"] for row in rows])
-    labels = torch.tensor([row["label_id"] for row in rows])
-    semantic = torch.zeros_like(ids)
+def truth(example, shift=0):
+    """The annotations as results, by task; every class a number of classes further."""
+    ids, names = example["segmentation"], {label: str(label) for label in range(5)}
+    rows = [
+        {"id": s["id"], "label_id": (s["category_id"] + shift) % 5, "score": 1.0, "area": s["area"]}
+        for s in example["segments_info"]
+    ]
+    masks, labels = np.stack([ids == row["id"] for row in rows]), [row["label_id"] for row in rows]
+    semantic = np.zeros_like(ids)
     for mask, label in zip(masks, labels, strict=True):
         semantic[mask] = label
+    boxes = [(0, 0, 1, 1)] * len(rows)
     return {
-        "panoptic": {"segmentation": ids, "segments_info": rows},
-        "instance": {"masks": masks, "scores": torch.ones(len(rows)), "labels": labels},
-        "semantic": semantic,
+        "panoptic": panoptic_result(ids, rows, names),
+        "instance": instance_result(ids, masks, [1.0] * len(rows), labels, boxes, names),
+        "semantic": semantic_result(semantic, names),
     }
 
 
@@ -57,14 +62,8 @@ def test_the_annotations_as_results_are_perfect_and_wrong_classes_are_not(checkp
     right, wrong = (SegmentationEvaluator(model.config, processor, METRICS) for _ in range(2))
     for index in range(4):
         example = Scenes("val")[index]
-        result = truth(example)
-        right.count(result, example, index)
-        shifted = {"panoptic": dict(result["panoptic"]), "instance": dict(result["instance"])}
-        rows = [row | {"label_id": (row["label_id"] + 1) % 5} for row in result["panoptic"]["segments_info"]]
-        shifted["panoptic"]["segments_info"] = rows
-        shifted["instance"]["labels"] = (result["instance"]["labels"] + 1) % 5
-        shifted["semantic"] = (result["semantic"] + 1) % 5
-        wrong.count(shifted, example, index)
+        right.count(truth(example), example, index)
+        wrong.count(truth(example, shift=1), example, index)
     assert all(headline(right.compute())[name] == pytest.approx(1.0) for name in ("pq", "ap", "box_ap", "miou"))
     assert all(headline(wrong.compute())[name] < 0.1 for name in ("pq", "ap", "box_ap", "miou"))
 

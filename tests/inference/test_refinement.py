@@ -2,7 +2,6 @@
 
 import builtins
 import json
-from functools import partial
 
 import numpy as np
 import pytest
@@ -15,19 +14,21 @@ from mask2former_hf import Mask2FormerImageProcessor
 from mask2former_hf.cli.main import main
 from mask2former_hf.inference.crf import (
     CrfOptions,
-    crf_instance_segmentation,
+    crf_instance_decision,
     crf_panoptic_segmentation,
     crf_semantic_map,
     dense_crf,
+    map_of_winners,
 )
-from mask2former_hf.inference.otsu import (
-    otsu_instance_segmentation,
-    otsu_panoptic_segmentation,
-    otsu_thresholds,
+from mask2former_hf.inference.otsu import otsu_decision, otsu_thresholds
+from mask2former_hf.inference.results import segment_outputs
+from mask2former_hf.inference.segmenter import Segmenter
+from mask2former_hf.model.postprocessing import (
+    instance_segmentation,
+    panoptic_claims,
+    panoptic_segmentation,
+    semantic_scores,
 )
-from mask2former_hf.inference.results import post_process, segment_image
-from mask2former_hf.inference.rules import instances_by, panoptic_result, panoptic_scores
-from mask2former_hf.model.postprocessing import instance_segmentation, panoptic_segmentation, semantic_scores
 
 SIZES = ((96, 128), (90, 120), (135, 180))  # canvas, image, target
 
@@ -95,7 +96,7 @@ def test_a_hesitant_mask_is_found_by_its_own_threshold(needs_skimage):
     """An object at probability 0.35 on 0.02: nothing above 0.5, all of it above Otsu's threshold."""
     logits = logits_of([two_levels(0.02, 0.35, 0.25, noise=0), two_levels(0.02, 0.9, 0.25, noise=0).flip(0)], [0, 1])
     plain = instance_segmentation(*logits, (40, 50), top_k=2)
-    found = otsu_instance_segmentation(*logits, (40, 50), top_k=2)
+    found = instance_segmentation(*logits, (40, 50), top_k=2, decide=otsu_decision())
     areas = dict(zip(found["labels"].tolist(), found["masks"].flatten(1).sum(1).tolist(), strict=True))
     assert areas == {0: 500, 1: 500}
     assert plain["masks"].flatten(1).sum(1).tolist() == [500, 0]
@@ -103,22 +104,24 @@ def test_a_hesitant_mask_is_found_by_its_own_threshold(needs_skimage):
     inside = logits[1][0].sigmoid()[:10].mean() * logits[0].softmax(-1)[0, 0]
     assert found["scores"][best].item() == pytest.approx(inside.item(), rel=1e-3)
     assert found["boxes"][best].tolist() == [0, 0, 50, 10]
-    segmentation, segments = otsu_panoptic_segmentation(*logits, (40, 50))
+    segmentation, segments = panoptic_segmentation(*logits, (40, 50), decide=otsu_decision())
     assert [segment["area"] for segment in segments] == [500, 500] and (segmentation[:10] == 1).all()
     assert len(panoptic_segmentation(*logits, (40, 50))[1]) == 1
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_with_the_plain_threshold_results_are_those_of_postprocessing(seed):
+def test_deciding_by_the_plain_threshold_changes_nothing(seed):
     logits = random_logits(seed)
     options = {"object_mask_threshold": 0.3, "overlap_threshold": 0.4, "stuff_label_ids": {3, 4}}
     expected, expected_segments = panoptic_segmentation(*logits, *SIZES, **options)
-    claims, segments = panoptic_scores(*logits, *SIZES, **options)
-    found, segments = panoptic_result(claims.argmax(0), segments)
+    found, segments = panoptic_segmentation(*logits, *SIZES, decide=lambda masks: masks >= 0.5, **options)
     assert torch.equal(found, expected) and segments == expected_segments and len(segments) > 1
+    claims, segments = panoptic_claims(*logits, *SIZES, **options)
+    found, segments = map_of_winners(claims.argmax(0), segments)
+    assert torch.equal(found, expected) and segments == expected_segments
     options = {"top_k": 20, "thing_label_ids": {0, 1, 2}, "score_threshold": 0.1}
     expected = instance_segmentation(*logits, *SIZES, **options)
-    found = instances_by(lambda mask: mask > 0.5, *logits, *SIZES, **options)
+    found = instance_segmentation(*logits, *SIZES, decide=lambda masks: masks > 0.5, **options)
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-6)
     assert len(found["scores"]) > 3
@@ -128,14 +131,12 @@ def test_nothing_found_stays_nothing(needs_skimage, needs_crf):
     logits = torch.tensor([[0.0, 0.0, 9.0]]), torch.randn(1, 10, 10)
     image = np.zeros((40, 40, 3), dtype=np.uint8)
     for segmentation, segments in (
-        otsu_panoptic_segmentation(*logits, (40, 40)),
+        panoptic_segmentation(*logits, (40, 40), decide=otsu_decision()),
         crf_panoptic_segmentation(image, *logits, (40, 40)),
     ):
         assert segments == [] and segmentation.shape == (40, 40) and not segmentation.any()
-    for found in (
-        otsu_instance_segmentation(*logits, (40, 40), score_threshold=0.5),
-        crf_instance_segmentation(image, *logits, (40, 40), score_threshold=0.5),
-    ):
+    for decide in (otsu_decision(), crf_instance_decision(image)):
+        found = instance_segmentation(*logits, (40, 40), score_threshold=0.5, decide=decide)
         assert found["masks"].shape == (0, 40, 40) and found["boxes"].shape == (0, 4)
 
 
@@ -219,7 +220,7 @@ def test_crops_change_little(needs_crf):
 def test_crf_draws_instances_and_panoptic_segments_to_the_edge(needs_crf):
     image, scores = two_coloured_image(), wavy_scores()
     logits = logits_of(scores.clamp(0.001, 0.999), [0, 1])
-    found = crf_instance_segmentation(image, *logits, (40, 60), top_k=2)
+    found = instance_segmentation(*logits, (40, 60), top_k=2, decide=crf_instance_decision(image))
     truth = torch.zeros(40, 60, dtype=torch.bool)
     truth[:, 30:] = True
     for mask, label in zip(found["masks"], found["labels"].tolist(), strict=True):
@@ -233,7 +234,7 @@ def test_crf_draws_instances_and_panoptic_segments_to_the_edge(needs_crf):
 def test_a_segment_that_the_crf_takes_away_is_gone():
     winner = torch.tensor([[0, 1], [3, 3]])
     segments = [{"id": i, "label_id": 10 * i, "was_fused": False, "score": 0.9} for i in (1, 2, 3)]
-    segmentation, kept = panoptic_result(winner, segments)
+    segmentation, kept = map_of_winners(winner, segments)
     assert segmentation.tolist() == [[0, 1], [2, 2]] and segmentation.dtype == torch.int32
     assert [(s["id"], s["label_id"], s["area"]) for s in kept] == [(1, 10, 1), (2, 30, 2)]
 
@@ -248,25 +249,24 @@ def test_bad_options_are_refused(options, message):
 
 
 @pytest.mark.parametrize(
-    "rule, change, message",
+    "change, message",
     [
-        (panoptic_scores, {"overlap_threshold": 80}, "overlap_threshold=80"),
-        (panoptic_scores, {"object_mask_threshold": -1}, "object_mask_threshold=-1"),
-        (partial(instances_by, lambda mask: mask > 0.5), {"score_threshold": 2}, "score_threshold=2"),
-        (partial(instances_by, lambda mask: mask > 0.5), {"image_size": (9, 8)}, "must fit into canvas_size"),
+        ({"overlap_threshold": 80}, "overlap_threshold=80"),
+        ({"object_mask_threshold": -1}, "object_mask_threshold=-1"),
+        ({"image_size": (9, 8)}, "must fit into canvas_size"),
     ],
 )
-def test_rules_refuse_what_postprocessing_refuses(rule, change, message):
+def test_claims_refuse_what_panoptic_results_refuse(change, message):
     with pytest.raises(ValueError, match=message):
-        rule(torch.zeros(3, 4), torch.zeros(3, 2, 2), (8, 8), **change)
+        panoptic_claims(torch.zeros(3, 4), torch.zeros(3, 2, 2), (8, 8), **change)
 
 
 @pytest.mark.parametrize("size", [(3, 40), (1, 64), (4, 50)])
 @pytest.mark.parametrize("tta", [False, True])
 def test_the_rows_of_a_flat_image_are_not_taken_for_channels(checkpoint, size, tta):
     _, model, processor, _ = checkpoint
-    found = segment_image(model, processor, np.zeros((*size, 3), dtype=np.uint8), "semantic", tta=tta)
-    assert found.shape == size
+    found = Segmenter.of(model, processor, task="semantic", tta=tta)(np.zeros((*size, 3), dtype=np.uint8))
+    assert found.size == size
 
 
 def test_an_image_of_another_size_is_refused(needs_crf):
@@ -275,7 +275,7 @@ def test_an_image_of_another_size_is_refused(needs_crf):
 
 
 @pytest.mark.parametrize("package, refine", [("skimage", "otsu"), ("pydensecrf", "crf")])
-def test_a_missing_package_is_named_with_its_command(monkeypatch, package, refine):
+def test_a_missing_package_is_named_with_its_command(monkeypatch, checkpoint, package, refine):
     importing = builtins.__import__
 
     def without(name, *rest):
@@ -286,7 +286,7 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch, package, refin
     monkeypatch.setattr(builtins, "__import__", without)
     command = {"skimage": "pip install scikit-image", "pydensecrf": "pip install pydensecrf2"}[package]
     with pytest.raises(ImportError, match=command):
-        post_process(None, None, [], "instance", refine)
+        Segmenter.of(*checkpoint[1:3], task="instance", refine=refine)
 
 
 @pytest.fixture(scope="module")
@@ -309,22 +309,28 @@ def checkpoint(tmp_path_factory):
 @pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
 def test_unrefined_results_are_the_processors(checkpoint, task):
     _, model, processor, photo = checkpoint
-    found = segment_image(model, processor, photo, task, threshold=0.1, stuff_label_ids={3, 4})
+    segmenter = Segmenter.of(model, processor, task=task)
+    found = segmenter(photo, threshold=0.1)
     with torch.no_grad():
         outputs = model(**processor([photo, photo.transpose(1, 0, 2)], return_tensors="pt"))
-    again = post_process(
-        processor, outputs, [photo, photo.transpose(1, 0, 2)], task, threshold=0.1, stuff_label_ids={3, 4}
-    )[0]
+    sizes = [(60, 90), (90, 60)]
+    again = segment_outputs(outputs, segmenter.rules(threshold=0.1), sizes)[0]
+    assert (found.map == again.map).all() and found.segments and (found.masks == again.masks).all()
     if task == "semantic":
-        assert torch.equal(found, again) and found.shape == (60, 90)
         scores = semantic_scores(
             outputs.class_queries_logits[0], outputs.masks_queries_logits[0, :, :16, :24], (64, 96), (64, 96), (60, 90)
         )
-        assert (found == scores.argmax(0)).float().mean() > 0.999
+        assert (found.map == scores.argmax(0).numpy()).mean() > 0.999
     elif task == "panoptic":
-        assert torch.equal(found["segmentation"], again["segmentation"]) and found["segments_info"]
+        expected = processor.post_process_panoptic_segmentation(
+            outputs, threshold=0.1, label_ids_to_fuse={3, 4}, target_sizes=sizes
+        )[0]
+        assert (found.map == expected["segmentation"].numpy()).all()
+        assert [s.area for s in found.segments] == [info["area"] for info in expected["segments_info"]]
     else:
-        assert torch.equal(found["masks"], again["masks"]) and set(found["labels"].tolist()) <= {0, 1, 2}
+        expected = processor.post_process_instance_segmentation(outputs, threshold=0.1, target_sizes=sizes)[0]
+        things = [label not in (3, 4) for label in expected["labels"].tolist()]
+        assert (found.masks == expected["masks"][things].numpy()).all()
 
 
 @pytest.mark.parametrize("task, refine", [("panoptic", "otsu"), ("instance", "otsu")])
@@ -337,13 +343,13 @@ def test_predict_refines_by_crf(needs_crf, checkpoint, tmp_path, task):
     if task != "semantic":
         return run_predict(checkpoint[0], tmp_path, task, "--refine", "crf")
     folder, model, processor, photo = checkpoint
-    arguments = ["predict", folder / "photo.png", "--model", folder, "--task", task, "--output", tmp_path]
+    arguments = ["predict", folder / "photo.png", "--model", folder, "--task", task, "--output", tmp_path / "out"]
     assert main([*map(str, arguments), "--refine", "crf"]) == 0
     with torch.no_grad():
         outputs = model(**processor(photo, return_tensors="pt"))
     mask_logits, size = outputs.masks_queries_logits[0], outputs.image_sizes[0].tolist()
     scores = semantic_scores(outputs.class_queries_logits[0], mask_logits, size, size, photo.shape[:2])
-    written = np.asarray(Image.open(tmp_path / "semantic" / "photo.png"))
+    written = np.asarray(Image.open(tmp_path / "out" / "semantic" / "photo.png"))
     assert (written == crf_semantic_map(photo, scores).numpy()).mean() > 0.999
 
 

@@ -14,14 +14,13 @@ from safetensors.torch import load_file
 from mask2former_hf.model import postprocessing
 from mask2former_hf.model.postprocessing import (
     instance_segmentation,
-    mask_to_rle,
     masks_to_boxes,
-    masks_to_coco_rle,
     panoptic_segmentation,
     resize_mask_logits,
     semantic_map,
     semantic_scores,
 )
+from mask2former_hf.model.run_lengths import mask_to_rle, masks_to_coco_rle
 
 COCO_CASES = ["r50_coco_panoptic", "swin_coco_panoptic"]
 COCO_STUFF = range(80, 133)

@@ -123,12 +123,11 @@ class PictureWriter:
     def __call__(self, example: dict, result: dict):
         if self.written >= self.count:
             return
-        result = result["panoptic"]
         truth = [{"id": s["id"], "label_id": s["category_id"]} for s in example["segments_info"]]
         panels = [
             draw_panoptic(example["image"], example["segmentation"] * 0, [], self.id2label, void=False),
             draw_panoptic(example["image"], example["segmentation"], truth, self.id2label),
-            draw_panoptic(example["image"], result["segmentation"], result["segments_info"], self.id2label),
+            result["panoptic"].plot(example["image"]),
         ]
         side_by_side(panels, ["image", "truth", "prediction"]).save(self.folder / f"{self.written:03d}.png")
         self.written += 1

@@ -7,15 +7,17 @@ from pathlib import Path
 
 import torch
 
-from ..evaluation.evaluator import KNOWN_METRICS, evaluate, headline, process_rank
-from ..inference.results import METHODS, check_refinement, segment_image
+from ..evaluation.evaluator import KNOWN_METRICS, METRICS, evaluate, headline, process_rank
+from ..inference.loading import default_device
+from ..inference.rules import METHODS
 from .datasets import add_data_arguments, load_split
 from .files import write_json
 from .loading import load
 from .main import UserError
 from .settings import check_numbers, read_settings
 
-DEFAULTS = {"batch_size": 4, "num_workers": 0, "threshold": 0.8, "overlap_threshold": 0.8, "top_k": 100}
+DEFAULTS = {"batch_size": 4, "num_workers": 0}
+OPTIONS = ("threshold", "overlap_threshold", "top_k", "refine")  # of `SegmentationEvaluator`
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -32,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--num-workers", type=int, help="processes that read images (default: 0)")
     parser.add_argument("--json", type=Path, help="write the full summary to this file")
     parser.add_argument("--bf16", action="store_true", help="forward pass in bfloat16 autocast")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=default_device(), help="cpu, cuda, cuda:1, ... (default: %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -65,20 +67,20 @@ def _processes(settings):
 def _evaluate(settings) -> int:
     dataset = load_split(settings, "")
     model, processor = load(settings.model, settings.device)
-    if model.config.task is None and settings.metrics is None:
-        model.config.task = dataset.task
-    options = {name: getattr(settings, name) for name in ("threshold", "overlap_threshold", "top_k")}
+    metrics = settings.metrics
+    if metrics is None and model.config.task is None:  # of data that is not what the checkpoint is known for
+        metrics = METRICS[dataset.task]
     try:
         summary = evaluate(
             model,
             processor,
             dataset,
-            metrics=settings.metrics,
+            metrics=metrics,
             batch_size=settings.batch_size,
             num_workers=settings.num_workers,
             autocast=torch.bfloat16 if settings.bf16 else None,
-            segment=_segment(settings, model, processor, options),
-            **options,
+            tta=settings.tta,
+            **{name: getattr(settings, name) for name in OPTIONS},
         )
     except (ValueError, ImportError) as error:
         raise UserError(str(error)) from error
@@ -87,21 +89,6 @@ def _evaluate(settings) -> int:
         if settings.json is not None:
             write_json(settings.json, summary)
     return 0
-
-
-def _segment(settings, model, processor, options):
-    """What makes results with `--refine` and `--tta`; None without."""
-    if settings.refine is None and not settings.tta:
-        return None
-    check_refinement("panoptic" if model.config.task is None else model.config.task, settings.refine)
-    stuff, first = set(model.config.stuff_label_ids or ()), model.config.task != "semantic"
-
-    def segment(image, task):
-        own = options | {"threshold": options["threshold"] if task == "panoptic" else 0.0}
-        own |= {"stuff_label_ids": stuff, "resize_masks_first": first}
-        return segment_image(model, processor, image, task, settings.refine, settings.tta, **own)
-
-    return segment
 
 
 def print_summary(summary: dict[str, dict]):

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 
 COMMANDS = {
@@ -38,6 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"mask2former-hf {parsed.command}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read the output has gone, as after `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as error:
         if error.errno is None:  # not of the system: a full disk, a file that cannot be read or written, ...
             raise

@@ -1,31 +1,37 @@
 """`mask2former-hf predict`: images in, overlays and results in COCO's formats out."""
 
 import argparse
+import shutil
 import sys
+from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ..data.readers import read_image
-from ..inference.drawing import draw_instances, draw_panoptic, draw_semantic
-from ..inference.results import METHODS, check_refinement, segment_image
+from ..data.readers import IMAGE_FILES, read_image
+from ..inference.known_labels import stuff_of
+from ..inference.loading import default_device
+from ..inference.rules import METHODS, Rules
+from ..inference.segmentation import Segmentation
+from ..inference.segmenter import Segmenter
 from ..model.configuration_mask2former import TASKS
-from ..model.postprocessing import masks_to_coco_rle
 from .files import write_json
 from .loading import load
 from .main import UserError
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
+RESULTS = ("overlays", "panoptic", "semantic", "panoptic.json", "instances.json", "categories.json")
+ASKED_AGAIN = 10  # images of which the best score is looked for if no segment was above the threshold
 
 
 def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files or folders of images")
     parser.add_argument("--model", required=True, help="checkpoint folder or Hub id")
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--task", help=f"{', '.join(TASKS)} (default: what the checkpoint says, else panoptic)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the results that are in --output")
+    parser.add_argument("--task", help=f"{', '.join(TASKS)} (default: what the checkpoint is for)")
     parser.add_argument("--threshold", type=float, help="lowest score (default: panoptic 0.8, instance 0.5)")
     parser.add_argument(
         "--stuff", type=int, nargs="*", metavar="LABEL", help="labels that are stuff (default: by checkpoint)"
@@ -34,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser):
         "--refine", choices=METHODS, help="a threshold per mask (otsu), or a dense CRF over the image (crf)"
     )
     parser.add_argument("--tta", action="store_true", help="average over six sizes and their mirror images")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=default_device(), help="cpu, cuda, cuda:1, ... (default: %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -45,69 +51,104 @@ def run(arguments: argparse.Namespace) -> int:
     images, problems = find_images(arguments.images)
     if not images:
         raise UserError("; ".join(problems))
-    model, processor = load(arguments.model, arguments.device)
-    task = arguments.task or model.config.task or "panoptic"
+    check_output(arguments.output, arguments.overwrite)
+    segmenter, rules = _segmenter(arguments)
+    writer = WRITERS[rules.task](arguments.output, rules)
     try:
-        check_refinement(task, arguments.refine)
-    except (ImportError, ValueError) as error:
-        raise UserError(f"--refine {arguments.refine}: {error}") from error
-    stuff = model.config.stuff_label_ids if arguments.stuff is None else arguments.stuff
-    unknown = [label for label in stuff or () if label not in model.config.id2label]
-    if unknown:
-        raise UserError(f"--stuff {unknown}: the checkpoint has labels 0 to {model.config.num_labels - 1}")
-    if task == "panoptic" and stuff is None:
-        print(
-            "The checkpoint does not say which labels are stuff; none is fused (--stuff names them)", file=sys.stderr
-        )
-    thing_threshold = {"panoptic": 0.8, "instance": 0.5, "semantic": 0.0}[task]
-    threshold = thing_threshold if arguments.threshold is None else arguments.threshold
-    options = {
-        "threshold": threshold,
-        "stuff_label_ids": set(stuff or ()),
-        "resize_masks_first": model.config.task != "semantic",
-    }
-    writer = WRITERS[task](arguments.output, model.config, options["stuff_label_ids"])
-    try:
-        for image_id, (path, name) in enumerate(tqdm(images, desc="predicting", unit="image"), start=1):
+        for image_id, found in enumerate(tqdm(images, desc="predicting", unit="image"), start=1):
             try:
-                image = read_image(path)
+                image = read_image(found.path)
             except (OSError, ValueError) as error:
                 problems.append(str(error))
                 continue
-            result = segment_image(
-                model, processor, image, task, arguments.refine, arguments.tta, progress=True, **options
-            )
-            writer.add(image_id, name, image, result)
+            writer.add(image_id, found, image, segmenter.segment([image], rules, progress=True)[0])
     finally:  # also after Ctrl-C: what was predicted is kept
         writer.close()
     for problem in problems:
         print(f"mask2former-hf predict: {problem}", file=sys.stderr)
-    print(f"{writer.count} of {writer.count + len(problems)} images: {arguments.output}")
+    _report(arguments, writer, segmenter, images, problems)
     return 2 if problems else 0
 
 
-def find_images(paths: list[Path]) -> tuple[list[tuple[Path, str]], list[str]]:
-    """Files and the images of folders, each with a unique output name; and a line per path that does not exist."""
+def _segmenter(arguments) -> tuple[Segmenter, Rules]:
+    model, processor = load(arguments.model, arguments.device)
+    labels = model.config.num_labels
+    unknown = [label for label in arguments.stuff or () if not 0 <= label < labels]
+    if unknown:
+        raise UserError(f"--stuff {unknown}: the checkpoint has labels 0 to {labels - 1}")
+    try:
+        segmenter = Segmenter.of(model, processor, task=arguments.task, refine=arguments.refine, tta=arguments.tta)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"--refine {arguments.refine}: {error}") from error
+    rules = segmenter.rules(threshold=arguments.threshold, stuff_label_ids=arguments.stuff)
+    if rules.task == "panoptic" and arguments.stuff is None and stuff_of(model.config, processor) is None:
+        print(
+            "The checkpoint does not say which labels are stuff; none is fused (--stuff names them)", file=sys.stderr
+        )
+    return segmenter, rules
+
+
+def _report(arguments, writer: "Writer", segmenter: Segmenter, images: list["Found"], problems: list[str]):
+    total = writer.count + len(problems)
+    print(f"{writer.count} of {total} images, {writer.segments} segments: {arguments.output}")
+    if writer.count and not writer.segments:
+        best = 0.0
+        for found in images[:ASKED_AGAIN]:
+            try:
+                image = read_image(found.path)
+            except (OSError, ValueError):
+                continue
+            result = segmenter(image, threshold=0.0, overlap_threshold=0.0, stuff_label_ids=arguments.stuff)
+            best = max([best, *(segment.score for segment in result.segments)])
+        print(
+            f"0 segments are above the threshold of {writer.rules.threshold:g}; best score {best:.2f}; try --threshold"
+        )
+
+
+class Found(NamedTuple):
+    """An image file."""
+
+    path: Path
+    name: str  # in results, with its extension; with its folder where two have the same name
+    stem: str  # of the files that belong to it, unique
+
+
+def find_images(paths: list[Path]) -> tuple[list[Found], list[str]]:
+    """Files and the images of folders; and a line per path that does not exist."""
     files, problems = [], []
     for path in paths:
         if path.is_dir():
-            found = sorted(child for child in path.iterdir() if child.suffix.lower() in SUFFIXES)
+            found = sorted(child for child in path.iterdir() if child.suffix.lower() in IMAGE_FILES)
             if not found:
-                problems.append(f"{path}: the folder has no images ({', '.join(sorted(SUFFIXES))})")
+                problems.append(f"{path}: the folder has no images ({', '.join(sorted(IMAGE_FILES))})")
             files += found
         elif path.exists():
             files.append(path)
         else:
             problems.append(f"{path}: no such file")
-    named, used = [], set()
+    files = list(dict.fromkeys(files))
+    counts, used, found = Counter(path.name for path in files), set(), []
     for path in files:
-        name, number = path.stem, 1
-        while name in used:
+        stem, number = path.stem, 1
+        while stem in used:
             number += 1
-            name = f"{path.stem}_{number}"
-        used.add(name)
-        named.append((path, name))
-    return named, problems
+            stem = f"{path.stem}_{number}"
+        used.add(stem)
+        found.append(Found(path, path.name if counts[path.name] == 1 else path.as_posix(), stem))
+    return found, problems
+
+
+def check_output(output: Path, overwrite: bool):
+    """Refuse to mix with an earlier run's results; with `overwrite` take those away, and nothing else."""
+    present = [name for name in RESULTS if (output / name).exists()]
+    if present and not overwrite:
+        raise UserError(
+            f"--output {output}: has results of another run ({', '.join(present)}); name another folder, or add "
+            "--overwrite to replace them"
+        )
+    for name in present:
+        path = output / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 class Writer:
@@ -115,8 +156,8 @@ class Writer:
 
     folder: str | None = None
 
-    def __init__(self, output: Path, config, stuff: set[int]):
-        self.output, self.config, self.stuff, self.count = output, config, stuff, 0
+    def __init__(self, output: Path, rules: Rules):
+        self.output, self.rules, self.count, self.segments = output, rules, 0, 0
         try:
             (output / "overlays").mkdir(parents=True, exist_ok=True)
             if self.folder:
@@ -124,10 +165,19 @@ class Writer:
         except OSError as error:
             raise UserError(f"--output {output}: cannot be created ({error.strerror})") from error
 
+    def add(self, image_id: int, found: Found, image: np.ndarray, result: Segmentation):
+        self.write(image_id, found, result)
+        result.plot(image).save(self.output / "overlays" / f"{found.stem}.png")
+        self.count += 1
+        self.segments += len(result.segments)
+
+    def write(self, image_id: int, found: Found, result: Segmentation):
+        raise NotImplementedError
+
     def categories(self) -> list[dict]:
         return [
-            {"id": label, "name": name, "isthing": int(label not in self.stuff)}
-            for label, name in self.config.id2label.items()
+            {"id": label, "name": name, "isthing": int(label not in self.rules.stuff_label_ids)}
+            for label, name in self.rules.id2label.items()
         ]
 
     def write_json(self, name: str, content):
@@ -135,7 +185,7 @@ class Writer:
 
 
 class PanopticWriter(Writer):
-    """COCO panoptic: a PNG per image whose colour is the segment's id, R + 256 G + 65536 B, and one json."""
+    """COCO panoptic: a PNG per image whose colour is the segment's id, and one json."""
 
     folder = "panoptic"
 
@@ -143,25 +193,12 @@ class PanopticWriter(Writer):
         super().__init__(*arguments)
         self.images, self.annotations = [], []
 
-    def add(self, image_id, name, image, result):
-        ids = result["segmentation"].cpu().numpy()
-        segments = []
-        for segment in result["segments_info"]:
-            rows, columns = np.nonzero(ids == segment["id"])
-            left, top = int(columns.min()), int(rows.min())
-            box = [left, top, int(columns.max()) + 1 - left, int(rows.max()) + 1 - top]
-            score = round(segment["score"], 6)
-            label = segment["label_id"]
-            segments.append(
-                {"id": segment["id"], "category_id": label, "area": len(rows), "bbox": box, "score": score}
-            )
-        colours = np.stack([ids & 255, ids >> 8 & 255, ids >> 16 & 255], axis=-1).astype(np.uint8)
-        Image.fromarray(colours).save(self.output / self.folder / f"{name}.png")
-        overlay = draw_panoptic(image, ids, result["segments_info"], self.config.id2label)
-        overlay.save(self.output / "overlays" / f"{name}.png")
-        self.images.append({"id": image_id, "file_name": name, "height": image.shape[0], "width": image.shape[1]})
-        self.annotations.append({"image_id": image_id, "file_name": f"{name}.png", "segments_info": segments})
-        self.count += 1
+    def write(self, image_id, found, result):
+        picture, segments = result.to_coco_panoptic()
+        picture.save(self.output / self.folder / f"{found.stem}.png")
+        height, width = result.size
+        self.images.append({"id": image_id, "file_name": found.name, "height": height, "width": width})
+        self.annotations.append({"image_id": image_id, "file_name": f"{found.stem}.png", "segments_info": segments})
 
     def close(self):
         content = {"images": self.images, "annotations": self.annotations, "categories": self.categories()}
@@ -175,17 +212,8 @@ class InstanceWriter(Writer):
         super().__init__(*arguments)
         self.results = []
 
-    def add(self, image_id, name, image, result):
-        masks, labels, scores, boxes = (result[key] for key in ("masks", "labels", "scores", "boxes"))
-        for rle, label, score, (left, top, right, bottom) in zip(
-            masks_to_coco_rle(masks), labels.tolist(), scores.tolist(), boxes.tolist(), strict=True
-        ):
-            box = [left, top, right - left, bottom - top]
-            entry = {"image_id": image_id, "category_id": label, "segmentation": rle, "score": score, "bbox": box}
-            self.results.append(entry | {"file_name": name})
-        overlay = draw_instances(image, masks.cpu().numpy(), labels.tolist(), scores.tolist(), self.config.id2label)
-        overlay.save(self.output / "overlays" / f"{name}.png")
-        self.count += 1
+    def write(self, image_id, found, result):
+        self.results += [{**entry, "file_name": found.name} for entry in result.to_coco(image_id)]
 
     def close(self):
         self.write_json("instances.json", self.results)
@@ -197,11 +225,9 @@ class SemanticWriter(Writer):
 
     folder = "semantic"
 
-    def add(self, image_id, name, image, result):
-        labels = result.cpu().numpy().astype(np.uint8 if self.config.num_labels <= 256 else np.uint16)
-        Image.fromarray(labels).save(self.output / self.folder / f"{name}.png")
-        draw_semantic(image, labels, self.config.id2label).save(self.output / "overlays" / f"{name}.png")
-        self.count += 1
+    def write(self, image_id, found, result):
+        labels = result.map.astype(np.uint8 if len(self.rules.id2label) <= 256 else np.uint16)
+        Image.fromarray(labels).save(self.output / self.folder / f"{found.stem}.png")
 
     def close(self):
         self.write_json("categories.json", self.categories())

@@ -12,7 +12,6 @@ import transformers
 from .. import __version__
 from ..data.readers import read_image
 from ..evaluation.evaluator import evaluate, headline
-from ..inference.known_labels import stuff_of, task_of
 from ..kernels import select
 from ..model.modeling_mask2former import image_sizes_of
 from .datasets import add_data_arguments, load_split
@@ -77,7 +76,7 @@ def read_images(paths: list[Path] | None) -> list[np.ndarray]:
     if problems:
         raise UserError(f"--images {problems[0]}")
     try:
-        return [read_image(path) for path, _ in files]
+        return [read_image(found.path) for found in files]
     except (OSError, ValueError) as error:
         raise UserError(f"--images {error}") from error
 
@@ -142,16 +141,11 @@ class StockWithSizes(torch.nn.Module):
 
 def measure(ours, stock, processor, dataset) -> dict[str, dict[str, float]]:
     """The usual figures of both networks, with this package's image processing around both."""
-    fields = {
-        "task": task_of(ours.config) if ours.config.task or dataset.task is None else dataset.task,
-        "stuff_label_ids": stuff_of(ours.config),
-    }
+    task = dataset.task if ours.config.task is None else None
     metrics = {}
     for name, model in (("ours", ours), ("stock", StockWithSizes(stock))):
-        for field, value in fields.items():
-            setattr(model.config, field, value)
         try:
-            metrics[name] = headline(evaluate(model, processor, dataset, batch_size=1))
+            metrics[name] = headline(evaluate(model, processor, dataset, batch_size=1, task=task))
         except ValueError as error:
             raise UserError(f"--data: {error}") from error
     return metrics

@@ -7,6 +7,11 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, Subset
 from tqdm import tqdm
 
+from ..inference.known_labels import task_of
+from ..inference.results import segment_outputs
+from ..inference.rules import rules_of
+from ..inference.segmentation import Segmentation
+from ..inference.segmenter import Segmenter
 from ..model.image_processing_mask2former import Mask2FormerImageProcessor
 from ..model.modeling_mask2former import Mask2FormerForUniversalSegmentation
 from .average_precision import AveragePrecision
@@ -14,18 +19,22 @@ from .mean_iou import MeanIoU
 from .panoptic_quality import PanopticQuality
 
 METRICS = {"panoptic": ("pq",), "instance": ("ap",), "semantic": ("miou",)}  # task -> what is measured by default
-KNOWN_METRICS = ("pq", "ap", "box_ap", "miou")
+KINDS = {"pq": "panoptic", "ap": "instance", "box_ap": "instance", "miou": "semantic"}  # metric -> results it needs
+KNOWN_METRICS = tuple(KINDS)
 
 
 class SegmentationEvaluator:
     """Compares a model's results with annotated examples (`data.readers.Reader`).
 
     Args:
-        config: of the model: its classes, `stuff_label_ids` and `task`.
-        processor: post-processes the outputs.
+        config: of the model, ours or transformers'; what it does not say of task and stuff is known of its labels.
+        processor: of the model.
         metrics: some of "pq", "ap", "box_ap", "miou"; by default the one of the task.
-        threshold, overlap_threshold: of panoptic results (the original's OBJECT_MASK_THRESHOLD and OVERLAP_THRESHOLD).
+        threshold, overlap_threshold: of panoptic results; None for the package's defaults. Instances are all taken,
+            because average precision is defined over every score.
         top_k: instances per image (the original's TEST.DETECTIONS_PER_IMAGE).
+        task: what the model is measured as; None for what it is for.
+        refine: "otsu" or "crf" (`inference.rules.Rules`).
     """
 
     def __init__(
@@ -33,22 +42,29 @@ class SegmentationEvaluator:
         config,
         processor: Mask2FormerImageProcessor,
         metrics: Sequence[str] | None = None,
-        threshold: float = 0.8,
-        overlap_threshold: float = 0.8,
-        top_k: int = 100,
+        threshold: float | None = None,
+        overlap_threshold: float | None = None,
+        top_k: int | None = None,
+        task: str | None = None,
+        refine: str | None = None,
     ):
-        if metrics is None:
-            if config.task is None:
-                raise ValueError(f"metrics=None and the model's config has no task: choose from {KNOWN_METRICS}")
-            metrics = METRICS[config.task]
+        metrics = METRICS[task or task_of(config)] if metrics is None else metrics
         unknown = sorted(set(metrics) - set(KNOWN_METRICS))
         if unknown or not metrics:
             raise ValueError(f"metrics={list(metrics)}: choose from {', '.join(KNOWN_METRICS)}")
-        self.processor, self.task = processor, config.task
-        self.threshold, self.overlap_threshold, self.top_k = threshold, overlap_threshold, top_k
-        self.stuff = set(config.stuff_label_ids or ())
-        self.num_labels = config.num_labels
-        categories = {i: {"name": name, "isthing": i not in self.stuff} for i, name in config.id2label.items()}
+        self.processor = processor
+        numbers = {
+            "panoptic": {"threshold": threshold, "overlap_threshold": overlap_threshold},
+            "instance": {"threshold": 0.0, "top_k": top_k},
+            "semantic": {},
+        }
+        kinds = dict.fromkeys(KINDS[name] for name in metrics)
+        self.rules = {
+            kind: rules_of(config, kind, processor=processor, refine=refine, **numbers[kind]) for kind in kinds
+        }
+        rules = next(iter(self.rules.values()))
+        self.stuff, self.num_labels = set(rules.stuff_label_ids), len(rules.id2label)
+        categories = {i: {"name": name, "isthing": i not in self.stuff} for i, name in rules.id2label.items()}
         things = {i: category for i, category in categories.items() if category["isthing"]}
         if not things and {"ap", "box_ap"} & set(metrics):
             raise ValueError(f"metrics={list(metrics)}: average precision needs things, and all classes are stuff")
@@ -63,10 +79,9 @@ class SegmentationEvaluator:
     @property
     def tasks(self) -> tuple[str, ...]:
         """The kinds of results that the metrics need."""
-        kinds = {"pq": "panoptic", "ap": "instance", "box_ap": "instance", "miou": "semantic"}
-        return tuple(dict.fromkeys(kinds[name] for name in self.metrics))
+        return tuple(self.rules)
 
-    def update(self, outputs, examples: Sequence[dict], image_ids: Sequence) -> list[dict]:
+    def update(self, outputs, examples: Sequence[dict], image_ids: Sequence) -> list[dict[str, Segmentation]]:
         """Count a batch.
 
         Args:
@@ -76,44 +91,31 @@ class SegmentationEvaluator:
         Returns:
             Per image its "panoptic", "instance" and "semantic" results at the image's own size, as far as measured.
         """
-        sizes = [np.shape(example["image"])[:2] for example in examples]
-        found = {}
-        if "panoptic" in self.tasks:
-            found["panoptic"] = self.processor.post_process_panoptic_segmentation(
-                outputs,
-                threshold=self.threshold,
-                overlap_mask_area_threshold=self.overlap_threshold,
-                label_ids_to_fuse=self.stuff,
-                target_sizes=sizes,
-            )
-        if "instance" in self.tasks:
-            found["instance"] = self.processor.post_process_instance_segmentation(
-                outputs, threshold=0.0, target_sizes=sizes, top_k=self.top_k
-            )
-        if "semantic" in self.tasks:
-            found["semantic"] = self.processor.post_process_semantic_segmentation(
-                outputs, target_sizes=sizes, resize_masks_first=self.task != "semantic"
-            )
+        images = [example["image"] for example in examples]
+        sizes = [np.shape(image)[:2] for image in images]
+        found = {task: segment_outputs(outputs, rules, sizes, images) for task, rules in self.rules.items()}
         results = [dict(zip(found, own, strict=True)) for own in zip(*found.values(), strict=True)]
         for example, result, image_id in zip(examples, results, image_ids, strict=True):
             self.count(result, example, image_id)
         return results
 
-    def count(self, result: dict, example: dict, image_id):
+    def count(self, results: dict[str, Segmentation], example: dict, image_id):
         """Count an image's results, by task, as `update` returns them."""
         if "pq" in self.metrics:
-            segments = [{"id": s["id"], "category_id": s["label_id"]} for s in result["panoptic"]["segments_info"]]
-            truth = single_map(example, "pq"), example["segments_info"]
-            self.metrics["pq"].update(result["panoptic"]["segmentation"], segments, *truth)
-        if "instance" in self.tasks:
-            found = result["instance"]
-            is_thing = torch.tensor([label not in self.stuff for label in found["labels"].tolist()]).bool()
-            masks, scores, labels = (found[name].cpu()[is_thing] for name in ("masks", "scores", "labels"))
+            result = results["panoptic"]
+            segments = [{"id": segment.id, "category_id": segment.label_id} for segment in result.segments]
+            self.metrics["pq"].update(result.map, segments, single_map(example, "pq"), example["segments_info"])
+        if "instance" in self.rules:
+            result = results["instance"]
+            rows = [(s.score, s.label_id) for s in result.segments]
+            scores, labels = (np.array(column) for column in zip(*rows, strict=True)) if rows else (np.zeros(0),) * 2
+            things = ~np.isin(labels, list(self.stuff))
+            masks, scores, labels = result.masks[things], scores[things], labels[things]
             truth = true_objects(example, self.stuff)
             for name in {"ap", "box_ap"} & set(self.metrics):
                 self.metrics[name].update(masks, scores, labels, truth, image_id=image_id)
         if "miou" in self.metrics:
-            self.metrics["miou"].update(result["semantic"], label_map(example, self.num_labels))
+            self.metrics["miou"].update(results["semantic"].map, label_map(example, self.num_labels))
 
     def merge(self, other: "SegmentationEvaluator"):
         """Add the counts of other images."""
@@ -241,32 +243,34 @@ def run_evaluation(
     on_result: Callable[[dict, dict], None] | None = None,
     progress: bool = True,
     autocast: torch.dtype | None = None,
-    segment: Callable[[np.ndarray, str], object] | None = None,
+    tta: bool = False,
 ) -> int:
     """Feed all batches to `evaluator`; returns the number of images. Restores the model's mode.
 
     Args:
-        segment: gives an image's result for a task ("panoptic", ...) by other means than the model's plain output,
-            such as `inference.results.segment_image`.
+        autocast: half precision of the forward pass.
+        tta: average over several sizes and both directions (`inference.tta`).
     """
     training, images = model.training, 0
     device = next(iter(model.parameters())).device
     model.eval()
+    segmenter = Segmenter.of(model, evaluator.processor, tta=True) if tta else None
     try:
         for batch in tqdm(loader, desc="evaluating", unit="batch", disable=not progress, leave=False):
             examples = [example for _, example in batch]
+            numbers = [number for number, _ in batch]
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
-                if segment is None:
+                if tta:
+                    results = [_augmented(segmenter, evaluator, example["image"]) for example in examples]
+                else:
                     pictures = [example["image"] for example in examples]
                     inputs = evaluator.processor(pictures, input_data_format="channels_last", return_tensors="pt")
                     outputs = model(**inputs.to(device))
-                else:
-                    results = [{task: segment(e["image"], task) for task in evaluator.tasks} for e in examples]
-            if segment is None:
-                results = evaluator.update(outputs, examples, [number for number, _ in batch])
-            else:
-                for result, (number, example) in zip(results, batch, strict=True):
+            if tta:
+                for result, example, number in zip(results, examples, numbers, strict=True):
                     evaluator.count(result, example, number)
+            else:
+                results = evaluator.update(outputs, examples, numbers)
             images += len(batch)
             for example, result in zip(examples, results, strict=True):
                 if on_result is not None:
@@ -274,6 +278,10 @@ def run_evaluation(
     finally:
         model.train(training)
     return images
+
+
+def _augmented(segmenter: Segmenter, evaluator: SegmentationEvaluator, image: np.ndarray) -> dict[str, Segmentation]:
+    return {task: segmenter.segment([image], rules)[0] for task, rules in evaluator.rules.items()}
 
 
 def evaluate(
@@ -286,26 +294,25 @@ def evaluate(
     on_result: Callable[[dict, dict], None] | None = None,
     progress: bool = True,
     autocast: torch.dtype | None = None,
-    segment: Callable[[np.ndarray, str], object] | None = None,
-    **thresholds,
+    tta: bool = False,
+    **options,
 ) -> dict[str, dict]:
     """Metrics of a model on a dataset; under `torch.distributed` every process measures its share and gets the whole.
 
     Args:
         dataset: of annotated examples (`data.readers.Reader`); a process measures every n-th.
-        metrics: see `SegmentationEvaluator`, as for `thresholds`.
+        metrics, options: of `SegmentationEvaluator`.
         on_result: called with every example and its results.
-        autocast: half precision of the forward pass.
-        segment: see `run_evaluation`.
+        autocast, tta: see `run_evaluation`.
 
     Returns:
         The full summary of every metric, by its name; `headline` picks the usual figures.
     """
     check_classes(model.config, dataset)
-    evaluator = SegmentationEvaluator(model.config, processor, metrics, **thresholds)
+    evaluator = SegmentationEvaluator(model.config, processor, metrics, **options)
     show = progress and process_rank()[0] == 0
     loader = evaluation_loader(dataset, batch_size, num_workers)
-    run_evaluation(model, loader, evaluator, on_result, show, autocast, segment)
+    run_evaluation(model, loader, evaluator, on_result, show, autocast, tta)
     return merge_processes(evaluator).compute()
 
 

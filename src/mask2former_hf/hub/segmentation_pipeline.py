@@ -5,18 +5,19 @@ checkpoint was trained for, no stuff is fused, instance masks lose what overlaps
 not the original's, and images of different sizes cannot be in one batch.
 """
 
-import copy
 import os
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch.nn import functional as F
 from transformers.image_utils import load_image
 from transformers.pipelines.image_segmentation import ImageSegmentationPipeline
 from transformers.utils import ModelOutput, logging
 
-from ..inference.known_labels import stuff_of, task_of
+from ..inference.results import segment_outputs
+from ..inference.rules import rules_of
+from ..inference.segmenter import DOWNLOAD_TIMEOUT, read
 from ..model.configuration_mask2former import TASKS
 from ..model.image_processing_mask2former import Mask2FormerImageProcessor
 from ..model.modeling_mask2former import Mask2FormerForUniversalSegmentation
@@ -53,13 +54,11 @@ class Mask2FormerSegmentationPipeline(ImageSegmentationPipeline):
             self.image_processor = Mask2FormerImageProcessor.from_dict(processor.to_dict())
 
     def preprocess(self, image, subtask=None, timeout=None):
-        if isinstance(image, str | os.PathLike) and os.path.isfile(image):
-            image = Image.open(image)  # not load_image, whose conversion to RGB turns 16-bit images white
-        elif not isinstance(image, Image.Image):
-            image = load_image(image, timeout=timeout)
-        image = ImageOps.exif_transpose(image)
-        inputs = self.image_processor([image], return_tensors="pt")
-        return {"inputs": dict(inputs), "target_size": torch.tensor([[image.height, image.width]])}
+        if isinstance(image, str) and not image.startswith(("http://", "https://")) and not os.path.exists(image):
+            image = load_image(image)  # of base64
+        pixels = read(image, timeout=timeout or DOWNLOAD_TIMEOUT)
+        inputs = self.image_processor([Image.fromarray(pixels)], return_tensors="pt")
+        return {"inputs": dict(inputs), "target_size": torch.tensor([pixels.shape[:2]])}
 
     def _forward(self, model_inputs):
         inputs, sizes = model_inputs["inputs"], model_inputs["target_size"]
@@ -73,6 +72,7 @@ class Mask2FormerSegmentationPipeline(ImageSegmentationPipeline):
             masks_queries_logits=outputs.masks_queries_logits,
             image_sizes=outputs.image_sizes,
             canvas_sizes=outputs.canvas_sizes,
+            mask_strides=outputs.mask_strides,
             target_size=sizes,
         )
 
@@ -84,47 +84,24 @@ class Mask2FormerSegmentationPipeline(ImageSegmentationPipeline):
         mask_threshold=None,
         overlap_mask_area_threshold=None,
     ):
-        config = self.model.config
-        task = task_of(config) if subtask is None else subtask
-        if task not in TASKS:
+        if subtask not in (None, *TASKS):
             raise ValueError(
                 f"subtask={subtask!r}: must be one of {', '.join(TASKS)}, or None for the checkpoint's own"
             )
-        processor = copy.copy(self.image_processor)
-        if config.stuff_label_ids is not None or processor.label_ids_to_fuse is None:
-            processor.label_ids_to_fuse = stuff_of(config)
-        given = {
-            "threshold": threshold,
-            "mask_threshold": mask_threshold,
-            "overlap_mask_area_threshold": overlap_mask_area_threshold,
-        }
-        options = {name: value for name, value in given.items() if value is not None}
-        options["target_sizes"] = model_outputs["target_size"].tolist()
-        outputs = self._on_own_canvas(model_outputs)
-        if task == "panoptic":
-            result = processor.post_process_panoptic_segmentation(outputs, **options)[0]
-            ids, segments = result["segmentation"].numpy(), result["segments_info"]
-            found = [(segment["score"], segment["label_id"], ids == segment["id"]) for segment in segments]
-        elif task == "instance":
-            result = processor.post_process_instance_segmentation(outputs, **options)[0]
-            rows = (result["scores"].tolist(), result["labels"].tolist(), result["masks"].numpy())
-            found = list(zip(*rows, strict=True))
-        else:
-            labels = processor.post_process_semantic_segmentation(
-                outputs, target_sizes=options["target_sizes"], resize_masks_first=task_of(config) != "semantic"
-            )[0].numpy()
-            found = [(None, label, labels == label) for label in np.unique(labels).tolist()]
-        return [
-            {"score": score, "label": config.id2label[label], "mask": Image.fromarray(mask.astype(np.uint8) * 255)}
-            for score, label, mask in found
-        ]
-
-    def _on_own_canvas(self, outputs: ModelOutput) -> ModelOutput:
-        """Without the columns and rows that a batch mate of a larger canvas added to the mask logits."""
-        height, width = (-(-side // self.model.config.common_stride) for side in outputs["canvas_sizes"][0].tolist())
-        return ModelOutput(
-            dict(outputs) | {"masks_queries_logits": outputs["masks_queries_logits"][..., :height, :width]}
+        rules = rules_of(
+            self.model.config,
+            subtask,
+            processor=self.image_processor,
+            threshold=threshold,
+            mask_threshold=mask_threshold,
+            overlap_threshold=overlap_mask_area_threshold,
         )
+        outputs = ModelOutput(**model_outputs)
+        result = segment_outputs(outputs, rules, outputs.target_size.tolist())[0]
+        return [
+            {"score": s.score, "label": s.label, "mask": Image.fromarray(mask.astype(np.uint8) * 255)}
+            for s, mask in zip(result.segments, result.masks, strict=True)
+        ]
 
 
 def _pad(tensor: torch.Tensor, canvas: list[int]) -> torch.Tensor:

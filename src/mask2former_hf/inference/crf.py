@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .rules import instances_by, panoptic_result, panoptic_scores
+from ..model.postprocessing import panoptic_claims
 
 MIN_PROBABILITY = 1e-5  # of a label in its energy; keeps a certain pixel movable
 MIN_PRESENCE = 0.02  # a label that reaches this nowhere in a crop is left out there: time and memory grow with labels
@@ -97,58 +97,53 @@ def crf_semantic_map(image, scores: Tensor, options: CrfOptions | None = None, p
     return dense_crf(image, scores, options, progress).argmax(0)
 
 
-def crf_panoptic_segmentation(
-    image,
-    class_logits,
-    mask_logits,
-    canvas_size,
-    image_size=None,
-    target_size=None,
-    *,
-    crf: CrfOptions | None = None,
-    progress=False,
-    **options,
-):
+def crf_panoptic_segmentation(image, *logits, crf: CrfOptions | None = None, progress=False, **options):
     """`postprocessing.panoptic_segmentation`, whose segments and void then compete for the pixels in a CRF.
 
     Args:
-        options: `object_mask_threshold`, `overlap_threshold` and `stuff_label_ids`.
+        logits: class_logits, mask_logits and sizes, as there.
+        options: as there, without `decide`.
     """
-    logits = (class_logits, mask_logits, canvas_size, image_size, target_size)
-    claims, segments = panoptic_scores(*logits, **options)
+    claims, segments = panoptic_claims(*logits, **options)
     winner = dense_crf(image, claims, crf, progress).argmax(0) if segments else claims.argmax(0)
-    return panoptic_result(winner, segments)
+    return map_of_winners(winner, segments)
 
 
-def crf_instance_segmentation(
-    image,
-    class_logits,
-    mask_logits,
-    canvas_size,
-    image_size=None,
-    target_size=None,
-    *,
-    crf: CrfOptions | None = None,
-    progress=False,
-    **options,
-):
-    """`postprocessing.instance_segmentation`, where a CRF draws each mask against its surroundings.
+def map_of_winners(winner: Tensor, segments: list[dict]) -> tuple[Tensor, list[dict]]:
+    """(H, W) position of the winning claim, and its segments, as `panoptic_segmentation` returns them.
+
+    Segments that have no pixel left are dropped and the others numbered anew.
+    """
+    areas = winner.flatten().bincount(minlength=len(segments) + 1)[1:].tolist()
+    ids, kept = [0], []
+    for segment, area in zip(segments, areas, strict=True):
+        if area:
+            kept.append({**segment, "id": len(kept) + 1, "area": area})
+        ids.append(len(kept) if area else 0)
+    return torch.tensor(ids, dtype=torch.int32, device=winner.device)[winner], kept
+
+
+def crf_instance_decision(image, *, crf: CrfOptions | None = None, progress: bool = False):
+    """A `decide` of `postprocessing.instance_segmentation`: a CRF draws each mask against its surroundings.
+
+    Every mask takes a run of its own, so a score threshold above 0 saves most of the time.
 
     Args:
-        options: `top_k`, `thing_label_ids` and `score_threshold`; every mask takes a run of its own, so a threshold
-            above 0 saves most of the time.
+        progress: show a bar over the masks.
     """
+    bar = tqdm(desc="refining", unit="mask", disable=not progress, leave=False)
 
-    def decide(mask):
-        around = _surroundings(mask)
-        result = mask > 0.5
-        if around is not None:
-            inside = mask[around]
-            result[around] = dense_crf(image[around], torch.stack([1 - inside, inside]), crf)[1] > 0.5
+    def decide(probabilities: Tensor) -> Tensor:
+        result = probabilities > 0.5
+        for mask, drawn in zip(probabilities, result, strict=True):
+            bar.update()
+            around = _surroundings(mask)
+            if around is not None:
+                inside = mask[around]
+                drawn[around] = dense_crf(image[around], torch.stack([1 - inside, inside]), crf)[1] > 0.5
         return result
 
-    logits = (class_logits, mask_logits, canvas_size, image_size, target_size)
-    return instances_by(decide, *logits, progress=progress, **options)
+    return decide
 
 
 def _surroundings(mask: Tensor):

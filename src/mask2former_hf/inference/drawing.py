@@ -12,7 +12,21 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 MIN_SIDE = 384
+GROUND = (205, 205, 205)  # where there is no image
 FILL = 0.55  # opacity of a segment's colour
+
+
+def draw_segmentation(result, image=None) -> Image.Image:
+    """Draw a `Segmentation`, on a grey ground if the image is not given."""
+    if image is None:
+        image = Image.new("RGB", result.size[::-1], GROUND)
+    if result.task == "instance":
+        labels, scores = ([getattr(s, name) for s in result.segments] for name in ("label_id", "score"))
+        return draw_instances(image, result.masks, labels, scores, result.id2label)
+    if result.task == "semantic":
+        return draw_semantic(image, result.map, result.id2label)
+    segments = [{"id": s.id, "label_id": s.label_id, "score": s.score} for s in result.segments]
+    return draw_panoptic(image, result.map, segments, result.id2label)
 
 
 def draw_panoptic(

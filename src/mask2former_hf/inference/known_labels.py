@@ -5,11 +5,9 @@ import re
 from functools import cache
 from importlib import resources
 
-# Class sets of the published checkpoints. Semantic and panoptic sets of one data set agree on what is stuff.
-SETS = ("coco-panoptic", "ade20k-semantic", "cityscapes-semantic", "mapillary-semantic", "mapillary-panoptic")
 SHARE = 0.8  # of the names that must agree: spellings differ ("window" and "windowpane"), data sets far more
-# facebook/mask2former-swin-tiny-coco-panoptic and alike
-_NAMED_TASK = re.compile(r"mask2former-.*-(semantic|instance|panoptic)/?$", re.IGNORECASE)
+# facebook/mask2former-swin-tiny-coco-panoptic and alike, also as a folder of the Hub's cache
+_NAMED_TASK = re.compile(r"mask2former-[^/\\]*-(semantic|instance|panoptic)(?=[/\\]|$)", re.IGNORECASE)
 
 
 def task_of(config) -> str:
@@ -23,19 +21,22 @@ def task_of(config) -> str:
     task = getattr(config, "task", None)
     if task is not None:
         return task
-    named = _NAMED_TASK.search(str(getattr(config, "_name_or_path", "")))
+    named = _NAMED_TASK.findall(str(getattr(config, "_name_or_path", "")))
     if named:
-        return named[1].lower()
+        return named[-1].lower()
     return "instance" if stuff_of(config) == [] else "panoptic"
 
 
-def stuff_of(config) -> list[int] | None:
-    """Labels that are stuff: the field `stuff_label_ids`, else those of a known label set; `None` if unknown.
+def stuff_of(config, processor=None) -> list[int] | None:
+    """Labels that are stuff: the config's `stuff_label_ids`, else the processor's `label_ids_to_fuse`, else those of a
+    known label set; `None` if unknown.
 
-    Known are COCO panoptic (133 labels) and instances (80), ADE20K (150), Cityscapes (19) and Mapillary Vistas (65 or
-    66), by the number of labels and their names in order.
+    Known are the class sets of `data/class_sets` (COCO, ADE20K, Cityscapes, Mapillary Vistas, YouTube-VIS), by the
+    number of labels and their names in order.
     """
     stuff = getattr(config, "stuff_label_ids", None)
+    if stuff is None:
+        stuff = getattr(processor, "label_ids_to_fuse", None)
     if stuff is not None:
         return sorted(int(label) for label in stuff)
     names = [_plain(config.id2label[label]) for label in sorted(config.id2label)]
@@ -50,8 +51,8 @@ def stuff_of(config) -> list[int] | None:
 def _known_sets() -> list[tuple[list[str], list[bool]]]:
     folder = resources.files("mask2former_hf") / "data" / "class_sets"
     sets = []
-    for name in (*SETS, "coco-instance", "cityscapes-instance"):
-        rows = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))["classes"]
+    for file in sorted(folder.iterdir(), key=lambda file: file.name):  # sets of equal names agree on what is stuff
+        rows = json.loads(file.read_text(encoding="utf-8"))["classes"]
         sets.append(([_plain(label) for _, label, _ in rows], [bool(isthing) for _, _, isthing in rows]))
     return sets
 

@@ -1,13 +1,11 @@
 """A threshold of its own for every mask, by Otsu's rule (IEEE Trans. SMC, 1979), instead of 0.5 for all.
 
-The arguments before the star, and the results, are those of the functions of the same name in postprocessing.py.
 Semantic results compare classes and have no threshold.
 """
 
 import torch
 from torch import Tensor
-
-from .rules import instances_by, panoptic_result, panoptic_scores
+from tqdm import tqdm
 
 HISTOGRAM_BINS = 256
 MIN_RANGE = 1e-3  # of probabilities; a flatter mask has no two groups of pixels to tell apart
@@ -42,29 +40,16 @@ def otsu_thresholds(probabilities: Tensor) -> Tensor:
     return torch.tensor(thresholds, dtype=torch.float32, device=probabilities.device)
 
 
-def otsu_instance_segmentation(
-    class_logits, mask_logits, canvas_size, image_size=None, target_size=None, *, progress=False, **options
-):
-    """`postprocessing.instance_segmentation`; a pixel belongs to a mask above the mask's own threshold.
+def otsu_decision(progress: bool = False):
+    """A `decide` of `instance_segmentation` and `panoptic_segmentation`: pixels above a mask's own threshold.
 
     Args:
         progress: show a bar over the masks.
-        options: `top_k`, `thing_label_ids` and `score_threshold`.
     """
+    bar = tqdm(desc="refining", unit="mask", disable=not progress, leave=False)
 
-    def decide(mask):
-        return mask > otsu_thresholds(mask[None])[0]
+    def decide(probabilities: Tensor) -> Tensor:
+        bar.update(len(probabilities))
+        return probabilities > otsu_thresholds(probabilities)[:, None, None]
 
-    logits = (class_logits, mask_logits, canvas_size, image_size, target_size)
-    return instances_by(decide, *logits, progress=progress, **options)
-
-
-def otsu_panoptic_segmentation(class_logits, mask_logits, canvas_size, image_size=None, target_size=None, **options):
-    """`postprocessing.panoptic_segmentation`; a query's area and its visible pixels are above its own threshold.
-
-    Args:
-        options: `object_mask_threshold`, `overlap_threshold` and `stuff_label_ids`.
-    """
-    logits = (class_logits, mask_logits, canvas_size, image_size, target_size)
-    claims, segments = panoptic_scores(*logits, thresholds=otsu_thresholds, **options)
-    return panoptic_result(claims.argmax(0), segments)
+    return decide

@@ -1,152 +1,106 @@
-"""Model outputs, or an image, -> results with refinement, in the form in which the processor gives them without."""
+"""Model outputs → `Segmentation`s, by given rules; what every door calls in the end."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
-from ..model.image_processing_mask2former import _per_image
-from ..model.postprocessing import semantic_scores
-from .crf import crf_instance_segmentation, crf_panoptic_segmentation, crf_semantic_map, load_densecrf
-from .otsu import load_threshold_otsu, otsu_instance_segmentation, otsu_panoptic_segmentation
-from .tta import augmented_outputs, augmented_semantic_scores
-
-METHODS = ("otsu", "crf")
-
-
-def check_refinement(task: str, refine: str | None):
-    """Find out before the first image what would fail.
-
-    Raises:
-        ValueError: for an unknown method, and Otsu's threshold for semantic results, which have none.
-        ImportError: if the method's package is missing.
-    """
-    if refine not in (None, *METHODS):
-        raise ValueError(f"refine={refine!r}: must be one of {', '.join(METHODS)}, or None")
-    if refine == "otsu":
-        if task == "semantic":
-            raise ValueError("refine='otsu': semantic results have no threshold; use 'crf', or another task")
-        load_threshold_otsu()
-    elif refine == "crf":
-        load_densecrf()
+from ..model.postprocessing import (
+    instance_segmentation,
+    logits_per_image,
+    panoptic_segmentation,
+    semantic_map,
+    semantic_scores,
+    stack_instances,
+)
+from .crf import crf_instance_decision, crf_panoptic_segmentation, crf_semantic_map
+from .otsu import otsu_decision
+from .rules import Rules
+from .segmentation import Segmentation, instance_result, panoptic_result, semantic_result
 
 
-def post_process(
-    processor,
+def segment_outputs(
     outputs,
-    images: Sequence[np.ndarray],
-    task: str,
-    refine: str | None = None,
-    *,
-    threshold: float = 0.0,
-    overlap_threshold: float = 0.8,
-    stuff_label_ids: Collection[int] = (),
-    top_k: int = 100,
-    resize_masks_first: bool = True,
+    rules: Rules,
+    sizes: Sequence[tuple[int, int]],
+    images: Sequence[np.ndarray] | None = None,
     progress: bool = False,
-) -> list:
-    """What `processor.post_process_<task>_segmentation` gives for the images' own sizes, refined.
+) -> list[Segmentation]:
+    """The results of a batch.
 
     Args:
-        outputs: the model's, for a batch.
-        images: per image (H, W, 3) uint8 RGB, as before the processor.
-        task: "panoptic", "instance" or "semantic".
-        refine: "otsu" (not for semantic results), "crf", or None for the processor's own result.
-        threshold: lowest score of a segment (panoptic) or an instance.
-        overlap_threshold: of panoptic results.
-        stuff_label_ids: classes that are merged in panoptic results and left out of instances.
-        top_k: instances per image.
-        resize_masks_first: of semantic results, see `postprocessing.semantic_scores`.
-        progress: show the steps of an image.
-
-    Returns:
-        per image {"segmentation", "segments_info"} (panoptic), {"masks", "scores", "labels", "boxes"} without empty
-        masks (instance), or an (H, W) map (semantic).
+        outputs: the model's.
+        sizes: (height, width) of each image before the processor, which is that of its result.
+        images: (H, W, 3) uint8 RGB each; `refine="crf"` needs them.
+        progress: show the steps of an image with a refinement.
     """
-    check_refinement(task, refine)
-    sizes = [tuple(np.shape(image)[:2]) for image in images]
-    stuff = set(stuff_label_ids)
-    if refine is None and task == "panoptic":
-        return processor.post_process_panoptic_segmentation(
-            outputs,
-            threshold=threshold,
-            overlap_mask_area_threshold=overlap_threshold,
-            label_ids_to_fuse=stuff,
-            target_sizes=sizes,
-        )
-    if refine is None and task == "semantic":
-        return processor.post_process_semantic_segmentation(
-            outputs, target_sizes=sizes, resize_masks_first=resize_masks_first
-        )
-    if refine is None:
-        found = processor.post_process_instance_segmentation(
-            outputs, threshold=threshold, target_sizes=sizes, top_k=top_k
-        )
-        return [_without(result, stuff) for result in found]
-    results = []
-    for image, logits in zip(images, _per_image(outputs, sizes), strict=True):
-        if task == "semantic":
-            scores = semantic_scores(*logits, resize_masks_first=resize_masks_first)
-            results.append(crf_semantic_map(image, scores, progress=progress))
-        elif task == "panoptic":
-            options = {
-                "object_mask_threshold": threshold,
-                "overlap_threshold": overlap_threshold,
-                "stuff_label_ids": stuff,
-            }
-            if refine == "otsu":
-                segmentation, segments = otsu_panoptic_segmentation(*logits, **options)
-            else:
-                segmentation, segments = crf_panoptic_segmentation(image, *logits, progress=progress, **options)
-            results.append({"segmentation": segmentation, "segments_info": segments})
-        else:
-            options = {"top_k": top_k, "score_threshold": threshold, "progress": progress}
-            if refine == "otsu":
-                found = otsu_instance_segmentation(*logits, **options)
-            else:
-                found = crf_instance_segmentation(image, *logits, **options)
-            results.append(_without(found, stuff))
-    return results
+    images = [None] * len(sizes) if images is None else images
+    return [
+        segment_logits(logits, rules, image, progress)
+        for image, logits in zip(images, logits_per_image(outputs, sizes), strict=True)
+    ]
 
 
-def segment_image(
-    model,
-    processor,
-    image: np.ndarray,
-    task: str,
-    refine: str | None = None,
-    tta: bool = False,
-    *,
-    progress: bool = False,
-    **options,
-):
-    """An image's result by `post_process`, from the mean over several sizes and both directions if `tta` is set.
+def segment_logits(logits: tuple, rules: Rules, image: np.ndarray | None = None, progress: bool = False):
+    """The result of one image, whose logits and sizes are what `postprocessing.logits_per_image` yields."""
+    if rules.refine == "crf" and image is None:
+        raise ValueError("refine='crf' needs the image: give images")
+    return {"panoptic": _panoptic, "instance": _instances, "semantic": _semantic}[rules.task](
+        logits, rules, image, progress
+    )
 
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        task, refine, progress, options: as in `post_process`.
 
-    Returns:
-        one entry of what `post_process` returns.
-    """
-    check_refinement(task, refine)
-    picture = Image.fromarray(image)  # of an array of 1, 3 or 4 rows the processor would guess that they are channels
-    if tta and task == "semantic":
-        first = options.get("resize_masks_first", True)
-        scores = augmented_semantic_scores(model, processor, picture, image.shape[:2], resize_masks_first=first)
-        return scores.argmax(0) if refine is None else crf_semantic_map(image, scores, progress=progress)
-    if tta:
-        outputs = augmented_outputs(model, processor, picture)
+def _panoptic(logits, rules: Rules, image, progress) -> Segmentation:
+    options = {
+        "object_mask_threshold": rules.threshold,
+        "overlap_threshold": rules.overlap_threshold,
+        "mask_threshold": rules.mask_threshold,
+        "stuff_label_ids": set(rules.stuff_label_ids),
+    }
+    if rules.refine == "crf":
+        ids, segments = crf_panoptic_segmentation(image, *logits, progress=progress, **options)
     else:
-        with torch.inference_mode():
-            outputs = model(**processor(picture, return_tensors="pt").to(model.device))
-    return post_process(processor, outputs, [image], task, refine, progress=progress, **options)[0]
+        decide = otsu_decision(progress) if rules.refine == "otsu" else None
+        ids, segments = panoptic_segmentation(*logits, decide=decide, **options)
+    return panoptic_result(ids.cpu().numpy(), segments, rules.id2label, rules.stuff_label_ids)
 
 
-def _without(found: dict[str, Tensor], stuff: set[int]) -> dict[str, Tensor]:
-    """Instances that are not empty and not stuff."""
-    labels = found["labels"]
-    kept = (found["boxes"][:, 2] > 0) & ~torch.isin(labels, torch.tensor(sorted(stuff), device=labels.device))
-    return {name: found[name][kept] for name in ("masks", "scores", "labels", "boxes")}
+def _instances(logits, rules: Rules, image, progress) -> Segmentation:
+    decide = {"otsu": lambda: otsu_decision(progress), "crf": lambda: crf_instance_decision(image, progress=progress)}
+    stuff = set(rules.stuff_label_ids)
+    found = instance_segmentation(
+        *logits,
+        top_k=rules.top_k,
+        thing_label_ids=set(rules.id2label) - stuff if stuff else None,
+        score_threshold=rules.threshold,
+        mask_threshold=rules.mask_threshold,
+        decide=decide[rules.refine]() if rules.refine else None,
+    )
+    ids, kept = stack_instances(found["masks"], rules.overlap_threshold)
+    masks, scores, labels, boxes = (found[name][kept].cpu() for name in ("masks", "scores", "labels", "boxes"))
+    return instance_result(
+        (ids + 1).cpu().numpy(),
+        masks.numpy(),
+        scores.tolist(),
+        labels.tolist(),
+        boxes.tolist(),
+        rules.id2label,
+        rules.stuff_label_ids,
+    )
+
+
+def _semantic(logits, rules: Rules, image, progress) -> Segmentation:
+    first = not rules.semantic_only
+    if rules.refine == "crf":
+        return from_scores(semantic_scores(*logits, resize_masks_first=first), rules, image, progress)
+    return _from_labels(semantic_map(*logits, resize_masks_first=first), rules)
+
+
+def from_scores(scores: torch.Tensor, rules: Rules, image: np.ndarray | None = None, progress: bool = False):
+    """The semantic result of (K, H, W) scores."""
+    labels = scores.argmax(0) if rules.refine is None else crf_semantic_map(image, scores, progress=progress)
+    return _from_labels(labels, rules)
+
+
+def _from_labels(labels: torch.Tensor, rules: Rules) -> Segmentation:
+    return semantic_result(labels.int().cpu().numpy(), rules.id2label, rules.stuff_label_ids)

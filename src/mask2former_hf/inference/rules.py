@@ -1,139 +1,109 @@
-"""The rules of postprocessing.py for instances and panoptic segments, around any decision what belongs to a mask.
+"""What a result is made by: the task, the labels, and the numbers that decide; the same defaults at every door."""
 
-With the plain decision (probability above 0.5) the results are those of postprocessing.py; a test holds them together.
-Letters and the first five arguments are those of postprocessing.py. `N` kept queries, `S` segments.
-"""
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
-from collections.abc import Callable, Collection
+from ..model.configuration_mask2former import TASKS
+from ..model.postprocessing import (
+    INSTANCE_THRESHOLD,
+    MASK_THRESHOLD,
+    MAX_INSTANCES,
+    OVERLAP_THRESHOLD,
+    PANOPTIC_THRESHOLD,
+)
+from .known_labels import stuff_of, task_of
 
-import torch
-from torch import Tensor
-from tqdm import tqdm
-
-from ..model.postprocessing import _check, _check_fraction, masks_to_boxes, resize_mask_logits
+METHODS = ("otsu", "crf")
+THRESHOLDS = {"panoptic": PANOPTIC_THRESHOLD, "instance": INSTANCE_THRESHOLD, "semantic": 0.0}
+OVERLAP_THRESHOLDS = {"panoptic": OVERLAP_THRESHOLD, "instance": 0.0, "semantic": 0.0}
 
 
-def instances_by(
-    decide: Callable[[Tensor], Tensor],
-    class_logits: Tensor,
-    mask_logits: Tensor,
-    canvas_size,
-    image_size=None,
-    target_size=None,
-    *,
-    top_k: int = 100,
-    thing_label_ids: Collection[int] | None = None,
-    score_threshold: float = 0.0,
-    progress: bool = False,
-) -> dict[str, Tensor]:
-    """`postprocessing.instance_segmentation`, where `decide` turns a mask's probabilities into the mask.
+@dataclass(frozen=True)
+class Rules:
+    """Made by `rules_of` from what a checkpoint says.
 
     Args:
-        decide: (H, W) float32 probabilities -> (H, W) bool.
-        progress: show a bar over the masks.
-
-    Returns:
-        as `instance_segmentation`; scores are class probability x mean mask probability inside the new mask.
+        task: "panoptic", "instance" or "semantic".
+        id2label: names of the classes.
+        stuff_label_ids: classes of which all pixels are one segment in panoptic results, and that are no instances.
+        semantic_only: the model serves semantic results alone: masks are mixed into classes before the last resize, as
+            in the original (`postprocessing.semantic_scores`).
+        threshold: lowest score of a segment: its class probability (panoptic), or that times the mean probability in
+            its mask (instance).
+        mask_threshold: probability from which on a pixel belongs to a mask.
+        overlap_threshold: share of its mask that a panoptic segment must own, or that better instances must leave.
+        top_k: (query, class) pairs of an image that may become instances.
+        refine: "otsu", a threshold for each mask instead of mask_threshold; "crf", a dense CRF; or None.
     """
-    _check_fraction("score_threshold", score_threshold)
-    class_logits, mask_logits, sizes = _check(class_logits, mask_logits, canvas_size, image_size, target_size)
-    probabilities = class_logits.softmax(-1)[:, :-1]
-    num_classes, device = probabilities.shape[1], probabilities.device
-    scores, pairs = probabilities.flatten().topk(min(top_k, probabilities.numel()))
-    wanted = scores * 1.001 >= score_threshold  # a mean mask probability cannot exceed 1, so these need no mask
-    if thing_label_ids is not None:
-        wanted &= torch.isin(pairs % num_classes, torch.tensor(sorted(thing_label_ids), device=device))
-    scores, pairs = scores[wanted], pairs[wanted]
-    queries, pair_query = torch.unique(pairs // num_classes, return_inverse=True)
 
-    masks = torch.zeros(len(queries), *sizes[2], dtype=torch.bool, device=device)
-    quality = torch.zeros(len(queries), device=device)
-    shown = tqdm(queries.tolist(), desc="refining", unit="mask", disable=not progress, leave=False)
-    for number, query in enumerate(shown):
-        logits = resize_mask_logits(mask_logits[query : query + 1], *sizes)
-        inside = logits[0].sigmoid()  # (H, W)
-        masks[number] = mask = decide(inside)
-        quality[number] = (inside * mask).sum() / (mask.sum() + 1e-6)
-    scores = scores * quality[pair_query]
-    order = scores.argsort(descending=True, stable=True)
-    order = order[scores[order] >= score_threshold]
-    masks, labels = masks[pair_query[order]], pairs[order] % num_classes
-    return {"masks": masks, "scores": scores[order], "labels": labels, "boxes": masks_to_boxes(masks)}
+    task: str
+    id2label: Mapping[int, str]
+    stuff_label_ids: tuple[int, ...]
+    semantic_only: bool
+    threshold: float
+    mask_threshold: float = MASK_THRESHOLD
+    overlap_threshold: float = 0.0
+    top_k: int = MAX_INSTANCES
+    refine: str | None = None
 
 
-def panoptic_scores(
-    class_logits: Tensor,
-    mask_logits: Tensor,
-    canvas_size,
-    image_size=None,
-    target_size=None,
+def rules_of(
+    config,
+    task: str | None = None,
     *,
-    thresholds: Callable[[Tensor], Tensor] | None = None,
-    object_mask_threshold: float = 0.8,
-    overlap_threshold: float = 0.8,
-    stuff_label_ids: Collection[int] = (),
-) -> tuple[Tensor, list[dict]]:
-    """How much each segment and void claim each pixel, after the original's rules have chosen the segments.
+    processor=None,
+    stuff_label_ids: Iterable[int] | None = None,
+    **numbers: float | str | None,
+) -> Rules:
+    """The rules for a checkpoint.
 
     Args:
-        thresholds: (N, H, W) probabilities of the kept queries -> (N,) probabilities from which on a pixel belongs to
-            its query; None for 0.5.
-        object_mask_threshold, overlap_threshold, stuff_label_ids: as in `postprocessing.panoptic_segmentation`.
+        config: the checkpoint's, ours or transformers'.
+        task: None for what the checkpoint is for (`known_labels.task_of`).
+        processor: of the checkpoint; where its config does not name the stuff, the processor may.
+        stuff_label_ids: None for what is known of the labels (`known_labels.stuff_of`).
+        numbers: `threshold`, `mask_threshold`, `overlap_threshold`, `top_k`, `refine`; None for the default.
 
-    Returns:
-        (S + 1, H, W) float32: first void, whose claim is the owner's score x threshold, then score x mask probability
-        of each segment. The largest claim, the first of equal ones, makes the panoptic map. And a dict per segment as
-        in `panoptic_segmentation`, without "area". All N masks exist at once, at 4 H W bytes each.
+    Raises:
+        ValueError: for a value that is out of range, naming it.
     """
-    _check_fraction("object_mask_threshold", object_mask_threshold)
-    _check_fraction("overlap_threshold", overlap_threshold)
-    class_logits, mask_logits, sizes = _check(class_logits, mask_logits, canvas_size, image_size, target_size)
-    scores, labels = class_logits.softmax(-1).max(-1)
-    kept = (labels != class_logits.shape[1] - 1) & (scores > object_mask_threshold)
-    scores, labels = scores[kept], labels[kept]
-    if not len(scores):
-        return torch.ones(1, *sizes[2], device=scores.device), []
-    masks = resize_mask_logits(mask_logits[kept], *sizes).sigmoid()
-    needed = torch.full_like(scores, 0.5) if thresholds is None else thresholds(masks)
-    hits = masks >= needed[:, None, None]
-    areas = hits.flatten(1).sum(1)
-    claims = masks.mul_(scores[:, None, None])  # (N, H, W)
-    best, owner = claims.max(0)
-    inside = hits.gather(0, owner[None])[0]
-    owned = owner.flatten().bincount(minlength=len(scores))
-    visible = owner[inside].bincount(minlength=len(scores))
-    counts = torch.stack([labels, owned, areas, visible], 1).tolist()
-
-    rows, segments, fused = [], [], {}
-    survives = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
-    for query, ((label, owned, area, visible), score) in enumerate(zip(counts, scores.tolist(), strict=True)):
-        if not (owned and area and visible) or owned / area < overlap_threshold:
-            continue
-        survives[query] = True
-        if label in fused:
-            place = fused[label]
-            rows[place] = torch.maximum(rows[place], claims[query])
-            segments[place]["score"] = max(segments[place]["score"], score)
-            continue
-        is_stuff = label in stuff_label_ids
-        if is_stuff:
-            fused[label] = len(rows)
-        rows.append(claims[query])
-        segments.append({"id": len(rows), "label_id": label, "was_fused": is_stuff, "score": score})
-    void = (needed * scores)[owner] * (1 - 1e-6)  # a pixel exactly at the threshold is the segment's
-    void = torch.where(inside & survives[owner], void, torch.maximum(void, best))
-    return torch.stack([void, *rows]), segments
+    own_task = task_of(config)
+    task = own_task if task is None else task
+    if task not in TASKS:
+        raise ValueError(f"task={task!r}: must be one of {', '.join(TASKS)}, or None for the checkpoint's own")
+    given = {name: value for name, value in numbers.items() if value is not None}
+    for name in ("threshold", "mask_threshold", "overlap_threshold"):
+        if name in given and not 0 <= given[name] <= 1:
+            raise ValueError(
+                f"{name}={given[name]!r}: must be from 0 to 1, it is compared with probabilities or shares"
+            )
+    if given.get("top_k", 1) < 1:
+        raise ValueError(f"top_k={given['top_k']!r}: must be at least 1, the number of instances of an image")
+    names = {int(label): str(name) for label, name in config.id2label.items()}
+    stuff = tuple(sorted((stuff_of(config, processor) if stuff_label_ids is None else stuff_label_ids) or ()))
+    if unknown := [label for label in stuff if label not in names]:
+        raise ValueError(f"stuff_label_ids contains {unknown}: labels are 0 to {len(names) - 1}")
+    check_refinement(task, given.get("refine"))
+    defaults = {"threshold": THRESHOLDS[task], "overlap_threshold": OVERLAP_THRESHOLDS[task]}
+    return Rules(task, names, stuff, own_task == "semantic", **{**defaults, **given})
 
 
-def panoptic_result(winner: Tensor, segments: list[dict]) -> tuple[Tensor, list[dict]]:
-    """(H, W) position of the winning claim, and its segments, as `postprocessing.panoptic_segmentation` returns them.
+def check_refinement(task: str, refine: str | None):
+    """Find out before the first image what would fail.
 
-    Segments that have no pixel left are dropped and the others numbered anew.
+    Raises:
+        ValueError: for an unknown method, and Otsu's threshold for semantic results, which have none.
+        ImportError: if the method's package is missing.
     """
-    areas = winner.flatten().bincount(minlength=len(segments) + 1)[1:].tolist()
-    ids, kept = [0], []
-    for segment, area in zip(segments, areas, strict=True):
-        if area:
-            kept.append({**segment, "id": len(kept) + 1, "area": area})
-        ids.append(len(kept) if area else 0)
-    return torch.tensor(ids, dtype=torch.int32, device=winner.device)[winner], kept
+    if refine not in (None, *METHODS):
+        raise ValueError(f"refine={refine!r}: must be one of {', '.join(METHODS)}, or None")
+    if refine == "otsu":
+        if task == "semantic":
+            raise ValueError("refine='otsu': semantic results have no threshold; use 'crf', or another task")
+        from .otsu import load_threshold_otsu
+
+        load_threshold_otsu()
+    elif refine == "crf":
+        from .crf import load_densecrf
+
+        load_densecrf()

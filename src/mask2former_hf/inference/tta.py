@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..model.matcher import assign, pairwise_mask_costs
-from ..model.postprocessing import semantic_scores
+from ..model.postprocessing import logits_per_image, semantic_scores
 
 # In units of the test size: those of the original's configs for ADE20K, the test size itself first.
 FACTORS = (1.0, 0.5, 0.75, 1.25, 1.5, 1.75)
@@ -51,7 +51,8 @@ def augmented_semantic_scores(
     """
     total, count = None, 0
     for outputs, flipped in _views(model, processor, image, sizes, flip):
-        scores = semantic_scores(*_logits(outputs), target_size, resize_masks_first=resize_masks_first)
+        logits = next(logits_per_image(outputs, [target_size]))
+        scores = semantic_scores(*logits, resize_masks_first=resize_masks_first)
         scores = scores.flip(-1) if flipped else scores
         total, count = scores if total is None else total.add_(scores), count + 1
     return total.div_(count)
@@ -73,7 +74,8 @@ def augmented_outputs(model, processor, image, sizes: Sequence[dict] | None = No
     """
     first = None
     for outputs, flipped in _views(model, processor, image, sizes, flip):
-        class_logits, mask_logits, canvas, extent = _logits(outputs)
+        class_logits, mask_logits, canvas, extent, _ = next(logits_per_image(outputs))
+        class_logits, mask_logits = class_logits.float(), mask_logits.float()
         probabilities = class_logits.softmax(-1)  # (Q, K + 1)
         if first is None:
             first, first_canvas, first_extent = outputs, canvas, extent
@@ -111,12 +113,6 @@ def _views(model, processor, image, sizes, flip) -> Iterator[tuple[object, bool]
             part = inputs["pixel_values"][..., :height, :width]
             part.copy_(part.flip(-1))
             yield model(**inputs), True
-
-
-def _logits(outputs):
-    """class_logits (Q, K + 1), mask_logits (Q, h, w), canvas and image size of an output for one image."""
-    canvas, size = (tuple(field[0].tolist()) for field in (outputs.canvas_sizes, outputs.image_sizes))
-    return outputs.class_queries_logits[0].float(), outputs.masks_queries_logits[0].float(), canvas, size
 
 
 def _grid(shape, first_canvas, first_extent, canvas, extent, flipped) -> Tensor:

@@ -24,12 +24,19 @@ from transformers.image_utils import (
 from transformers.utils import logging
 
 from .postprocessing import (
+    INSTANCE_THRESHOLD,
+    MASK_THRESHOLD,
+    MAX_INSTANCES,
+    OVERLAP_THRESHOLD,
+    PANOPTIC_THRESHOLD,
     instance_segmentation,
-    masks_to_coco_rle,
+    logits_per_image,
     panoptic_segmentation,
     semantic_map,
     semantic_scores,
+    stack_instances,
 )
+from .run_lengths import masks_to_coco_rle
 
 logger = logging.get_logger(__name__)
 Size = int | list | tuple | dict | SizeDict | None
@@ -156,7 +163,9 @@ class Mask2FormerImageProcessor(PilBackend):
         kind = getattr(return_tensors, "value", return_tensors)
         if kind not in ("pt", "np", None):
             raise ValueError(f'return_tensors={kind!r} must be "pt", "np" or None.')
-        images = [_to_rgb(x, f"images[{i}]", input_data_format) for i, x in enumerate(_to_list(images, 3, "images"))]
+        images = [
+            to_rgb_array(x, f"images[{i}]", input_data_format) for i, x in enumerate(_to_list(images, 3, "images"))
+        ]
         sizes = [x.shape[:2] for x in images]
         if do_rescale and rescale_factor < 1 and any(x.dtype == np.float32 and x.max() <= 1 for x in images):
             logger.warning_once("images are floats within [0, 1] and get rescaled again; pass do_rescale=False.")
@@ -212,8 +221,8 @@ class Mask2FormerImageProcessor(PilBackend):
 
         Args:
             outputs: the model's output with class_queries_logits (B, Q, K + 1), masks_queries_logits (B, Q, h, w) and,
-                to crop padding, image_sizes and canvas_sizes (B, 2). Without those, as from transformers' own model,
-                the whole input counts as image.
+                to crop padding, image_sizes, canvas_sizes and mask_strides (`logits_per_image`). Without those, as
+                from transformers' own model, the whole input counts as image.
             target_sizes: B pairs (rows, columns); None keeps the size after `preprocess`.
             return_segmentation_scores: return objects with segmentation (H, W) and segmentation_scores (K, H, W).
             resize_masks_first: False for the order the original uses in semantic-only models (`semantic_scores`).
@@ -222,7 +231,7 @@ class Mask2FormerImageProcessor(PilBackend):
             B maps (H, W) of int64 class ids, or the objects above.
         """
         results = []
-        for logits in _per_image(outputs, target_sizes):
+        for logits in logits_per_image(outputs, target_sizes):
             if not return_segmentation_scores:
                 results.append(semantic_map(*logits, resize_masks_first=resize_masks_first))
                 continue
@@ -234,14 +243,14 @@ class Mask2FormerImageProcessor(PilBackend):
     def post_process_instance_segmentation(
         self,
         outputs,
-        threshold=0.5,
-        mask_threshold=0.5,
+        threshold=INSTANCE_THRESHOLD,
+        mask_threshold=MASK_THRESHOLD,
         overlap_mask_area_threshold=0.0,
         target_sizes=None,
         return_coco_annotation=False,
         return_binary_maps=False,
         *,
-        top_k=100,
+        top_k=MAX_INSTANCES,
     ):
         """Instances of every image, best first; masks may overlap, empty ones are left out.
 
@@ -263,7 +272,7 @@ class Mask2FormerImageProcessor(PilBackend):
         if return_coco_annotation and return_binary_maps:
             raise ValueError("return_coco_annotation and return_binary_maps are both True; ask for one of them.")
         results = []
-        for logits in _per_image(outputs, target_sizes):
+        for logits in logits_per_image(outputs, target_sizes):
             stuff = set(self.label_ids_to_fuse or ())
             found = instance_segmentation(
                 *logits,
@@ -272,15 +281,7 @@ class Mask2FormerImageProcessor(PilBackend):
                 score_threshold=threshold,
                 mask_threshold=mask_threshold,
             )
-            segmentation = torch.full(found["masks"].shape[1:], -1, dtype=torch.int32, device=found["masks"].device)
-            kept = []
-            for n in found["boxes"][:, 2].nonzero()[:, 0].tolist():  # an empty mask has the empty box
-                mask = found["masks"][n]
-                visible = mask & (segmentation < 0)
-                if overlap_mask_area_threshold > 0 and visible.sum() < overlap_mask_area_threshold * mask.sum():
-                    continue
-                segmentation.masked_fill_(visible, len(kept))
-                kept.append(n)
+            segmentation, kept = stack_instances(found["masks"], overlap_mask_area_threshold)
             if len(kept) < len(found["scores"]):
                 found = {name: value[kept] for name, value in found.items()}
             rows = zip(found["labels"].tolist(), found["scores"].tolist(), strict=True)
@@ -298,9 +299,9 @@ class Mask2FormerImageProcessor(PilBackend):
     def post_process_panoptic_segmentation(
         self,
         outputs,
-        threshold=0.8,
-        mask_threshold=0.5,
-        overlap_mask_area_threshold=0.8,
+        threshold=PANOPTIC_THRESHOLD,
+        mask_threshold=MASK_THRESHOLD,
+        overlap_mask_area_threshold=OVERLAP_THRESHOLD,
         label_ids_to_fuse=None,
         target_sizes=None,
     ):
@@ -319,7 +320,7 @@ class Mask2FormerImageProcessor(PilBackend):
         """
         stuff = self.label_ids_to_fuse if label_ids_to_fuse is None else label_ids_to_fuse
         results = []
-        for logits in _per_image(outputs, target_sizes):
+        for logits in logits_per_image(outputs, target_sizes):
             segmentation, segments = panoptic_segmentation(
                 *logits,
                 object_mask_threshold=threshold,
@@ -374,29 +375,6 @@ def id_map_to_targets(id_map, canvas_size, instance_id_to_semantic_id=None, igno
     return masks, torch.from_numpy(labels), ignored
 
 
-def _per_image(outputs, target_sizes):
-    """Yield each image's (class_logits, mask_logits, canvas_size, image_size, target_size), freed of batch padding."""
-    classes, masks = outputs.class_queries_logits, outputs.masks_queries_logits
-    if masks is None:
-        raise ValueError(
-            "outputs has no masks_queries_logits, as in training with labels; run the model without labels, or with "
-            "output_auxiliary_logits=True."
-        )
-    if target_sizes is not None and len(target_sizes) != len(classes):
-        raise ValueError(f"target_sizes has {len(target_sizes)} entries for {len(classes)} images; pass one each.")
-    canvases, sizes = getattr(outputs, "canvas_sizes", None), getattr(outputs, "image_sizes", None)
-    if canvases is None:
-        canvases = [[4 * side for side in masks.shape[-2:]]] * len(classes)
-    else:
-        canvases = canvases.tolist()
-    sizes = canvases if sizes is None else sizes.tolist()
-    # The mask features' stride, config.common_stride: 4, rarely 8. The batch's largest canvas fills the tensor.
-    stride = 8 if 6 * masks.shape[-2] < max(height for height, _ in canvases) else 4
-    for b, (height, width) in enumerate(canvases):
-        part = masks[b, :, : -(-height // stride), : -(-width // stride)]
-        yield classes[b], part, (height, width), sizes[b], None if target_sizes is None else target_sizes[b]
-
-
 def _to_list(values, ndim, name):
     if isinstance(values, list | tuple):
         values = [x for value in values for x in (value if isinstance(value, list | tuple) else [value])]
@@ -423,8 +401,12 @@ def _load(value, name):
     return value
 
 
-def _to_rgb(image, name, input_data_format):
-    """Any image → (h, w, 3), uint8 where the source has integers, float32 where it has floats."""
+def to_rgb_array(image, name, input_data_format=None):
+    """Any image that the processor takes → (h, w, 3), uint8 where the source has integers, float32 for floats.
+
+    Args:
+        name: of the argument, for errors.
+    """
     image = _load(image, name)
     if isinstance(image, Image.Image):
         deep = image.mode[0] in "IF"  # more than 8 bits; every other mode is one that PIL converts without loss

@@ -61,6 +61,7 @@ class Mask2FormerModelOutput(ModelOutput):
         cross_attentions: on request, (B, h, Q, H * W) masked attention of each layer over its feature level.
         image_sizes: (B, 2) int64, (height, width) of each image without padding.
         canvas_sizes: (B, 2) int64, (height, width) of the padded input that each image's results were computed on.
+        mask_strides: (B,) int64, input pixels along a side of a mask logit, `config.common_stride` for all.
     """
 
     encoder_last_hidden_state: Tensor | None = None
@@ -75,6 +76,7 @@ class Mask2FormerModelOutput(ModelOutput):
     cross_attentions: tuple[Tensor, ...] | None = None
     image_sizes: Tensor | None = None
     canvas_sizes: Tensor | None = None
+    mask_strides: Tensor | None = None
 
 
 @dataclass
@@ -107,6 +109,7 @@ class Mask2FormerForUniversalSegmentationOutput(ModelOutput):
     loss_dict: dict[str, Tensor] | None = None
     image_sizes: Tensor | None = None
     canvas_sizes: Tensor | None = None
+    mask_strides: Tensor | None = None
 
 
 class Mask2FormerPixelLevelModule(nn.Module):
@@ -385,6 +388,7 @@ class Mask2FormerModel(Mask2FormerPreTrainedModel):
             output = self._run_on_canvases(pixel_values, canvases, **options)
             output.image_sizes = torch.tensor(sizes, device=pixel_values.device)
             output.canvas_sizes = torch.tensor(canvases, device=pixel_values.device)
+        output.mask_strides = torch.full((B,), self.config.common_stride, device=pixel_values.device)
         return output if self._choose(return_dict, "return_dict") else output.to_tuple()
 
     def _choose(self, argument: bool | None, field: str) -> bool:
@@ -550,6 +554,7 @@ class Mask2FormerForUniversalSegmentation(Mask2FormerPreTrainedModel):
             loss_dict=loss_dict,
             image_sizes=outputs.image_sizes,
             canvas_sizes=outputs.canvas_sizes,
+            mask_strides=outputs.mask_strides,
         )
         return output if self.model._choose(return_dict, "return_dict") else output.to_tuple()
 

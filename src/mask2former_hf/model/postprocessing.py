@@ -14,11 +14,24 @@ ValueError.
 "The original" is facebookresearch/Mask2Former (`maskformer_model.py`); the paper is arXiv 2112.01527.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
+
+from .canvas import crop_to_canvas
+
+# What results are made by at every door unless told otherwise. The panoptic thresholds are the original's
+# (OBJECT_MASK_THRESHOLD, OVERLAP_THRESHOLD), and so is the number of instances (DETECTIONS_PER_IMAGE). The original
+# has no lowest score for instances: 0.5 is transformers', for people who look at results; metrics take 0.
+PANOPTIC_THRESHOLD = 0.8
+INSTANCE_THRESHOLD = 0.5
+OVERLAP_THRESHOLD = 0.8
+MASK_THRESHOLD = 0.5
+MAX_INSTANCES = 100
 
 # Bytes of float32 mask logits worked on at a time. On a CPU 16 MiB stays near the caches: 1.5 to 2 times as fast as
 # 128 MiB (measured), and at 3840x2160 with 100 queries every kind of result peaks below 2 GB. A GPU wants fewer
@@ -83,10 +96,11 @@ def panoptic_segmentation(
     image_size=None,
     target_size=None,
     *,
-    object_mask_threshold=0.8,
-    overlap_threshold=0.8,
-    mask_threshold=0.5,
+    object_mask_threshold=PANOPTIC_THRESHOLD,
+    overlap_threshold=OVERLAP_THRESHOLD,
+    mask_threshold=MASK_THRESHOLD,
     stuff_label_ids=(),
+    decide: Callable[[Tensor], Tensor] | None = None,
 ):
     """Give every pixel to at most one segment, by the original's rules.
 
@@ -97,55 +111,121 @@ def panoptic_segmentation(
 
     Args:
         stuff_label_ids: class ids whose queries are merged into one segment per class.
+        decide: (n, H, W) float32 mask probabilities → (n, H, W) bool, what belongs to each mask, instead of
+            mask_threshold.
 
     Returns:
         A pair: (H, W) int32 map with 0 for void, and one dict per segment with "id" (1, 2, ... in the map),
         "label_id", "was_fused" (label_id is in stuff_label_ids), "score" (class probability, the best one of merged
         queries) and "area" in pixels.
     """
+    contest, _ = _contest(
+        (class_logits, mask_logits, canvas_size, image_size, target_size),
+        object_mask_threshold,
+        overlap_threshold,
+        mask_threshold,
+        decide,
+    )
+    places, segments = _accept(contest, overlap_threshold, stuff_label_ids)
+    ids = torch.tensor([0, *(place + 1 for place in places)], dtype=torch.int32, device=contest.owner.device)
+    return ids[contest.owner + 1] * contest.inside, segments
+
+
+def panoptic_claims(
+    class_logits,
+    mask_logits,
+    canvas_size,
+    image_size=None,
+    target_size=None,
+    *,
+    object_mask_threshold=PANOPTIC_THRESHOLD,
+    overlap_threshold=OVERLAP_THRESHOLD,
+    mask_threshold=MASK_THRESHOLD,
+    stuff_label_ids=(),
+):
+    """How much void and every segment of `panoptic_segmentation` claim each pixel, for those who weigh them anew.
+
+    Returns:
+        (S + 1, H, W) float32: first void, whose claim is the owner's score × mask_threshold, then score × mask
+        probability of each of the S segments; and their dicts. The largest claim, the first of equal ones, makes the
+        map of `panoptic_segmentation`.
+    """
+    contest, mask_logits = _contest(
+        (class_logits, mask_logits, canvas_size, image_size, target_size),
+        object_mask_threshold,
+        overlap_threshold,
+        mask_threshold,
+    )
+    places, segments = _accept(contest, overlap_threshold, stuff_label_ids)
+    survivors = [query for query, place in enumerate(places) if place >= 0]
+    claims = contest.best.new_zeros(len(segments) + 1, *contest.best.shape)
+    for start, logits in _query_chunks(mask_logits[survivors], *contest.sizes):
+        for query, logit in zip(survivors[start : start + len(logits)], logits, strict=True):
+            row = claims[places[query] + 1]
+            torch.maximum(row, logit.sigmoid_() * contest.scores[query], out=row)
+    kept = torch.tensor([False, *(place >= 0 for place in places)], device=claims.device)
+    threshold = mask_threshold * torch.cat([contest.scores.new_ones(1), contest.scores])
+    void = threshold[contest.owner + 1] * (1 - 1e-6)  # a pixel exactly at the threshold is the segment's
+    claims[0] = torch.where(contest.inside & kept[contest.owner + 1], void, torch.maximum(void, contest.best))
+    return claims, segments
+
+
+class _Contest(NamedTuple):
+    """Which of the N kept queries owns each pixel, and what the rules count of each query."""
+
+    sizes: tuple
+    scores: Tensor  # (N,)
+    best: Tensor  # (H, W) largest score × mask probability, -1 without a query
+    owner: Tensor  # (H, W) int32, the query that has it, -1 without one
+    inside: Tensor  # (H, W) bool, whether the pixel belongs to its owner's mask
+    counts: list  # per query label, owned pixels, pixels of its mask, pixels that are both
+
+
+def _contest(logits, object_mask_threshold, overlap_threshold, mask_threshold, decide=None) -> tuple[_Contest, Tensor]:
+    """The contest, and the mask logits (N, h, w) of the queries that take part in it."""
     _check_fraction("object_mask_threshold", object_mask_threshold)
     _check_fraction("overlap_threshold", overlap_threshold)
     _check_fraction("mask_threshold", mask_threshold)
-    class_logits, mask_logits, sizes = _check(class_logits, mask_logits, canvas_size, image_size, target_size)
+    class_logits, mask_logits, sizes = _check(*logits)
     scores, labels = class_logits.softmax(-1).max(-1)
     kept = (labels != class_logits.shape[1] - 1) & (scores > object_mask_threshold)
     scores, labels, mask_logits = scores[kept], labels[kept], mask_logits[kept]  # (N,), (N,), (N, h, w)
-    owner = torch.zeros(sizes[2], dtype=torch.int32, device=scores.device)
-    if len(scores) == 0:
-        return owner, []
-
     best = torch.full(sizes[2], -1.0, device=scores.device)
+    owner = torch.full(sizes[2], -1, dtype=torch.int32, device=scores.device)
     inside = torch.zeros(sizes[2], dtype=torch.bool, device=scores.device)
-    areas = []
+    areas = [labels[:0]]
     for start, logits in _query_chunks(mask_logits, *sizes):
         masks = logits.sigmoid()
-        hits = masks >= mask_threshold
+        hits = masks >= mask_threshold if decide is None else decide(masks)
         areas.append(hits.flatten(1).sum(1))
         value, index = (masks * scores[start : start + len(masks), None, None]).max(0)  # (H, W)
         better = value > best  # strict: the first of equal queries wins, across chunks as within one
         best = torch.maximum(best, value)
         inside = torch.where(better, hits.gather(0, index[None])[0], inside)
         owner = torch.where(better, index.int() + start, owner)
-    owned = owner.flatten().bincount(minlength=len(scores))
+    owned = (owner + 1).flatten().bincount(minlength=len(scores) + 1)[1:]
     visible = owner[inside].bincount(minlength=len(scores))
     counts = torch.stack([labels, owned, torch.cat(areas), visible], 1).tolist()  # the one copy of counts to the host
+    return _Contest(sizes, scores, best, owner, inside, counts), mask_logits
 
-    ids, segments, fused = [0] * len(counts), [], {}
-    for k, ((label, owned, area, visible), score) in enumerate(zip(counts, scores.tolist(), strict=True)):
+
+def _accept(contest: _Contest, overlap_threshold, stuff_label_ids) -> tuple[list[int], list[dict]]:
+    """Per query the position of its segment, -1 if it is dropped; and the segments."""
+    places, segments, fused = [], [], {}
+    for (label, owned, area, visible), score in zip(contest.counts, contest.scores.tolist(), strict=True):
         if not (owned and area and visible) or owned / area < overlap_threshold:
+            places.append(-1)
             continue
-        segment = fused.get(label)
-        if segment is None:
-            is_stuff = label in stuff_label_ids
-            segment = {"id": len(segments) + 1, "label_id": label, "was_fused": is_stuff, "score": score, "area": 0}
-            segments.append(segment)
+        place = fused.get(label)
+        if place is None:
+            place, is_stuff = len(segments), label in stuff_label_ids
+            segments.append({"id": place + 1, "label_id": label, "was_fused": is_stuff, "score": score, "area": 0})
             if is_stuff:
-                fused[label] = segment
-        segment["score"] = max(segment["score"], score)
-        segment["area"] += visible
-        ids[k] = segment["id"]
-    ids = torch.tensor(ids, dtype=torch.int32, device=owner.device)
-    return ids[owner] * inside, segments
+                fused[label] = place
+        segments[place]["score"] = max(segments[place]["score"], score)
+        segments[place]["area"] += visible
+        places.append(place)
+    return places, segments
 
 
 def instance_segmentation(
@@ -155,10 +235,11 @@ def instance_segmentation(
     image_size=None,
     target_size=None,
     *,
-    top_k=100,
+    top_k=MAX_INSTANCES,
     thing_label_ids=None,
     score_threshold=0.0,
-    mask_threshold=0.5,
+    mask_threshold=MASK_THRESHOLD,
+    decide: Callable[[Tensor], Tensor] | None = None,
 ):
     """The top_k best (query, class) pairs as overlapping instances, by the original's rules.
 
@@ -171,6 +252,8 @@ def instance_segmentation(
             on panoptic models.
         score_threshold: instances below it are left out (the original has no such rule: 0).
         mask_threshold: mask probability above which (strictly) a pixel belongs to the instance.
+        decide: (n, H, W) float32 mask probabilities → (n, H, W) bool, what belongs to each mask, instead of
+            mask_threshold.
 
     Returns:
         dict sorted by falling score: "masks" (N, H, W) bool, "scores" (N,) float32, "labels" (N,) int64 and "boxes"
@@ -195,8 +278,9 @@ def instance_segmentation(
     quality = torch.empty(len(queries), device=device)
     for start, logits in _query_chunks(mask_logits[queries], *sizes):
         chunk = slice(start, start + len(logits))
-        masks[chunk] = hits = logits > logit_threshold
-        inside = logits.sigmoid().mul_(hits).flatten(1).sum(1)
+        probabilities = logits.sigmoid()
+        masks[chunk] = hits = logits > logit_threshold if decide is None else decide(probabilities)
+        inside = probabilities.mul_(hits).flatten(1).sum(1)
         quality[chunk] = inside / (hits.flatten(1).sum(1) + 1e-6)
 
     scores = scores * quality[pair_query]
@@ -204,6 +288,27 @@ def instance_segmentation(
     order = order[scores[order] >= score_threshold]  # (N,)
     labels, scores, boxes = pairs[order] % num_classes, scores[order], masks_to_boxes(masks)[pair_query[order]]
     return {"masks": masks[pair_query[order]], "scores": scores, "labels": labels, "boxes": boxes}
+
+
+def stack_instances(masks, overlap_threshold=0.0):
+    """Lay (N, H, W) bool masks on one map, the first on top, without empty ones.
+
+    Args:
+        overlap_threshold: leave out a mask of which those on top leave less than this fraction visible.
+
+    Returns:
+        (H, W) int32 map of positions in the second result, -1 where there is no mask; and the list of the masks' N.
+    """
+    _check_fraction("overlap_threshold", overlap_threshold)
+    stacked = torch.full(masks.shape[1:], -1, dtype=torch.int32, device=masks.device)
+    kept = []
+    for n in masks.flatten(1).any(1).nonzero()[:, 0].tolist():
+        visible = masks[n] & (stacked < 0)
+        if overlap_threshold > 0 and visible.sum() < overlap_threshold * masks[n].sum():
+            continue
+        stacked.masked_fill_(visible, len(kept))
+        kept.append(n)
+    return stacked, kept
 
 
 def masks_to_boxes(masks):
@@ -215,46 +320,32 @@ def masks_to_boxes(masks):
     return torch.stack(edges, 2).flatten(1).float()  # (N, 4)
 
 
-def mask_to_rle(mask):
-    """Uncompressed COCO run lengths of one (H, W) mask: runs of 0 and 1 in turn, down the columns, 0 first.
+def logits_per_image(outputs, target_sizes=None) -> Iterator[tuple]:
+    """Each image's (class_logits, mask_logits, canvas_size, image_size, target_size), freed of the batch's padding.
 
-    Returns:
-        {"size": [H, W], "counts": list of int}, JSON-ready, as COCO writes crowd annotations.
+    Args:
+        outputs: of the model, with class_queries_logits (B, Q, K + 1), masks_queries_logits (B, Q, h, w), image_sizes
+            and canvas_sizes (B, 2) and mask_strides (B,). Without the last three, as from transformers' own model, the
+            whole tensor counts as image, at a stride of 4.
+        target_sizes: B pairs (rows, columns), or None for the images' own sizes.
     """
-    mask = torch.as_tensor(mask)
-    if mask.ndim != 2:
-        raise ValueError(f"mask has shape {tuple(mask.shape)}, but a run-length code is of one (H, W) mask.")
-    flat = mask.bool().T.reshape(-1)
-    starts = (flat[1:] != flat[:-1]).nonzero()[:, 0].cpu().numpy() + 1
-    bounds = np.concatenate([[0], starts, [len(flat)]])
-    if len(flat) and flat[0]:
-        bounds = np.concatenate([[0], bounds])
-    return {"size": list(mask.shape), "counts": np.diff(bounds).tolist()}
-
-
-def masks_to_coco_rle(masks):
-    """Compressed COCO run lengths of (N, H, W) masks, for pycocotools and JSON.
-
-    Returns:
-        N dicts {"size": [H, W], "counts": str}.
-
-    The text is COCO's own (`maskApi.c`): each count minus the one two places before it, from the fourth on, in
-    groups of five bits, lowest first; bit 32 says that another group follows, and 48 makes it printable.
-    """
-    rles = []
-    for mask in masks:
-        rle = mask_to_rle(mask)
-        value = np.array(rle["counts"], dtype=np.int64)
-        value[3:] -= value[1:-2].copy()
-        text = np.zeros((len(value), 7), dtype=np.uint8)  # 7 groups hold 35 bits, more than any image has pixels
-        going = np.ones(len(value), dtype=bool)
-        for group in range(text.shape[1]):
-            bits, value = value & 31, value >> 5
-            more = value != np.where(bits & 16, -1, 0)
-            text[going, group] = (bits + 32 * more + 48)[going]
-            going &= more
-        rles.append({"size": rle["size"], "counts": text[text > 0].tobytes().decode("ascii")})
-    return rles
+    classes, masks = outputs.class_queries_logits, outputs.masks_queries_logits
+    if masks is None:
+        raise ValueError(
+            "outputs has no masks_queries_logits, as in training with labels; run the model without labels, or with "
+            "output_auxiliary_logits=True."
+        )
+    if target_sizes is not None and len(target_sizes) != len(classes):
+        raise ValueError(f"target_sizes has {len(target_sizes)} entries for {len(classes)} images; pass one each.")
+    fields = [getattr(outputs, name, None) for name in ("canvas_sizes", "image_sizes", "mask_strides")]
+    canvases, sizes, strides = (None if field is None else field.tolist() for field in fields)
+    strides = [4] * len(classes) if strides is None else strides
+    if canvases is None:
+        canvases = [[stride * side for side in masks.shape[-2:]] for stride in strides]
+    sizes = canvases if sizes is None else sizes
+    for b, (canvas, stride) in enumerate(zip(canvases, strides, strict=True)):
+        part = crop_to_canvas(masks[b], canvas, stride)
+        yield classes[b], part, tuple(canvas), sizes[b], None if target_sizes is None else target_sizes[b]
 
 
 def _check(class_logits, mask_logits, canvas_size, image_size, target_size):

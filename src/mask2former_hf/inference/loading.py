@@ -1,0 +1,111 @@
+"""A checkpoint's model and processor, complete or not at all."""
+
+import os
+import pickle
+import warnings
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
+
+from ..model.image_processing_mask2former import Mask2FormerImageProcessor
+from ..model.modeling_mask2former import Mask2FormerForUniversalSegmentation
+
+# What transformers and the libraries below it raise for files that are missing, damaged, or of something else.
+LOADING_ERRORS = (
+    OSError,
+    ValueError,  # also of json
+    TypeError,
+    KeyError,
+    AttributeError,
+    RuntimeError,
+    EOFError,
+    pickle.UnpicklingError,
+    SafetensorError,
+    StrictDataclassError,
+)
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+
+
+class LoadingError(ValueError):
+    """A checkpoint that is not there, cannot be read, or lacks tensors."""
+
+
+def load_model(name: str, **fields) -> Mask2FormerForUniversalSegmentation:
+    """The model of a checkpoint, in evaluation mode, every tensor of it from the file.
+
+    Args:
+        name: folder or Hub id.
+        fields: of `Mask2FormerConfig`, instead of the checkpoint's; also `dtype`.
+
+    Raises:
+        LoadingError: if there is no such checkpoint, if it cannot be read, or if it lacks tensors of the model.
+    """
+    name = os.fspath(name)
+    bars, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # its table of missing tensors; ours is the line below
+    try:
+        model, report = Mask2FormerForUniversalSegmentation.from_pretrained(name, output_loading_info=True, **fields)
+    except LOADING_ERRORS as error:
+        raise LoadingError(f"{name}: {_reason(name, error)}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+    if missing := sorted(report["missing_keys"]):
+        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise LoadingError(
+            f"{name}: {len(missing)} tensors of the model are not in the checkpoint ({shown}); with random ones in "
+            "their place the results would be worthless. Use a complete checkpoint"
+        )
+    return model.eval()
+
+
+def load_processor(name: str) -> Mask2FormerImageProcessor:
+    """The image processor of a checkpoint; the default one, with a warning, if the checkpoint has none.
+
+    Raises:
+        LoadingError: if its file cannot be read.
+    """
+    name = os.fspath(name)
+    try:
+        return Mask2FormerImageProcessor.from_pretrained(name)
+    except LOADING_ERRORS as error:
+        present = [file for file in PROCESSOR_FILES if os.path.exists(os.path.join(name, file))]
+        if present or not isinstance(error, OSError):
+            file = present[0] if present else PROCESSOR_FILES[0]
+            raise LoadingError(f"{name}: {file}: {first_line(error)}") from error
+    warnings.warn(f"{name} has no {PROCESSOR_FILES[0]}; images are resized to 800 pixels", stacklevel=2)
+    return Mask2FormerImageProcessor()
+
+
+def to_device(model: Mask2FormerForUniversalSegmentation, device: str | torch.device | None):
+    """The model on a device; None for a GPU if there is one.
+
+    Raises:
+        ValueError: for a device that does not exist here.
+    """
+    try:
+        return model.to(torch.device(default_device() if device is None else device))
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device={str(device)!r}: {first_line(error)}") from error
+
+
+def default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, or its class if there is none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _reason(name: str, error: Exception) -> str:
+    if not os.path.isdir(name):
+        return f"no checkpoint found as a folder or on the Hub ({first_line(error)})"
+    if not os.path.exists(os.path.join(name, "config.json")):
+        return "the folder has no config.json; give a checkpoint's folder"
+    return f"the checkpoint cannot be read ({type(error).__name__}: {first_line(error)})"

@@ -1,0 +1,168 @@
+"""The one way to segment: a checkpoint and images in, `Segmentation`s out."""
+
+import io
+import os
+import urllib.request
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..data.readers import read_image, to_rgb
+from ..model.image_processing_mask2former import to_rgb_array
+from .loading import load_model, load_processor, to_device
+from .results import from_scores, segment_outputs
+from .rules import Rules, rules_of
+from .segmentation import Segmentation
+from .tta import augmented_outputs, augmented_semantic_scores
+
+DOWNLOAD_TIMEOUT = 60  # seconds
+
+
+class Segmenter:
+    """Segments images with a checkpoint, ours or transformers'.
+
+    ```python
+    result = Segmenter("facebook/mask2former-swin-tiny-coco-panoptic")("photo.jpg")
+    result.plot("photo.jpg").show()
+    ```
+
+    Args:
+        checkpoint: folder or Hub id.
+        task: "panoptic", "instance" or "semantic"; None for what the checkpoint is for.
+        device: None for a GPU if there is one, else the CPU.
+        dtype: of the weights, such as torch.bfloat16; None as they are in the file.
+        refine: "otsu", a threshold for every mask; "crf", a dense CRF over the image; or None.
+        tta: average over six sizes and their mirror images.
+
+    Raises:
+        ValueError: for a checkpoint that cannot be loaded, and for options that do not fit it.
+        ImportError: for a refinement whose package is missing.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | os.PathLike,
+        *,
+        task: str | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | str | None = None,
+        refine: str | None = None,
+        tta: bool = False,
+    ):
+        fields = {} if dtype is None else {"dtype": dtype}
+        model = to_device(load_model(checkpoint, **fields), device)
+        self._set(model, load_processor(checkpoint), task, refine, tta)
+
+    @classmethod
+    def of(cls, model, processor, *, task: str | None = None, refine: str | None = None, tta: bool = False):
+        """A segmenter with a model that is there already; its device and dtype are the model's."""
+        segmenter = cls.__new__(cls)
+        segmenter._set(model.eval(), processor, task, refine, tta)
+        return segmenter
+
+    def _set(self, model, processor, task, refine, tta):
+        self.model, self.processor, self.refine, self.tta = model, processor, refine, tta
+        self.task = rules_of(model.config, task, processor=processor, refine=refine).task
+
+    def rules(self, **numbers) -> Rules:
+        """What results are made by; see `rules_of` for the numbers."""
+        return rules_of(self.model.config, self.task, processor=self.processor, refine=self.refine, **numbers)
+
+    def __call__(self, images, *, batch_size: int = 1, progress: bool = False, **numbers):
+        """Segment an image, or many.
+
+        Args:
+            images: an image, which is a PIL image, a path, a URL, an (H, W) or (H, W, channels) array or tensor of
+                integers; or an iterable of images. Photos are turned upright by their EXIF tag.
+            batch_size: images that go through the network at a time, of an iterable.
+            progress: show the steps of an image with a refinement.
+            numbers: `threshold`, `mask_threshold`, `overlap_threshold`, `top_k`, `stuff_label_ids`; see `Rules`.
+
+        Returns:
+            a `Segmentation` for an image, an iterator of them for an iterable.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size!r}: must be at least 1")
+        rules = self.rules(**numbers)
+        if is_image(images):
+            return self.segment([read(images)], rules, progress)[0]
+        return self._many(iter(images), batch_size, rules, progress)
+
+    def _many(self, images: Iterator, batch_size: int, rules: Rules, progress: bool) -> Iterator[Segmentation]:
+        while batch := [read(image) for image in islice(images, batch_size)]:
+            yield from self.segment(batch, rules, progress)
+
+    @torch.inference_mode()
+    def segment(self, images: list[np.ndarray], rules: Rules, progress: bool = False) -> list[Segmentation]:
+        """The results of a batch of (H, W, 3) uint8 RGB images by given rules."""
+        # As pictures: of an array of 1, 3 or 4 rows the processor would guess that they are channels.
+        pictures = [Image.fromarray(image) for image in images]
+        sizes = [image.shape[:2] for image in images]
+        if not self.tta:
+            inputs = self.processor(pictures, return_tensors="pt").to(self.model.device)
+            return segment_outputs(self.model(**inputs), rules, sizes, images, progress)
+        return [self._augmented(*parts, rules, progress) for parts in zip(pictures, images, sizes, strict=True)]
+
+    def _augmented(self, picture, image, size, rules: Rules, progress: bool) -> Segmentation:
+        if rules.task == "semantic":
+            first = not rules.semantic_only
+            scores = augmented_semantic_scores(self.model, self.processor, picture, size, resize_masks_first=first)
+            return from_scores(scores, rules, image, progress)
+        outputs = augmented_outputs(self.model, self.processor, picture)
+        return segment_outputs(outputs, rules, [size], [image], progress)[0]
+
+
+def is_image(value) -> bool:
+    """Whether this is one image, and not many."""
+    if isinstance(value, str | os.PathLike | bytes | Image.Image):
+        return True
+    if isinstance(value, np.ndarray | torch.Tensor):
+        return value.ndim in (2, 3)
+    if not isinstance(value, Iterable):
+        raise TypeError(
+            f"images is a {type(value).__name__}: give a PIL image, a path, a URL, an array or tensor, or an iterable "
+            "of these"
+        )
+    return False
+
+
+def read(image, timeout: float = DOWNLOAD_TIMEOUT) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of an image in any of its forms, upright.
+
+    Args:
+        timeout: of a download, in seconds.
+
+    Raises:
+        OSError: for files that are missing or damaged.
+        ValueError: for what is no image.
+    """
+    if isinstance(image, str) and image.startswith(("http://", "https://")):
+        with urllib.request.urlopen(image, timeout=timeout) as response:
+            image = response.read()
+    if isinstance(image, bytes):
+        image = Image.open(io.BytesIO(image))
+    elif isinstance(image, str | os.PathLike):
+        return read_image(Path(image))
+    if isinstance(image, Image.Image):
+        return to_rgb(image, getattr(image, "filename", "") or "the image")
+    array = to_rgb_array(image, "images", _layout(image))
+    if array.dtype != np.uint8:
+        raise ValueError(
+            f"images has a {array.dtype} array: pixels must be integers; scale floats to 0 to 255 and round"
+        )
+    return array
+
+
+def _layout(image) -> str | None:
+    """Where an array's channels are: NumPy's come last and torch's first, where either could be."""
+    shape = tuple(getattr(image, "shape", ()))
+    if len(shape) != 3:
+        return None
+    last, first = shape[2] <= 4, shape[0] <= 4
+    if isinstance(image, torch.Tensor):
+        return "channels_first" if first else "channels_last"
+    return "channels_last" if last else "channels_first"
