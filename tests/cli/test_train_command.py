@@ -19,14 +19,16 @@ from PIL import Image
 import mask2former_hf
 from mask2former_hf import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
 from mask2former_hf.cli import train as train_command
-from mask2former_hf.cli.datasets import Scenes, load_classes
-from mask2former_hf.cli.files import write_json
 from mask2former_hf.cli.main import main
 from mask2former_hf.cli.settings import read_settings
 from mask2former_hf.data.coco import CocoPanoptic
+from mask2former_hf.data.json_files import write_json
+from mask2former_hf.data.kinds import load_classes
+from mask2former_hf.data.scenes import Scenes
 from mask2former_hf.evaluation.evaluator import SegmentationEvaluator
 from mask2former_hf.inference.results import segment_image
 from mask2former_hf.training.recipes import load_recipe, recipe_names
+from mask2former_hf.training.settings import TrainingSettings, complete
 
 DATA = SHARED / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="annotated images (../shared/data) not found")
@@ -353,11 +355,9 @@ def test_every_recipe_of_images_gives_settings_and_a_pipeline(name, tmp_path):
         assert all(side <= most for side, most in zip(image.shape, augmentation["crop_size"], strict=False))
 
 
-def test_a_recipe_sets_what_flags_do_not(tmp_path):
-    parser = train_command.argparse.ArgumentParser()
-    train_command.add_arguments(parser)
-    data = ["--data", "label-maps", "--output", str(tmp_path), "--recipe", "ade20k-semantic-swin-t"]
-    settings, recipe = train_command._settings(parser.parse_args([*data, "--accumulate", "4", "--queries", "50"]))
+def test_a_recipe_sets_what_settings_leave_open(tmp_path):
+    given = {"data": "label-maps", "recipe": "ade20k-semantic-swin-t", "accumulate": 4, "queries": 50}
+    settings, recipe = complete(TrainingSettings(output=tmp_path, **given))
     assert (settings.steps, settings.batch_size, settings.queries) == (160000, 4, 50)
     assert settings.classes == "ade20k-semantic" and settings.task == "semantic" and settings.crop is None
     assert (settings.learning_rate, settings.weight_decay, settings.clip) == (1e-4, 0.05, 0.01)

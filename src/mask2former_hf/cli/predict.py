@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from ..data.json_files import write_json
 from ..data.readers import read_image
 from ..inference.drawing import draw_instances, draw_panoptic, draw_semantic
 from ..inference.results import METHODS, check_refinement, segment_image
 from ..model.configuration_mask2former import TASKS
 from ..model.postprocessing import masks_to_coco_rle
-from .files import write_json
 from .loading import load
 from .main import UserError
 

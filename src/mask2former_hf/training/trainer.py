@@ -23,7 +23,15 @@ from ..model.criterion import loss_normalizers
 from ..model.image_processing_mask2former import Mask2FormerImageProcessor
 from .collation import SegmentationCollator
 from .distillation import Distillation
-from .optimization import multi_step_schedule, parameter_groups, polynomial_schedule
+from .optimization import (
+    BACKBONE_MULTIPLIER,
+    GRADIENT_NORM,
+    LEARNING_RATE,
+    WEIGHT_DECAY,
+    multi_step_schedule,
+    parameter_groups,
+    polynomial_schedule,
+)
 from .teacher import WithImageIds
 
 COMPLETE = "complete"  # an empty file that is written into a checkpoint's folder last
@@ -34,11 +42,13 @@ SCHEDULES = ("poly", "multistep", "trainer")
 class Mask2FormerTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the original's recipe as defaults; batch size and steps are the user's."""
 
-    learning_rate: float = field(default=1e-4, metadata={"help": "of everything but the backbone"})
-    weight_decay: float = field(default=0.05, metadata={"help": "of what is neither norm nor embedding"})
-    max_grad_norm: float = field(default=0.01, metadata={"help": "largest norm of all gradients together"})
+    learning_rate: float = field(default=LEARNING_RATE, metadata={"help": "of everything but the backbone"})
+    weight_decay: float = field(default=WEIGHT_DECAY, metadata={"help": "of what is neither norm nor embedding"})
+    max_grad_norm: float = field(default=GRADIENT_NORM, metadata={"help": "largest norm of all gradients together"})
     remove_unused_columns: bool = field(default=False, metadata={"help": "examples are dicts for the collator"})
-    backbone_multiplier: float = field(default=0.1, metadata={"help": "factor on the backbone's learning rate"})
+    backbone_multiplier: float = field(
+        default=BACKBONE_MULTIPLIER, metadata={"help": "factor on the backbone's learning rate"}
+    )
     schedule: str = field(
         default="poly", metadata={"help": "'poly', 'multistep', or 'trainer' for lr_scheduler_type's"}
     )
