@@ -37,6 +37,7 @@ from mask2former_hf.evaluation.evaluator import (
 from mask2former_hf.model.criterion import loss_normalizers
 from mask2former_hf.training.backbones import new_model
 from mask2former_hf.training.collation import SegmentationCollator, processor_for
+from mask2former_hf.training.epochs import set_epoch
 from mask2former_hf.training.label_surgery import model_for_classes
 from mask2former_hf.training.optimization import (
     BACKBONE_MULTIPLIER,
@@ -86,6 +87,12 @@ def main(arguments):
     checkpoints = arguments.output / "checkpoints"
     if arguments.resume:
         accelerator.load_state(str(last_checkpoint(checkpoints)))
+        if position.step >= arguments.steps and (arguments.output / "config.json").exists():
+            accelerator.print(
+                f"{arguments.output} is complete: all {position.step} steps are done, nothing is changed"
+            )
+            accelerator.end_training()
+            return
 
     steps_per_epoch = -(-len(loader) // arguments.accumulate)
     shown = accelerator.is_main_process
@@ -93,8 +100,8 @@ def main(arguments):
     model.train()
     while position.step < arguments.steps:
         epoch, done = divmod(position.step, steps_per_epoch)
-        augmented.set_epoch(epoch)
         loader.set_epoch(epoch)
+        set_epoch(loader, epoch)  # of the augmentation too, which Accelerate does not always reach
         batches = iter(accelerator.skip_first_batches(loader, done * arguments.accumulate))
         while position.step < arguments.steps and (micro_batches := list(islice(batches, arguments.accumulate))):
             losses = training_step(accelerator, model, optimizer, micro_batches, config, arguments.clip)

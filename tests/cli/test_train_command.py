@@ -101,6 +101,22 @@ def test_resume_goes_on_where_the_run_was(tmp_path):
     assert evaluated == [1, 2, 3] and json.loads((tmp_path / "results.json").read_text())["steps"] == 3
 
 
+def test_resuming_a_finished_run_says_so_and_leaves_everything(trained, capsys):
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+    assert command("train", *SCENES, "--backbone", "tiny", *SMALL, "--output", trained, "--resume") == 0
+    assert "is complete, all 2 steps are done" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
+
+
+def test_a_run_that_was_killed_before_its_results_writes_them_when_resumed(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    written = json.loads((tmp_path / "run" / "results.json").read_text())
+    (tmp_path / "run" / "results.json").unlink()
+    assert command("train", *SCENES, "--backbone", "tiny", *SMALL, "--output", tmp_path / "run", "--resume") == 0
+    again = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert again["metrics"]["pq"] == written["metrics"]["pq"] and not (tmp_path / "run" / "checkpoint-3").exists()
+
+
 @pytest.mark.parametrize("start", ["--backbone", "--model"])
 def test_the_mask_loss_can_be_chosen(trained, tmp_path, start):
     given = [*SCENES, *SMALL, "--steps", 1, start, "tiny" if start == "--backbone" else trained]

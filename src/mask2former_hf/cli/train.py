@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from ..training.run import TrainingRun
-from ..training.run_folder import how_to_go_on
+from ..training.run_folder import how_to_go_on, steps_with_results
 from ..training.settings import TrainingSettings
 from .main import UserError
 from .settings import add_flag, in_flags, read_settings
@@ -46,6 +46,12 @@ def run(arguments: argparse.Namespace) -> int:
         names = [entry.name for entry in fields(TrainingSettings)]
         raise UserError(in_flags(str(error), names)) from error
     trainer = training.trainer
+    if training.finished:
+        if trainer.is_world_process_zero():
+            done = steps_with_results(training.settings.output)
+            print(f"{training.settings.output} is complete, all {done} steps are done, and stays as it is.")
+            print("To go on, give more --steps; for another run, another --output.")
+        return 0
     if trainer.is_world_process_zero():
         print_summary(training)
         if settings.resume and training.last is None:

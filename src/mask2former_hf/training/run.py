@@ -1,5 +1,6 @@
 """A training run from its settings: data, model, augmentation, recipe, resuming, results."""
 
+import json
 import os
 from dataclasses import replace
 from functools import partial
@@ -19,7 +20,7 @@ from .collation import processor_for
 from .distillation import Distillation
 from .label_surgery import model_for_classes
 from .recipes import Recipe
-from .run_folder import StopAtCtrlC, check_output, plain_settings, write_settings
+from .run_folder import RESULTS, StopAtCtrlC, check_output, plain_settings, steps_with_results, write_settings
 from .settings import TrainingSettings, check, complete
 from .trainer import Mask2FormerTrainer, Mask2FormerTrainingArguments, last_complete_checkpoint
 
@@ -41,7 +42,8 @@ class TrainingRun:
         model, processor: as they start; `new_classes`: names that the checkpoint did not know.
         statistics: of the training data's annotations (`data.overview.scan`).
         trainer: the `Mask2FormerTrainer`.
-        last: the checkpoint that the run goes on from, or None.
+        last: the checkpoint that the run goes on from, or None; `finished`: it is the last one, and the results are
+            there.
 
     Raises:
         ValueError, OSError: for settings, files or data that do not work; settings are named as `name=`.
@@ -70,9 +72,12 @@ class TrainingRun:
         except RuntimeError as error:  # transformers about settings that do not fit the machine
             raise ValueError(first_line(error)) from error
         self.last = last_complete_checkpoint(settings.output) if settings.resume else None
+        self.finished = self.last is not None and steps_with_results(settings.output) >= settings.steps
 
     def train(self) -> dict[str, float]:
         """Train, measure the best model, and write it with its card and figures into the output.
+
+        Of a run that is finished already, everything stays as it is.
 
         Returns:
             The figures, `{"pq": 0.51, ...}`.
@@ -81,6 +86,8 @@ class TrainingRun:
             KeyboardInterrupt: after Ctrl-C, when a checkpoint was saved.
         """
         settings, trainer = self.settings, self.trainer
+        if self.finished:
+            return json.loads((settings.output / RESULTS).read_text())["metrics"]
         if trainer.is_world_process_zero():
             settings.output.mkdir(parents=True, exist_ok=True)
             if self.last is None:
@@ -95,7 +102,7 @@ class TrainingRun:
             trainer.save_model(str(settings.output))
             trainer.create_model_card(finetuned_from=settings.model)
             result = {"metrics": figures, "steps": trainer.state.global_step, "settings": plain_settings(settings)}
-            write_json(settings.output / "results.json", result)
+            write_json(settings.output / RESULTS, result)
         return figures
 
     def _trainer(self) -> Mask2FormerTrainer:

@@ -13,7 +13,7 @@ from ..data.json_files import write_json
 from .settings import TrainingSettings
 from .trainer import last_complete_checkpoint
 
-SETTINGS = "settings.json"
+SETTINGS, RESULTS = "settings.json", "results.json"
 # What may differ when a run is resumed: it does not change what is learnt from which images in which order.
 FREE = {"output", "resume", "cpu", "steps", "eval_every", "log_every", "report_to", "keep", "num_workers"}
 PLACES = {"model", "teacher", "teacher_cache", "dataset"}  # files may have moved
@@ -72,6 +72,14 @@ def check_output(settings: TrainingSettings):
 def write_settings(settings: TrainingSettings):
     """Keep what a run was started with, for `check_output`."""
     write_json(settings.output / SETTINGS, _kept(settings))
+
+
+def steps_with_results(folder: Path) -> int:
+    """Steps after which a run wrote its results; 0 without any."""
+    try:
+        return int(json.loads((folder / RESULTS).read_text())["steps"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 class StopAtCtrlC(TrainerCallback):
