@@ -31,7 +31,7 @@ HELD_OUT_SEED = 1_000_003
 
 def run(name: str, seed: int, steps: int, every: int) -> dict[int, float]:
     """Panoptic quality after 0, `every`, ... steps."""
-    from mask2former_hf.cli.datasets import Scenes
+    from mask2former_hf.data.scenes import Scenes
 
     torch.manual_seed(seed)
     ours = new_model("tiny", Scenes.classes, "panoptic")

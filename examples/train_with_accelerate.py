@@ -23,7 +23,7 @@ from accelerate.utils import DataLoaderConfiguration, set_seed
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from mask2former_hf.data.augmentation import AugmentedDataset
+from mask2former_hf.data.augmentation import AugmentedDataset, augmentation_for
 from mask2former_hf.data.classes import ClassTable
 from mask2former_hf.data.coco import CocoPanoptic
 from mask2former_hf.data.folders import LabelMaps
@@ -35,9 +35,18 @@ from mask2former_hf.evaluation.evaluator import (
     run_evaluation,
 )
 from mask2former_hf.model.criterion import loss_normalizers
-from mask2former_hf.training.backbones import augmentation_for, model_for_classes, new_model, processor_for
-from mask2former_hf.training.collation import SegmentationCollator
-from mask2former_hf.training.optimization import parameter_groups, polynomial_schedule
+from mask2former_hf.training.backbones import new_model
+from mask2former_hf.training.collation import SegmentationCollator, processor_for
+from mask2former_hf.training.epochs import set_epoch
+from mask2former_hf.training.label_surgery import model_for_classes
+from mask2former_hf.training.optimization import (
+    BACKBONE_MULTIPLIER,
+    GRADIENT_NORM,
+    LEARNING_RATE,
+    WEIGHT_DECAY,
+    parameter_groups,
+    polynomial_schedule,
+)
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -78,6 +87,12 @@ def main(arguments):
     checkpoints = arguments.output / "checkpoints"
     if arguments.resume:
         accelerator.load_state(str(last_checkpoint(checkpoints)))
+        if position.step >= arguments.steps and (arguments.output / "config.json").exists():
+            accelerator.print(
+                f"{arguments.output} is complete: all {position.step} steps are done, nothing is changed"
+            )
+            accelerator.end_training()
+            return
 
     steps_per_epoch = -(-len(loader) // arguments.accumulate)
     shown = accelerator.is_main_process
@@ -85,8 +100,8 @@ def main(arguments):
     model.train()
     while position.step < arguments.steps:
         epoch, done = divmod(position.step, steps_per_epoch)
-        augmented.set_epoch(epoch)
         loader.set_epoch(epoch)
+        set_epoch(loader, epoch)  # of the augmentation too, which Accelerate does not always reach
         batches = iter(accelerator.skip_first_batches(loader, done * arguments.accumulate))
         while position.step < arguments.steps and (micro_batches := list(islice(batches, arguments.accumulate))):
             losses = training_step(accelerator, model, optimizer, micro_batches, config, arguments.clip)
@@ -209,10 +224,10 @@ def parse_arguments():
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--batch-size", type=int, default=4, help="images per process and micro-batch")
     parser.add_argument("--accumulate", type=int, default=1, help="micro-batches per step")
-    parser.add_argument("--learning-rate", type=float, default=1e-4)
-    parser.add_argument("--backbone-multiplier", type=float, default=0.1)
-    parser.add_argument("--weight-decay", type=float, default=0.05)
-    parser.add_argument("--clip", type=float, default=0.01)
+    parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE)
+    parser.add_argument("--backbone-multiplier", type=float, default=BACKBONE_MULTIPLIER)
+    parser.add_argument("--weight-decay", type=float, default=WEIGHT_DECAY)
+    parser.add_argument("--clip", type=float, default=GRADIENT_NORM)
     parser.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"))
     parser.add_argument("--num-workers", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=500)

@@ -11,12 +11,17 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from mask2former_hf import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
-from mask2former_hf.data.augmentation import AugmentedDataset
+from mask2former_hf import (
+    Mask2FormerForUniversalSegmentation,
+    Mask2FormerImageProcessor,
+    Mask2FormerTrainer,
+    Mask2FormerTrainingArguments,
+    new_model,
+)
+from mask2former_hf.data.augmentation import AugmentedDataset, augmentation_for
 from mask2former_hf.data.classes import ClassTable
 from mask2former_hf.data.folders import LabelMaps
-from mask2former_hf.training.backbones import augmentation_for, new_model, processor_for
-from mask2former_hf.training.trainer import Mask2FormerTrainer, Mask2FormerTrainingArguments
+from mask2former_hf.training.collation import processor_for
 
 
 def main(data: Path, output: Path, steps: int = 2000, crop: int = 192, limit: int | None = None):

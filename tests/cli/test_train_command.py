@@ -19,14 +19,16 @@ from PIL import Image
 import mask2former_hf
 from mask2former_hf import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
 from mask2former_hf.cli import train as train_command
-from mask2former_hf.cli.datasets import Scenes, load_classes
-from mask2former_hf.cli.files import write_json
 from mask2former_hf.cli.main import main
 from mask2former_hf.cli.settings import read_settings
 from mask2former_hf.data.coco import CocoPanoptic
+from mask2former_hf.data.json_files import write_json
+from mask2former_hf.data.kinds import load_classes
+from mask2former_hf.data.scenes import Scenes
 from mask2former_hf.evaluation.evaluator import SegmentationEvaluator
 from mask2former_hf.inference.segmenter import Segmenter
 from mask2former_hf.training.recipes import load_recipe, recipe_names
+from mask2former_hf.training.settings import TrainingSettings, complete
 
 DATA = SHARED / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="annotated images (../shared/data) not found")
@@ -97,6 +99,22 @@ def test_resume_goes_on_where_the_run_was(tmp_path):
     state = json.loads((tmp_path / "checkpoint-3" / "trainer_state.json").read_text())
     evaluated = [entry["step"] for entry in state["log_history"] if "eval_pq" in entry]
     assert evaluated == [1, 2, 3] and json.loads((tmp_path / "results.json").read_text())["steps"] == 3
+
+
+def test_resuming_a_finished_run_says_so_and_leaves_everything(trained, capsys):
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+    assert command("train", *SCENES, "--backbone", "tiny", *SMALL, "--output", trained, "--resume") == 0
+    assert "is complete, all 2 steps are done" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
+
+
+def test_a_run_that_was_killed_before_its_results_writes_them_when_resumed(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    written = json.loads((tmp_path / "run" / "results.json").read_text())
+    (tmp_path / "run" / "results.json").unlink()
+    assert command("train", *SCENES, "--backbone", "tiny", *SMALL, "--output", tmp_path / "run", "--resume") == 0
+    again = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert again["metrics"]["pq"] == written["metrics"]["pq"] and not (tmp_path / "run" / "checkpoint-3").exists()
 
 
 @pytest.mark.parametrize("start", ["--backbone", "--model"])
@@ -353,11 +371,9 @@ def test_every_recipe_of_images_gives_settings_and_a_pipeline(name, tmp_path):
         assert all(side <= most for side, most in zip(image.shape, augmentation["crop_size"], strict=False))
 
 
-def test_a_recipe_sets_what_flags_do_not(tmp_path):
-    parser = train_command.argparse.ArgumentParser()
-    train_command.add_arguments(parser)
-    data = ["--data", "label-maps", "--output", str(tmp_path), "--recipe", "ade20k-semantic-swin-t"]
-    settings, recipe = train_command._settings(parser.parse_args([*data, "--accumulate", "4", "--queries", "50"]))
+def test_a_recipe_sets_what_settings_leave_open(tmp_path):
+    given = {"data": "label-maps", "recipe": "ade20k-semantic-swin-t", "accumulate": 4, "queries": 50}
+    settings, recipe = complete(TrainingSettings(output=tmp_path, **given))
     assert (settings.steps, settings.batch_size, settings.queries) == (160000, 4, 50)
     assert settings.classes == "ade20k-semantic" and settings.task == "semantic" and settings.crop is None
     assert (settings.learning_rate, settings.weight_decay, settings.clip) == (1e-4, 0.05, 0.01)

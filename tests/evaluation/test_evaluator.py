@@ -11,9 +11,8 @@ from helpers import tiny_model
 
 import mask2former_hf
 from mask2former_hf import Mask2FormerImageProcessor
-from mask2former_hf.cli.datasets import Scenes
 from mask2former_hf.cli.main import main
-from mask2former_hf.data.scenes import ID2LABEL, STUFF_LABEL_IDS
+from mask2former_hf.data.scenes import ID2LABEL, STUFF_LABEL_IDS, Scenes
 from mask2former_hf.evaluation.evaluator import SegmentationEvaluator, check_classes, evaluate, headline
 from mask2former_hf.inference.segmentation import instance_result, panoptic_result, semantic_result
 

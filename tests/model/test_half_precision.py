@@ -5,11 +5,11 @@ import torch
 from helpers import SHARED, random_targets, tiny_model
 
 from mask2former_hf import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
-from mask2former_hf.data.augmentation import AugmentedDataset
+from mask2former_hf.data.augmentation import AugmentedDataset, augmentation_for
 from mask2former_hf.data.coco import CocoPanoptic
 from mask2former_hf.data.scenes import ID2LABEL, ScenesDataset
 from mask2former_hf.model import criterion
-from mask2former_hf.training.backbones import augmentation_for, new_model
+from mask2former_hf.training.backbones import new_model
 from mask2former_hf.training.collation import SegmentationCollator
 from mask2former_hf.training.optimization import parameter_groups
 

@@ -13,9 +13,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from helpers import tiny_config
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from mask2former_hf import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
+from mask2former_hf.data.augmentation import AugmentedDataset, augmentation_for
 from mask2former_hf.data.scenes import ID2LABEL, STUFF_LABEL_IDS, ScenesDataset
 from mask2former_hf.training.collation import SegmentationCollator
 from mask2former_hf.training.trainer import Mask2FormerTrainer, Mask2FormerTrainingArguments
@@ -24,6 +25,16 @@ from mask2former_hf.training.trainer import Mask2FormerTrainer, Mask2FormerTrain
 def fixed_points(purpose, image, layers, shape, device, generator):
     """Points that do not depend on how images are spread over batches and processes."""
     return torch.rand(shape, generator=torch.Generator().manual_seed(len(purpose)))
+
+
+class Epochs(TrainerCallback):
+    """The epoch of the data at every step."""
+
+    def __init__(self, data, seen):
+        self.data, self.seen = data, seen
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.seen.append(self.data.epoch)
 
 
 def build(arguments):
@@ -50,11 +61,16 @@ def build(arguments):
         "disable_tqdm": True,
         "seed": 3,
         "save_total_limit": arguments.limit,
+        "dataloader_num_workers": arguments.workers,
+        "dataloader_persistent_workers": arguments.persistent,
+        "dataloader_pin_memory": False,
         "eval_strategy": "steps" if arguments.evaluate else "no",
         "eval_steps": arguments.save_steps,
         "load_best_model_at_end": arguments.evaluate,
     }
-    data = ScenesDataset(24, size=64)
+    data = ScenesDataset(arguments.images, size=64)
+    if arguments.augment:
+        data = AugmentedDataset(data, augmentation_for("panoptic", 64), seed=3)
     held_out = ScenesDataset(5, size=64, seed=9)
     if arguments.plain:
         return Trainer(
@@ -73,6 +89,7 @@ def build(arguments):
         settings,
         processor=processor,
         train_dataset=data,
+        augmented=arguments.augment,
         eval_dataset=held_out,
         eval_thresholds={"threshold": 0.1},
     )
@@ -87,7 +104,9 @@ def main(argv=None):
     parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--save-steps", type=int, default=2)
     parser.add_argument("--limit", type=int)
-    for flag in ("fixed-points", "resume", "plain", "evaluate"):
+    parser.add_argument("--images", type=int, default=24)
+    parser.add_argument("--workers", type=int, default=0)
+    for flag in ("fixed-points", "resume", "plain", "evaluate", "augment", "persistent"):
         parser.add_argument(f"--{flag}", action="store_true")
     parser.add_argument("--stop-at", type=int, help="end the process without warning after this step")
     parser.add_argument(
@@ -105,7 +124,6 @@ def main(argv=None):
 
         trainer._save_optimizer_and_scheduler = save_or_die
     if arguments.stop_at:
-        from transformers import TrainerCallback
 
         class Stop(TrainerCallback):
             def on_save(self, settings, state, control, **kwargs):
@@ -113,10 +131,14 @@ def main(argv=None):
                     control.should_training_stop = True
 
         trainer.add_callback(Stop())
+    epochs = []
+    if arguments.augment:
+        trainer.add_callback(Epochs(trainer.train_dataset, epochs))
     trainer.train(resume_from_checkpoint=True if arguments.resume else None)
     if trainer.is_world_process_zero():
         folder = Path(arguments.output)
         torch.save(trainer.model.state_dict(), folder / "final.pt")
+        (folder / "epochs.json").write_text(json.dumps(epochs))
         (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
     if arguments.evaluate:
         metrics = trainer.evaluate()

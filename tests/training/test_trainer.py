@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import training_worker
 from safetensors.torch import load_file
 
 from mask2former_hf import Mask2FormerForUniversalSegmentation
+from mask2former_hf.data.scenes import ScenesDataset
 from mask2former_hf.training.trainer import Mask2FormerTrainingArguments, last_complete_checkpoint
 
 WORKER = Path(training_worker.__file__)
@@ -83,6 +85,97 @@ def test_a_resumed_run_ends_with_the_weights_of_one_that_never_stopped(tmp_path,
     assert_equal_weights(whole.model.state_dict(), trainer.model.state_dict())
 
 
+AUGMENTED = ("--augment", "--images", 6, "--steps", 8, "--save-steps", 1)  # three steps per epoch
+WAYS = {
+    "one process": ("--batch", 2),
+    "workers": ("--batch", 2, "--workers", 2),
+    "workers that stay": ("--batch", 2, "--workers", 1, "--persistent"),
+    "accumulation": ("--batch", 1, "--accumulate", 2),
+}
+
+
+def take_up(whole, step, folder):
+    """A folder as a run that was stopped after a step leaves it."""
+    shutil.copytree(whole / f"checkpoint-{step}", folder / f"checkpoint-{step}")
+    return folder
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_a_run_that_augments_resumes_exactly_in_every_epoch_and_at_a_border(tmp_path, way):
+    whole = run(tmp_path / "whole", *AUGMENTED, *way)
+    assert json.loads((tmp_path / "whole" / "epochs.json").read_text()) == [0, 0, 0, 1, 1, 1, 2, 2]
+    for step in (2, 3, 5, 7):
+        folder = take_up(tmp_path / "whole", step, tmp_path / f"from-{step}")
+        run(folder, *AUGMENTED, *way, "--resume")
+        weights = (load_file(place / "checkpoint-8" / "model.safetensors") for place in (tmp_path / "whole", folder))
+        assert_equal_weights(*weights)
+    assert whole.state.global_step == 8
+
+
+def test_workers_see_the_epoch_that_the_process_itself_would(tmp_path):
+    models = [run(tmp_path / name, *AUGMENTED, *way).model for name, way in WAYS.items() if name != "accumulation"]
+    for model in models[1:]:
+        assert_equal_weights(models[0].state_dict(), model.state_dict())
+
+
+def test_two_processes_see_new_pixels_in_every_epoch_and_resume_exactly(tmp_path):
+    way = (*AUGMENTED, "--batch", 1)
+    whole = launch(tmp_path / "whole", *way, processes=2)
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    assert json.loads((tmp_path / "whole" / "epochs.json").read_text()) == [0, 0, 0, 1, 1, 1, 2, 2]
+    folder = take_up(tmp_path / "whole", 5, tmp_path / "parts")
+    resumed = launch(folder, *way, "--resume", processes=2)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    weights = (load_file(place / "checkpoint-8" / "model.safetensors") for place in (tmp_path / "whole", folder))
+    assert_equal_weights(*weights)
+
+
+@pytest.mark.parametrize("way", [(), ("--workers", 1), ("--workers", 1, "--persistent")], ids=str)
+def test_a_stream_of_the_hub_is_shuffled_anew_in_every_pass(tmp_path, way):
+    datasets = pytest.importorskip("datasets", reason="datasets is an extra")
+    rows = datasets.Dataset.from_dict({"number": list(range(6))}).to_iterable_dataset().shuffle(seed=0, buffer_size=6)
+    seen = []
+
+    class Stream(torch.utils.data.IterableDataset):
+        """As `HubStream`, with scenes for pictures."""
+
+        def __iter__(self):
+            for row in rows:
+                yield ScenesDataset(6, size=64)[row["number"]] | {"image_id": row["number"]}
+
+        def set_epoch(self, epoch):
+            rows.set_epoch(epoch)
+
+    trainer = training_worker.build(arguments_of(tmp_path, way=way))
+    collate = trainer.data_collator
+    trainer.train_dataset = Stream()
+    trainer.data_collator = lambda examples: collate(examples) | {"numbers": [e["image_id"] for e in examples]}
+    compute_loss = trainer.compute_loss
+
+    def record(model, inputs, **kwargs):
+        seen.extend(inputs.pop("numbers"))
+        return compute_loss(model, inputs, **kwargs)
+
+    trainer.compute_loss = record
+    trainer.train()
+    passes = [seen[start : start + 6] for start in (0, 6)]
+    expected = []
+    for epoch in range(2):
+        rows.set_epoch(epoch)
+        loader = torch.utils.data.DataLoader(Stream(), batch_size=None, num_workers=int("--workers" in way))
+        expected.append([example["image_id"] for example in loader])
+    assert passes == expected and expected[0] != expected[1]
+
+
+def test_resuming_a_finished_run_trains_nothing_and_gives_its_best_model(tmp_path):
+    trainer = run(tmp_path, "--evaluate", "--steps", 4)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("checkpoint-*/*")}
+    again = run(tmp_path, "--evaluate", "--steps", 4, "--resume")
+    assert again.state.global_step == 4
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("checkpoint-*/*")} == before
+    assert_equal_weights(trainer.model.state_dict(), again.model.state_dict())
+
+
 def test_metrics_of_ones_own_under_the_trainer_of_transformers(tmp_path):
     """As in its instance segmentation example: predictions and labels come as tuples, batch by batch."""
     seen, metrics = [], []
@@ -122,12 +215,13 @@ def test_metrics_of_ones_own_under_the_trainer_of_transformers(tmp_path):
         index += len(class_logits)
 
 
-def arguments_of(folder, *flags):
+def arguments_of(folder, *flags, way=()):
     from types import SimpleNamespace
 
     return SimpleNamespace(
         output=str(folder), backbone="swin", steps=4, batch=4, accumulate=1, save_steps=2, limit=None,
-        fixed_points=False, resume=False, plain="--plain" in flags, evaluate=False,
+        fixed_points=False, resume=False, plain="--plain" in flags, evaluate=False, images=24, augment=False,
+        workers=int("--workers" in way), persistent="--persistent" in way,
     )  # fmt: skip
 
 

@@ -10,14 +10,13 @@ from torch.utils.data import DataLoader, RandomSampler
 from tqdm import tqdm
 
 from .. import Mask2FormerImageProcessor
-from ..data.scenes import ScenesDataset
+from ..data.json_files import write_json
+from ..data.scenes import Scenes, ScenesDataset
 from ..evaluation.evaluator import evaluate
 from ..inference.drawing import draw_panoptic, side_by_side
 from ..training.backbones import new_model
 from ..training.collation import SegmentationCollator
 from ..training.optimization import parameter_groups, polynomial_schedule
-from .datasets import Scenes
-from .files import write_json
 from .main import UserError
 
 SIZE = 128

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
+from ..data.json_files import write_json
 from ..evaluation.evaluator import KNOWN_METRICS, METRICS, evaluate, headline, process_rank
 from ..inference.loading import default_device
 from ..inference.rules import METHODS
 from .datasets import add_data_arguments, load_split
-from .files import write_json
 from .loading import load
 from .main import UserError
 from .settings import check_numbers, read_settings
@@ -23,7 +23,7 @@ OPTIONS = ("threshold", "overlap_threshold", "top_k", "refine")  # of `Segmentat
 def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("config", nargs="?", type=Path, help="YAML file whose keys are the flags below")
     parser.add_argument("--model", help="checkpoint folder or Hub id")
-    add_data_arguments(parser, ("",))
+    add_data_arguments(parser)
     parser.add_argument("--metrics", nargs="+", choices=KNOWN_METRICS, help="default: by the checkpoint's task")
     parser.add_argument("--threshold", type=float, help="lowest score of panoptic segments (default: 0.8)")
     parser.add_argument("--overlap-threshold", type=float, help="of panoptic segments (default: 0.8)")

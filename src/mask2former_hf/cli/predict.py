@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from ..data.json_files import write_json
 from ..data.readers import IMAGE_FILES, read_image
 from ..inference.known_labels import stuff_of
 from ..inference.loading import default_device
@@ -18,7 +19,6 @@ from ..inference.rules import METHODS, Rules
 from ..inference.segmentation import Segmentation
 from ..inference.segmenter import Segmenter
 from ..model.configuration_mask2former import TASKS
-from .files import write_json
 from .loading import load
 from .main import UserError
 

@@ -1,12 +1,18 @@
 """Flags, a YAML file with the same keys, and defaults become one namespace whose numbers make sense."""
 
 import argparse
+import dataclasses
 import math
+import re
+import types
+import typing
 from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
 
+from ..training.settings import TrainingSettings
+from ..training.settings import check_numbers as check_settings
 from .main import UserError
 
 NOT_SETTINGS = {"command", "run", "parser"}  # what `main` adds to the flags
@@ -71,15 +77,39 @@ def _words(path: Path, name: str, value, action: argparse.Action) -> list[str]:
     return [f"{flag}={value}"]
 
 
+def add_flag(parser, name: str):
+    """The flag of a field of `TrainingSettings`, which says its type, help and choices."""
+    entry = next(entry for entry in dataclasses.fields(TrainingSettings) if entry.name == name)
+    kinds = [kind for kind in _kinds(entry.type) if kind not in (types.NoneType, Path)]
+    options = {"help": entry.metadata["help"], **entry.metadata["flag"]}
+    flag = f"--{name.replace('_', '-')}"
+    if kinds == [bool]:
+        parser.add_argument(flag, action="store_true", **options)
+        return
+    kind = kinds[0]
+    if typing.get_origin(kind) is list:
+        kind, options = typing.get_args(kind)[0], options | {"nargs": "+"}
+    parser.add_argument(flag, type=str if kind is object else kind, **options)
+
+
+def _kinds(annotation) -> tuple:
+    return typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+
+
+def in_flags(text: str, names: Iterable[str]) -> str:
+    """An error that names settings as `name=value` or `name=`, in the words of the command line: `--name value`."""
+    one_of = "|".join(sorted(names, key=len, reverse=True))
+    text = re.sub(rf"(?<![\w-])({one_of})=(True\b)?", lambda found: f"--{found[1].replace('_', '-')} ", text)
+    return re.sub(r"(--[a-z-]+) (?=[ ,;:.)]|$)", r"\1", text)
+
+
 def check_numbers(settings: argparse.Namespace, least: float, names: Iterable[str], most: float = math.inf):
-    """Refuse numbers outside least .. most, and infinite ones; lists are checked one by one.
+    """`training.settings.check_numbers` of flags.
 
     Raises:
         UserError: naming the flag, its value and the rule.
     """
-    rule = f"must be at least {least:g}" if most == math.inf else f"must be from {least:g} to {most:g}"
-    for name in names:
-        value = getattr(settings, name)
-        for number in value if isinstance(value, list) else [] if value is None else [value]:
-            if not (least <= number <= most and math.isfinite(number)):
-                raise UserError(f"--{name.replace('_', '-')} {number}: {rule}")
+    try:
+        check_settings(settings, least, names, most)
+    except ValueError as error:
+        raise UserError(in_flags(str(error), names)) from error

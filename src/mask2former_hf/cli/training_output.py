@@ -5,7 +5,7 @@ from PIL import Image
 from transformers.trainer_callback import ProgressCallback
 
 from ..inference.drawing import draw_instances
-from ..training.backbones import parameters_in_millions
+from ..training.run import TrainingRun
 
 
 def headline_names(figures: dict) -> list[str]:
@@ -35,27 +35,29 @@ class LossProgress(ProgressCallback):
             self.training_bar.write(f"step {state.global_step}: {shown}")
 
 
-def print_summary(settings, model, added, train, val, statistics, trainer):
+def print_summary(run: TrainingRun):
     """What will be trained on what, before anything long starts."""
-    print(train.classes.format_table(statistics["pixels"]))
-    looked = statistics["examples"]
+    settings, model, statistics, arguments = run.settings, run.model, run.statistics, run.trainer.args
+    print(run.train_data.classes.format_table(statistics["pixels"]))
     print(
-        f"{len(train)} images to train on ({looked} looked at: {statistics['segments']['mean']:.1f} segments each, at "
-        f"most {statistics['segments']['largest']}, {statistics['empty']} without any), {len(val)} to measure"
+        f"{len(run.train_data)} images to train on ({statistics['examples']} looked at: "
+        f"{statistics['segments']['mean']:.1f} segments each, at most {statistics['segments']['largest']}, "
+        f"{statistics['empty']} without any), {len(run.val_data)} to measure"
     )
     start = settings.model or settings.backbone or f"the backbone of {settings.recipe}, random"
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     print(
-        f"{model.config.task} segmentation, {parameters_in_millions(model):.1f} M parameters from {start}, "
-        f"{model.config.num_queries} queries, on {trainer.args.device} x {trainer.args.world_size}"
+        f"{model.config.task} segmentation, {millions:.1f} M parameters from {start}, "
+        f"{model.config.num_queries} queries, on {arguments.device} x {arguments.world_size}"
     )
     if settings.teacher:
         print(f"taught by {settings.teacher}" + (", without the labels" if settings.teacher_only else ""))
-    if added:
-        print(f"new to {start}, so with random rows in the classifier: {', '.join(added)}")
-    images = settings.batch_size * settings.accumulate * trainer.args.world_size
+    if run.new_classes:
+        print(f"new to {start}, so with random rows in the classifier: {', '.join(run.new_classes)}")
+    images = settings.batch_size * settings.accumulate * arguments.world_size
     print(
-        f"{settings.steps} steps of {images} images ({settings.steps * images / len(train):.1f} passes over the "
-        f"data), learning rate {settings.learning_rate:g}, {trainer.args.schedule} schedule, seed {settings.seed}"
+        f"{settings.steps} steps of {images} images ({settings.steps * images / len(run.train_data):.1f} passes over "
+        f"the data), learning rate {settings.learning_rate:g}, {arguments.schedule} schedule, seed {settings.seed}"
     )
 
 

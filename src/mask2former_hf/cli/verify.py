@@ -10,12 +10,12 @@ import torch
 import transformers
 
 from .. import __version__
+from ..data.json_files import write_json
 from ..data.readers import read_image
 from ..evaluation.evaluator import evaluate, headline
 from ..kernels import select
 from ..model.modeling_mask2former import image_sizes_of
 from .datasets import add_data_arguments, load_split
-from .files import write_json
 from .loading import load
 from .main import UserError
 from .predict import find_images
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each per image (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report, for the model card, to this file")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add_data_arguments(parser.add_argument_group("data set, to measure both on"), ("data",))
+    add_data_arguments(parser.add_argument_group("data set, to measure both on"), "data")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -13,7 +13,9 @@ from .original import current_name
 
 _PIXELS = "sem_seg_head.pixel_decoder."
 _QUERIES = "sem_seg_head.predictor."
-_STAGES = ["stage1", "stage2", "stage3", "stage4"]
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
+# blocks per stage by the number of layers (He et al., "Deep Residual Learning", CVPR 2016, table 1)
+RESNET_DEPTHS = {18: [2, 2, 2, 2], 34: [3, 4, 6, 3], 50: [3, 4, 6, 3], 101: [3, 4, 23, 3], 152: [3, 8, 36, 3]}
 SAMPLES = 3 * 4  # levels times points of the pixel decoder's attention, fixed in the original
 
 
@@ -177,7 +179,7 @@ def make_config(
     if conflicts:
         raise CheckpointError(f"{settings.name} is not this checkpoint's configuration: {'; '.join(conflicts)}")
     fields = architecture.assumed | settings.config | architecture.config
-    backbone = architecture.assumed_backbone | settings.backbone | architecture.backbone | {"out_features": _STAGES}
+    backbone = architecture.assumed_backbone | settings.backbone | architecture.backbone | {"out_features": STAGES}
     count = fields.pop("num_labels")
     if labels is not None and len(labels) != count:
         raise CheckpointError(f"{len(labels)} names for {count} classes: give one name per class")

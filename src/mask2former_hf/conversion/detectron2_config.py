@@ -5,10 +5,9 @@ from pathlib import Path
 
 import yaml
 
-from .architecture import Settings
+from .architecture import RESNET_DEPTHS, Settings
 from .names import CheckpointError
 
-RESNET_DEPTHS = {18: [2, 2, 2, 2], 34: [3, 4, 6, 3], 50: [3, 4, 6, 3], 101: [3, 4, 23, 3], 152: [3, 8, 36, 3]}
 # DATASETS.TEST begins with -> class set; the longest match counts
 CLASS_SETS = {
     "coco_2017_val_panoptic": "coco-panoptic",

@@ -39,6 +39,7 @@ __all__ = [
     "RandomCrop",
     "ResizeShortestEdge",
     "SSDColour",
+    "augmentation_for",
     "by_name",
     "instance_lsj",
     "panoptic_lsj",
@@ -155,6 +156,24 @@ def by_name(mapper: str, parameters: Mapping) -> Pipeline:
         raise ValueError(f"mapper={mapper!r}: must be one of {', '.join(_MAPPERS)}")
     build, implied = _MAPPERS[mapper]
     return build(**{**implied, **parameters})
+
+
+def augmentation_for(task: str, crop: int, kind: str | None = None, short_sides: Sequence[int] = ()) -> Pipeline:
+    """The original's augmentation of a kind at another size.
+
+    Args:
+        crop: side of the square result in pixels.
+        kind: "lsj", large-scale jitter as in its COCO recipes, by default for panoptic and instance data; or
+            "resize-crop", short side, random window, colour and mirror image as in its ADE20K recipes, by default for
+            semantic data. The jitter shrinks images down to a tenth: resize-crop is better if objects are small.
+        short_sides: of "resize-crop" in pixels, equally likely; by default 16 of 0.5 to 2 crops.
+    """
+    kind = kind or ("resize-crop" if task == "semantic" else "lsj")
+    if kind == "lsj":
+        return instance_lsj(crop) if task == "instance" else panoptic_lsj(crop)
+    sides = list(short_sides) or [round(crop * tenths / 10) for tenths in range(5, 21)]
+    parameters = {"short_sides": sides, "max_size": 4 * max(sides), "crop": crop, "pad": crop}
+    return by_name(f"mask_former_{task}", parameters)
 
 
 _TRANSFORMS = {

@@ -10,6 +10,8 @@ import colorsys
 import numpy as np
 from torch.utils.data import Dataset
 
+from .classes import ClassTable
+
 ID2LABEL = {0: "disc", 1: "box", 2: "triangle", 3: "sky", 4: "ground"}
 STUFF_LABEL_IDS = (3, 4)
 NUM_THING_CLASSES = 3
@@ -82,6 +84,18 @@ class ScenesDataset(Dataset):
         ]
         image = image.clip(0, 255).astype(np.uint8)
         return {"image": image, "segmentation": ids, "segments_info": segments, "image_id": index}
+
+
+class Scenes(ScenesDataset):
+    """Generated scenes as a data set with classes: 2000 to train on, 100 others to measure."""
+
+    task = "panoptic"
+    classes = ClassTable.from_categories(
+        {"id": index, "name": name, "isthing": index not in STUFF_LABEL_IDS} for index, name in ID2LABEL.items()
+    )
+
+    def __init__(self, split: str):
+        super().__init__(2000 if split == "train" else 100, size=128, seed=0 if split == "train" else 1_000_003)
 
 
 def _muted_colour(rng) -> np.ndarray:

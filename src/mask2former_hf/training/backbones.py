@@ -1,25 +1,19 @@
-"""Model, processor and augmentation of a training run, from a checkpoint, a backbone's name or a recipe."""
+"""Backbones by name, and a new model on one of them."""
 
-from collections.abc import Sequence
-
-import numpy as np
-import torch
 from transformers import CONFIG_MAPPING, AutoBackbone, AutoConfig, ResNetConfig, SwinConfig
 
-from .. import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
-from ..data.augmentation import Pipeline, by_name, instance_lsj, panoptic_lsj
-from ..data.classes import ClassTable, count_ids
-from .label_surgery import resize_queries, set_labels
+from .. import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
+from ..conversion.architecture import RESNET_DEPTHS, STAGES
+from ..data.classes import ClassTable
 from .recipes import Recipe
 
-STAGES = ["stage1", "stage2", "stage3", "stage4"]
 SWIN = {  # embed_dim, depths, heads (Liu et al., "Swin Transformer", ICCV 2021, section 3.3)
     "swin-t": (96, [2, 2, 6, 2], [3, 6, 12, 24]),
     "swin-s": (96, [2, 2, 18, 2], [3, 6, 12, 24]),
     "swin-b": (128, [2, 2, 18, 2], [4, 8, 16, 32]),
     "swin-l": (192, [2, 2, 18, 2], [6, 12, 24, 48]),
 }
-RESNET = {"r50": [3, 4, 6, 3], "r101": [3, 4, 23, 3]}
+RESNET = {"r50": RESNET_DEPTHS[50], "r101": RESNET_DEPTHS[101]}
 TINY = "tiny"
 BACKBONES = (TINY, *RESNET, *SWIN)
 TINY_FIELDS = {
@@ -87,98 +81,3 @@ def new_model(backbone: str | Recipe, classes: ClassTable, task: str, **fields) 
     if pretrained is not None:
         model.model.pixel_level_module.encoder.load_state_dict(pretrained.state_dict())
     return model
-
-
-def model_for_classes(
-    checkpoint: str | Mask2FormerForUniversalSegmentation,
-    classes: ClassTable,
-    task: str,
-    num_queries: int | None = None,
-):
-    """A checkpoint's model for other classes: a class that it knows by name keeps its row of the classifier.
-
-    Args:
-        checkpoint: folder, Hub id, or its model, which is changed.
-        num_queries: instead of the checkpoint's; the present ones are kept (`training.label_surgery.resize_queries`).
-
-    Returns:
-        The model, and the names of the classes that are new to it.
-    """
-    model = checkpoint
-    if not isinstance(model, Mask2FormerForUniversalSegmentation):
-        model = Mask2FormerForUniversalSegmentation.from_pretrained(checkpoint)
-    model.config.task = task
-    wanted = classes.config_fields()
-    names = list(wanted["id2label"].values())
-    if list(model.config.id2label.values()) == names:
-        added = []
-    else:
-        added = set_labels(model, names).added
-    for name, value in wanted.items():
-        setattr(model.config, name, value)
-    if num_queries is not None and num_queries != model.config.num_queries:
-        resize_queries(model, num_queries)
-    return model, added
-
-
-def processor_for(classes: ClassTable, shortest_edge: int, longest_edge: int) -> Mask2FormerImageProcessor:
-    """An image processor for inference at a size, that knows which labels are stuff."""
-    return Mask2FormerImageProcessor(
-        size={"shortest_edge": shortest_edge, "longest_edge": longest_edge},
-        label_ids_to_fuse=list(classes.stuff_label_ids),
-    )
-
-
-def augmentation_for(task: str, crop: int, kind: str | None = None, short_sides: Sequence[int] = ()) -> Pipeline:
-    """The original's augmentation of a kind at another size.
-
-    Args:
-        crop: side of the square result in pixels.
-        kind: "lsj", large-scale jitter as in its COCO recipes, by default for panoptic and instance data; or
-            "resize-crop", short side, random window, colour and mirror image as in its ADE20K recipes, by default for
-            semantic data. The jitter shrinks images down to a tenth: resize-crop is better if objects are small.
-        short_sides: of "resize-crop" in pixels, equally likely; by default 16 of 0.5 to 2 crops.
-    """
-    kind = kind or ("resize-crop" if task == "semantic" else "lsj")
-    if kind == "lsj":
-        return instance_lsj(crop) if task == "instance" else panoptic_lsj(crop)
-    sides = list(short_sides) or [round(crop * tenths / 10) for tenths in range(5, 21)]
-    parameters = {"short_sides": sides, "max_size": 4 * max(sides), "crop": crop, "pad": crop}
-    return by_name(f"mask_former_{task}", parameters)
-
-
-def scan(dataset, read, most: int = 5000, progress=None) -> dict:
-    """Look through the annotations before training.
-
-    Args:
-        read: `read(dataset, index)` gives an example; its image is not looked at.
-        most: examples looked at, spread evenly.
-        progress: wraps the range of indices, for example tqdm.
-
-    Returns:
-        `{"examples", "pixels": per class, "segments": {"largest", "mean"}, "empty", "overlapping"}`, the last two
-        numbers of examples; segments without crowds.
-    """
-    step = max(1, len(dataset) // most)
-    indices = range(0, len(dataset), step)
-    pixels, counts, overlapping = [0] * len(dataset.classes), [], 0
-    for index in indices if progress is None else progress(indices):
-        example = read(dataset, index)
-        targets = {s["id"]: s["category_id"] for s in example["segments_info"] if not s.get("iscrowd", 0)}
-        counts.append(len(targets))
-        overlapping += np.ndim(example["segmentation"]) == 3
-        for number, area in zip(*count_ids(example["segmentation"]), strict=True):
-            if number in targets:
-                pixels[targets[number]] += area
-    mean = sum(counts) / len(counts)
-    return {
-        "examples": len(counts),
-        "pixels": pixels,
-        "segments": {"largest": max(counts), "mean": mean},
-        "empty": counts.count(0),
-        "overlapping": overlapping,
-    }
-
-
-def parameters_in_millions(model: torch.nn.Module) -> float:
-    return sum(parameter.numel() for parameter in model.parameters()) / 1e6

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.classes import ClassTable
 from ..model.image_processing_mask2former import Mask2FormerImageProcessor, resize_nearest
 
 
@@ -87,3 +88,11 @@ def example_targets(example: dict, size: tuple[int, int], canvas: tuple[int, int
         ignored &= masks.amax(0) == 0  # an object in front of a crowd is a statement
     labels = torch.tensor([segment["category_id"] for segment in things], dtype=torch.int64)
     return masks, labels, ignored
+
+
+def processor_for(classes: ClassTable, shortest_edge: int, longest_edge: int) -> Mask2FormerImageProcessor:
+    """An image processor for inference at a size, that knows which labels are stuff."""
+    return Mask2FormerImageProcessor(
+        size={"shortest_edge": shortest_edge, "longest_edge": longest_edge},
+        label_ids_to_fuse=list(classes.stuff_label_ids),
+    )

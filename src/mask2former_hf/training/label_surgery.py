@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..data.classes import ClassTable
 from ..model.modeling_mask2former import Mask2FormerForUniversalSegmentation
 
 
@@ -180,3 +181,35 @@ def _uniform(shape, like: Tensor, generator: torch.Generator | None) -> Tensor:
 
 def _device(generator: torch.Generator | None) -> torch.device | str:
     return "cpu" if generator is None else generator.device
+
+
+def model_for_classes(
+    checkpoint: str | Mask2FormerForUniversalSegmentation,
+    classes: ClassTable,
+    task: str,
+    num_queries: int | None = None,
+):
+    """A checkpoint's model for other classes: a class that it knows by name keeps its row of the classifier.
+
+    Args:
+        checkpoint: folder, Hub id, or its model, which is changed.
+        num_queries: instead of the checkpoint's; the present ones are kept (`resize_queries`).
+
+    Returns:
+        The model, and the names of the classes that are new to it.
+    """
+    model = checkpoint
+    if not isinstance(model, Mask2FormerForUniversalSegmentation):
+        model = Mask2FormerForUniversalSegmentation.from_pretrained(checkpoint)
+    model.config.task = task
+    wanted = classes.config_fields()
+    names = list(wanted["id2label"].values())
+    if list(model.config.id2label.values()) == names:
+        added = []
+    else:
+        added = set_labels(model, names).added
+    for name, value in wanted.items():
+        setattr(model.config, name, value)
+    if num_queries is not None and num_queries != model.config.num_queries:
+        resize_queries(model, num_queries)
+    return model, added

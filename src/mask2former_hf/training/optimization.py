@@ -6,12 +6,23 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+# What all of the original's recipes share (resolved configurations of facebookresearch/Mask2Former at 9b0651c)
+LEARNING_RATE = 1e-4
+BACKBONE_MULTIPLIER = 0.1
+WEIGHT_DECAY = 0.05
+GRADIENT_NORM = 0.01
+POLYNOMIAL_POWER = 0.9
+MULTI_STEP_FACTOR = 0.1
+
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, nn.InstanceNorm2d)
 UNDECAYED_NAMES = ("relative_position_bias_table", "position_embeddings")
 
 
 def parameter_groups(
-    model: nn.Module, learning_rate: float = 1e-4, weight_decay: float = 0.05, backbone_multiplier: float = 0.1
+    model: nn.Module,
+    learning_rate: float = LEARNING_RATE,
+    weight_decay: float = WEIGHT_DECAY,
+    backbone_multiplier: float = BACKBONE_MULTIPLIER,
 ) -> list[dict]:
     """Groups for AdamW: a slower backbone; no decay for norms, embeddings and Swin's position tables.
 
@@ -35,12 +46,14 @@ def parameter_groups(
     return [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
 
 
-def polynomial_schedule(optimizer: torch.optim.Optimizer, num_steps: int, power: float = 0.9) -> LambdaLR:
+def polynomial_schedule(optimizer: torch.optim.Optimizer, num_steps: int, power: float = POLYNOMIAL_POWER) -> LambdaLR:
     """Learning rate times (1 - step / num_steps) ** power (the original's WarmupPolyLR, which has no warm-up)."""
     return LambdaLR(optimizer, lambda step: max(0.0, 1 - step / num_steps) ** power)
 
 
-def multi_step_schedule(optimizer: torch.optim.Optimizer, milestones: Sequence[int], gamma: float = 0.1) -> LambdaLR:
+def multi_step_schedule(
+    optimizer: torch.optim.Optimizer, milestones: Sequence[int], gamma: float = MULTI_STEP_FACTOR
+) -> LambdaLR:
     """Learning rate times `gamma` from each milestone (a step number) on (the original's WarmupMultiStepLR, whose
     warm-up factor is 1)."""
     return LambdaLR(optimizer, lambda step: gamma ** sum(step >= milestone for milestone in milestones))

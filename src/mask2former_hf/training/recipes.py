@@ -1,6 +1,7 @@
 """The original's 59 training recipes as data: what was trained on what, how long, and how it is tested.
 
-Source: the resolved configurations of facebookresearch/Mask2Former at 9b0651c. What all of them share is in `COMMON`.
+Source: the resolved configurations of facebookresearch/Mask2Former at 9b0651c. What all of them share is in
+`training.optimization`.
 """
 
 import json
@@ -8,18 +9,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from ..conversion.architecture import RESNET_DEPTHS
 from ..data.augmentation import Pipeline, by_name
-
-RESNET_DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
-COMMON = {
-    "learning_rate": 1e-4,
-    "backbone_multiplier": 0.1,
-    "weight_decay": 0.05,
-    "gradient_norm": 0.01,
-    "multistep_factor": 0.1,
-    "polynomial_power": 0.9,
-    "detections_per_image": 100,
-}
 
 
 @dataclass(frozen=True)
@@ -104,7 +95,7 @@ class Recipe:
             "model_type": "resnet",
             "embedding_size": 64,
             "hidden_sizes": [256, 512, 1024, 2048],
-            "depths": list(RESNET_DEPTHS[self.backbone["depth"]]),
+            "depths": RESNET_DEPTHS[self.backbone["depth"]],
             "layer_type": "bottleneck",
             "downsample_in_bottleneck": False,
         }

@@ -1,13 +1,15 @@
 """transformers' Trainer with the paper's recipe, loss terms in the log, and evaluation that keeps no predictions."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_callback import ProgressCallback
-from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ProgressCallback, TrainerState
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length, rotate_checkpoints
 
 from ..evaluation.evaluator import (
     SegmentationEvaluator,
@@ -23,7 +25,16 @@ from ..model.criterion import loss_normalizers
 from ..model.image_processing_mask2former import Mask2FormerImageProcessor
 from .collation import SegmentationCollator
 from .distillation import Distillation
-from .optimization import multi_step_schedule, parameter_groups, polynomial_schedule
+from .epochs import EpochReachesData
+from .optimization import (
+    BACKBONE_MULTIPLIER,
+    GRADIENT_NORM,
+    LEARNING_RATE,
+    WEIGHT_DECAY,
+    multi_step_schedule,
+    parameter_groups,
+    polynomial_schedule,
+)
 from .teacher import WithImageIds
 
 COMPLETE = "complete"  # an empty file that is written into a checkpoint's folder last
@@ -34,11 +45,13 @@ SCHEDULES = ("poly", "multistep", "trainer")
 class Mask2FormerTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the original's recipe as defaults; batch size and steps are the user's."""
 
-    learning_rate: float = field(default=1e-4, metadata={"help": "of everything but the backbone"})
-    weight_decay: float = field(default=0.05, metadata={"help": "of what is neither norm nor embedding"})
-    max_grad_norm: float = field(default=0.01, metadata={"help": "largest norm of all gradients together"})
+    learning_rate: float = field(default=LEARNING_RATE, metadata={"help": "of everything but the backbone"})
+    weight_decay: float = field(default=WEIGHT_DECAY, metadata={"help": "of what is neither norm nor embedding"})
+    max_grad_norm: float = field(default=GRADIENT_NORM, metadata={"help": "largest norm of all gradients together"})
     remove_unused_columns: bool = field(default=False, metadata={"help": "examples are dicts for the collator"})
-    backbone_multiplier: float = field(default=0.1, metadata={"help": "factor on the backbone's learning rate"})
+    backbone_multiplier: float = field(
+        default=BACKBONE_MULTIPLIER, metadata={"help": "factor on the backbone's learning rate"}
+    )
     schedule: str = field(
         default="poly", metadata={"help": "'poly', 'multistep', or 'trainer' for lr_scheduler_type's"}
     )
@@ -62,7 +75,8 @@ class Mask2FormerTrainer(Trainer):
     Besides what Trainer does: the paper's parameter groups and schedules; the loss is normalised over all processes
     and micro-batches of a step, so that gradient accumulation gives the gradient of the large batch; every term of
     the loss is logged; evaluation reduces each image to the metrics' counts on the spot and merges those across
-    processes; a checkpoint counts only once it is complete: a run killed while saving resumes from the one before.
+    processes; a checkpoint counts only once it is complete: a run killed while saving resumes from the one before;
+    the epoch reaches augmentation and streams (`set_epoch`), so that a resumed run sees what the whole one would.
 
     Args:
         processor: of the model; also the `processing_class`.
@@ -92,6 +106,7 @@ class Mask2FormerTrainer(Trainer):
             collator = WithImageIds(collator)
         kwargs.setdefault("data_collator", collator)
         super().__init__(*args, processing_class=processor, **kwargs)
+        self.add_callback(EpochReachesData())
         self.processor, self.eval_thresholds = processor, eval_thresholds or {}
         # The model gets normalisers of the whole step: Trainer must not divide by the number of micro-batches.
         self.model_accepts_loss_kwargs = True
@@ -109,6 +124,16 @@ class Mask2FormerTrainer(Trainer):
             self.add_callback(callback)
 
     # Training
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Trainer's, with a source of worker seeds of its own (`EpochReachesData` sets it).
+
+        Otherwise every new iterator takes one from the state that draws points, and a resumed run makes other
+        iterators than the whole run did.
+        """
+        loader = super().get_train_dataloader()
+        getattr(loader, "base_dataloader", loader).generator = torch.Generator()
+        return loader
 
     def create_optimizer(self, model=None):
         if self.optimizer is None:
@@ -251,14 +276,34 @@ class Mask2FormerTrainer(Trainer):
         )
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
-        """As `Trainer.train`; `resume_from_checkpoint=True` takes the last complete checkpoint of `output_dir`."""
+        """As `Trainer.train`; `resume_from_checkpoint=True` takes the last complete checkpoint of `output_dir`.
+
+        From the checkpoint of a run that did all its steps nothing is trained; the best model, or the last, is loaded.
+        """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
                 raise ValueError(
                     f"resume_from_checkpoint=True: {self.args.output_dir} has no complete checkpoint; train without it"
                 )
+        if resume_from_checkpoint and self._is_finished(resume_from_checkpoint):
+            best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
+            self._load_from_checkpoint(best if best and Path(best).is_dir() else resume_from_checkpoint)
+            return TrainOutput(self.state.global_step, 0.0, {})
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _is_finished(self, checkpoint: str) -> bool:
+        """Whether a checkpoint has all steps of the run; then the state is its state."""
+        path = Path(checkpoint) / TRAINER_STATE_NAME
+        state = TrainerState.load_from_json(str(path)) if path.is_file() else TrainerState()
+        steps = self.args.max_steps
+        if steps <= 0:
+            batches = len(self.get_train_dataloader()) if has_length(self.train_dataset) else math.inf
+            steps = math.ceil(self.args.num_train_epochs * -(-batches // self.args.gradient_accumulation_steps))
+        if state.global_step < steps:
+            return False
+        self.state = state
+        return True
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:

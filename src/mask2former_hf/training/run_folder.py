@@ -1,76 +1,85 @@
 """The folder of a training run: what it was started with, where `--resume` begins, and how Ctrl-C ends it."""
 
-import argparse
 import json
 import os
 import signal
+import threading
+from dataclasses import asdict
 from pathlib import Path
 
 from transformers import TrainerCallback
 
-from ..training.trainer import last_complete_checkpoint
-from .files import write_json
-from .main import UserError
+from ..data.json_files import write_json
+from .settings import TrainingSettings
+from .trainer import last_complete_checkpoint
 
-SETTINGS = "settings.json"
+SETTINGS, RESULTS = "settings.json", "results.json"
 # What may differ when a run is resumed: it does not change what is learnt from which images in which order.
-FREE = {"config", "output", "resume", "cpu", "steps", "eval_every", "log_every", "report_to", "keep", "num_workers"}
+FREE = {"output", "resume", "cpu", "steps", "eval_every", "log_every", "report_to", "keep", "num_workers"}
 PLACES = {"model", "teacher", "teacher_cache", "dataset"}  # files may have moved
 PLACES |= {f"{split}_{kind}" for split in ("train", "val") for kind in ("images", "annotations", "maps")}
 PER_STEP = {"batch_size", "accumulate"}  # only their product with the number of processes counts
 
 
-def plain_settings(settings: argparse.Namespace) -> dict:
+def plain_settings(settings: TrainingSettings) -> dict:
     """Settings as json has them."""
     kinds = str | int | float | bool | list | dict | None
-    return {name: value if isinstance(value, kinds) else str(value) for name, value in vars(settings).items()}
+    return {name: value if isinstance(value, kinds) else str(value) for name, value in asdict(settings).items()}
 
 
-def _kept(settings: argparse.Namespace) -> dict:
+def _kept(settings: TrainingSettings) -> dict:
     """What has to stay as it is for the rest of the run."""
     values = {name: value for name, value in plain_settings(settings).items() if name not in FREE | PLACES | PER_STEP}
     images = settings.batch_size * settings.accumulate * int(os.environ.get("WORLD_SIZE", "1"))
     return json.loads(json.dumps(values | {"images_per_step": images}))  # keys of mappings become strings
 
 
-def check_output(settings: argparse.Namespace):
+def check_output(settings: TrainingSettings):
     """Refuse a folder that has something else, and to resume with settings of another run.
 
     Raises:
-        UserError: also where there is nothing to resume.
+        ValueError: also where there is nothing to resume.
     """
     folder = settings.output
-    for flag, source in (("--model", settings.model), ("--teacher", settings.teacher)):
+    for name, source in (("model=", settings.model), ("teacher=", settings.teacher)):
         if source is not None and os.path.isdir(source) and os.path.realpath(source) == os.path.realpath(folder):
-            raise UserError(f"--output {folder} is {flag}, which would be overwritten: name another folder")
+            raise ValueError(f"output={folder} is {name}, which would be overwritten: name another folder")
     last, started = last_complete_checkpoint(folder), folder / SETTINGS
     if not settings.resume:
         if last is not None:
-            raise UserError(f"--output {folder} has checkpoints of another run: give --resume or another folder")
+            raise ValueError(f"output={folder} has checkpoints of another run: give resume= or another folder")
         if (folder / "config.json").exists():
-            raise UserError(f"--output {folder} has a model, which would be overwritten: name another folder")
+            raise ValueError(f"output={folder} has a model, which would be overwritten: name another folder")
         return
     if last is None and not started.exists():
-        raise UserError(f"--resume: --output {folder} has no complete checkpoint; start without --resume")
+        raise ValueError(f"resume=: output={folder} has no complete checkpoint; start without resume=")
     if not started.exists():
         return
     try:
         before = json.loads(started.read_text())
     except ValueError as error:
-        raise UserError(f"--resume: {started} is not json ({error}); delete it to resume without a check") from error
+        raise ValueError(f"resume=: {started} is not json ({error}); delete it to resume without a check") from error
     now = _kept(settings)
     names = [name for name in now if name in before and now[name] != before[name]]
     changed = [f"{name} {now[name]} (was {before[name]})" for name in names]
     if names:
-        raise UserError(
-            f"--resume with other settings than the run in {folder} began with: {', '.join(changed)}; give the same "
-            "ones, or start anew in another --output"
+        raise ValueError(
+            f"resume= with other settings than the run in {folder} began with: {', '.join(changed)}; give the same "
+            "ones, or start anew in another output="
         )
 
 
-def write_settings(settings: argparse.Namespace):
+def write_settings(settings: TrainingSettings):
     """Keep what a run was started with, for `check_output`."""
     write_json(settings.output / SETTINGS, _kept(settings))
+
+
+def steps_with_results(folder: Path) -> int:
+    """Steps after which a run wrote its results; 0 without any."""
+    try:
+        return int(json.loads((folder / RESULTS).read_text())["steps"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 class StopAtCtrlC(TrainerCallback):
@@ -84,7 +93,8 @@ class StopAtCtrlC(TrainerCallback):
         self._before = None
 
     def __enter__(self):
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+        if alone and threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGINT, self._on_signal)
         return self
 

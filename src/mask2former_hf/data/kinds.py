@@ -1,0 +1,123 @@
+"""Kinds of annotations by name, and readers of a split that settings describe."""
+
+from .class_forms import class_table
+from .classes import ClassTable
+from .coco import CocoInstances, CocoPanoptic
+from .folders import InstanceMaps, LabelMaps
+from .hub_dataset import HubDataset
+from .overview import annotation
+from .scenes import Scenes
+
+NEEDED = {  # kind -> the paths of a split that it reads
+    "coco-panoptic": ("images", "annotations", "maps"),
+    "coco-instances": ("images", "annotations"),
+    "label-maps": ("images", "maps"),
+    "instance-maps": ("images", "maps"),
+    "hub": (),
+    "scenes": (),
+}
+# What a split has; a setting is called <split>_<name>, or <name> where there is one split.
+OF_A_SPLIT = {
+    "images": "folder of the images",
+    "annotations": "COCO json",
+    "maps": "folder of the PNGs: panoptic ids, labels or instance ids",
+    "split": "split of the Hub data set",
+    "limit": "use only the first so many examples",
+}
+
+
+def load_classes(settings) -> ClassTable | None:
+    """The classes that settings declare, if any.
+
+    Args:
+        settings: has `classes` in any form of `class_forms.class_table`, and what says whether the data are instances:
+            `data` and `objects_column`.
+    """
+    instances = settings.data in ("instance-maps", "coco-instances") or (
+        settings.data == "hub" and settings.objects_column is not None
+    )
+    return None if settings.classes is None else class_table(settings.classes, instances)
+
+
+def load_split(settings, split: str = ""):
+    """A reader of a split of the data set that settings describe.
+
+    Args:
+        settings: has `data` (a kind of `NEEDED`), `classes`, `image_suffix`, `map_suffix`, `divisor`, `dataset`,
+            `image_column`, `label_column`, `segments_info_column`, `objects_column`, and what `OF_A_SPLIT` lists.
+        split: prefix of the latter, "train", "val" or any other; "" for none.
+
+    Raises:
+        ValueError, OSError: for missing settings, and for what the reader finds wrong with the files.
+        ImportError: for a package that the kind needs.
+    """
+    kind, prefix = settings.data, f"{split}_" if split else ""
+    if kind not in NEEDED:
+        problem = "data= is missing" if kind is None else f"data={kind}: no such kind"
+        raise ValueError(f"{problem}; choose one of {', '.join(NEEDED)}")
+    paths = {name: getattr(settings, prefix + name) for name in OF_A_SPLIT}
+    if missing := [f"{prefix}{name}=" for name in NEEDED[kind] if not paths[name]]:
+        raise ValueError(f"data={kind} needs {', '.join(missing)}")
+    if paths["limit"] is not None and paths["limit"] < 1:
+        raise ValueError(f"{prefix}limit={paths['limit']}: must be at least 1")
+    try:
+        dataset = _read(kind, paths, settings, split)
+    except (OSError, ValueError) as error:
+        kind_of_error = OSError if isinstance(error, OSError) else ValueError
+        raise kind_of_error(f"{split or 'data'}: {error}") from error
+    if paths["limit"] is not None:
+        dataset = FirstExamples(dataset, paths["limit"])
+    if not len(dataset):
+        raise ValueError(f"{split or 'data'} has no examples")
+    return dataset
+
+
+def _read(kind: str, paths: dict, settings, split: str):
+    classes = load_classes(settings)
+    suffixes = {"image_suffix": settings.image_suffix or "", "map_suffix": settings.map_suffix or ""}
+    if kind == "coco-panoptic":
+        return CocoPanoptic(paths["images"], paths["annotations"], paths["maps"], classes)
+    if kind == "coco-instances":
+        return CocoInstances(paths["images"], paths["annotations"], classes, skip_empty=split == "train")
+    if kind == "scenes":
+        return Scenes(split)
+    if classes is None:
+        raise ValueError(f"data={kind} needs classes=")
+    if kind == "label-maps":
+        return LabelMaps(paths["images"], paths["maps"], classes, **suffixes)
+    if kind == "instance-maps":
+        return InstanceMaps(paths["images"], paths["maps"], classes, divisor=settings.divisor, **suffixes)
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError("data=hub needs the package datasets: pip install datasets") from error
+    if not settings.dataset:
+        raise ValueError("data=hub needs dataset=")
+    return HubDataset(
+        datasets.load_dataset(settings.dataset, split=paths["split"] or split or "validation"),
+        classes,
+        image=settings.image_column or "image",
+        label=settings.label_column,
+        segments_info=settings.segments_info_column,
+        objects=settings.objects_column,
+    )
+
+
+class FirstExamples:
+    """The first examples of a reader."""
+
+    def __init__(self, dataset, count: int):
+        self.dataset, self.count = dataset, min(count, len(dataset))
+        self.classes, self.task = dataset.classes, dataset.task
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict:
+        if not 0 <= index < self.count:
+            raise IndexError(f"index={index}: there are {self.count} examples")
+        return self.dataset[index]
+
+    def annotation(self, index: int) -> dict:
+        """The example, without its image where the reader can do that."""
+        return annotation(self.dataset, index)

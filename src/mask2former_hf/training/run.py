@@ -1,0 +1,241 @@
+"""A training run from its settings: data, model, augmentation, recipe, resuming, results."""
+
+import json
+import os
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from ..data.augmentation import AugmentedDataset, augmentation_for
+from ..data.json_files import write_json
+from ..data.kinds import load_split
+from ..data.overview import scan
+from ..evaluation.evaluator import METRICS, SegmentationEvaluator
+from ..inference.loading import LOADING_ERRORS, first_line, load_model
+from .backbones import BACKBONES, new_model
+from .collation import processor_for
+from .distillation import Distillation
+from .label_surgery import model_for_classes
+from .recipes import Recipe
+from .run_folder import RESULTS, StopAtCtrlC, check_output, plain_settings, steps_with_results, write_settings
+from .settings import TrainingSettings, check, complete
+from .trainer import Mask2FormerTrainer, Mask2FormerTrainingArguments, last_complete_checkpoint
+
+
+class TrainingRun:
+    """A run that is ready to train: made of its settings, with everything read and checked, and nothing written yet.
+
+    `TrainingRun(TrainingSettings(output="run", backbone="tiny", data="scenes", steps=300)).train()`
+
+    Args:
+        settings: of the run.
+        train_data, val_data: readers (`data.readers.Reader`), instead of those that the settings describe.
+        show: bars while the annotations are read.
+
+    Attributes:
+        settings: with what the recipe and the defaults decided.
+        recipe: the `Recipe` or None.
+        train_data, val_data: the readers; `augmented`: what the model is trained on.
+        model, processor: as they start; `new_classes`: names that the checkpoint did not know.
+        statistics: of the training data's annotations (`data.overview.scan`).
+        trainer: the `Mask2FormerTrainer`.
+        last: the checkpoint that the run goes on from, or None; `finished`: it is the last one, and the results are
+            there.
+
+    Raises:
+        ValueError, OSError: for settings, files or data that do not work; settings are named as `name=`.
+        ImportError: for a package that is needed.
+    """
+
+    def __init__(self, settings: TrainingSettings, train_data=None, val_data=None, show: bool = True):
+        self.settings, self.recipe = complete(settings)
+        check(self.settings)
+        self.settings = settings = replace(self.settings, output=Path(self.settings.output))
+        check_output(settings)
+        self.train_data = load_split(settings, "train") if train_data is None else train_data
+        self.val_data = load_split(settings, "val") if val_data is None else val_data
+        if self.train_data.classes.id2label != self.val_data.classes.id2label:
+            raise ValueError("the classes of the training and the validation data differ: give classes= for both")
+        classes, task = self.train_data.classes, settings.task or self.train_data.task
+        torch.manual_seed(settings.seed)
+        self.model, self.new_classes = _model(settings, self.recipe, classes, task)
+        self.statistics = _look_through(self.train_data, "train", show)
+        _check_segments(settings, self.model, self.statistics, _look_through(self.val_data, "val", show))
+        self.model.config.class_table = classes.config_fields(self.statistics["pixels"])["class_table"]
+        self.augmented, self.processor = _images(settings, self.recipe, self.train_data, task)
+        try:
+            SegmentationEvaluator(self.model.config, self.processor, settings.metrics)  # not after the first steps
+            self.trainer = self._trainer()
+        except RuntimeError as error:  # transformers about settings that do not fit the machine
+            raise ValueError(first_line(error)) from error
+        self.last = last_complete_checkpoint(settings.output) if settings.resume else None
+        self.finished = self.last is not None and steps_with_results(settings.output) >= settings.steps
+
+    def train(self) -> dict[str, float]:
+        """Train, measure the best model, and write it with its card and figures into the output.
+
+        Of a run that is finished already, everything stays as it is.
+
+        Returns:
+            The figures, `{"pq": 0.51, ...}`.
+
+        Raises:
+            KeyboardInterrupt: after Ctrl-C, when a checkpoint was saved.
+        """
+        settings, trainer = self.settings, self.trainer
+        if self.finished:
+            return json.loads((settings.output / RESULTS).read_text())["metrics"]
+        if trainer.is_world_process_zero():
+            settings.output.mkdir(parents=True, exist_ok=True)
+            if self.last is None:
+                write_settings(settings)
+        with StopAtCtrlC() as stop:
+            trainer.add_callback(stop)
+            trainer.train(resume_from_checkpoint=self.last)
+        if stop.pressed and trainer.state.global_step < settings.steps:
+            raise KeyboardInterrupt
+        figures = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
+        if trainer.is_world_process_zero():
+            trainer.save_model(str(settings.output))
+            trainer.create_model_card(finetuned_from=settings.model)
+            result = {"metrics": figures, "steps": trainer.state.global_step, "settings": plain_settings(settings)}
+            write_json(settings.output / RESULTS, result)
+        return figures
+
+    def _trainer(self) -> Mask2FormerTrainer:
+        settings, recipe, model = self.settings, self.recipe, self.model
+        thresholds = {}
+        if recipe is not None:
+            thresholds = {"threshold": recipe.object_mask_threshold, "overlap_threshold": recipe.overlap_threshold}
+        options = _arguments(settings, recipe, model.config.task)
+        if settings.gradient_checkpointing:  # renamed in transformers 5.24, where the old name warns
+            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+        return Mask2FormerTrainer(
+            model,
+            options,
+            processor=self.processor,
+            train_dataset=self.augmented,
+            eval_dataset=self.val_data,
+            augmented=settings.augmentation != "none",
+            eval_thresholds=thresholds,
+            distillation=_distillation(settings, model),
+            labelled=not settings.teacher_only,
+        )
+
+
+def _look_through(dataset, split: str, show: bool) -> dict:
+    """`scan`, which also finds labels that are not in the class table."""
+    hidden = not show or os.environ.get("RANK", "0") != "0"  # before torch.distributed is initialised
+    try:
+        return scan(dataset, progress=partial(tqdm, desc=f"reading {split} annotations", disable=hidden))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{split}: {error}") from error
+
+
+def _check_segments(settings: TrainingSettings, model, train: dict, val: dict):
+    """Refuse more segments than queries, and overlaps where the metric has no meaning for them."""
+    largest = train["segments"]["largest"]
+    if largest > model.config.num_queries:
+        raise ValueError(
+            f"an image has {largest} segments and the model {model.config.num_queries} queries, each of which finds "
+            f"one: give queries={largest} or more"
+        )
+    undefined = [m for m in ("pq", "miou") if m in (settings.metrics or METRICS[model.config.task])]
+    if val["overlapping"] and undefined:
+        raise ValueError(
+            f"val: {val['overlapping']} of {val['examples']} images have overlapping segments, and there "
+            f"is no {' and no '.join(undefined)} of those: give metrics=ap"
+        )
+
+
+def _model(settings: TrainingSettings, recipe: Recipe | None, classes, task: str):
+    """The model, and the names of the classes that a checkpoint did not know."""
+    given = {name: getattr(settings, name) for name in ("mask_loss", "mask_weight")}
+    fields = {name: value for name, value in given.items() if value is not None}
+    trained = settings.model is not None or settings.backbone not in (None, *BACKBONES)
+    if settings.freeze_batch_norm or (trained and recipe is not None and recipe.backbone.get("norm") == "FrozenBN"):
+        fields["freeze_batch_norm"] = True
+    if settings.model is not None:
+        try:
+            return model_for_classes(load_model(settings.model, **fields), classes, task, settings.queries)
+        except ValueError as error:
+            text = first_line(error).removeprefix(f"{settings.model}: ")
+            raise ValueError(f"model={settings.model}: {text}") from error
+    try:
+        queries = {} if settings.queries is None else {"num_queries": settings.queries}
+        return new_model(settings.backbone or recipe, classes, task, **fields, **queries), []
+    except LOADING_ERRORS as error:
+        if settings.backbone is None:
+            raise
+        known = ", ".join(BACKBONES)
+        raise ValueError(
+            f"backbone={settings.backbone}: must be one of {known}, or a folder or Hub id; {first_line(error)}"
+        ) from error
+
+
+def _images(settings: TrainingSettings, recipe: Recipe | None, train, task: str):
+    """The training images as they are augmented, and the processor for inference."""
+    if settings.crop is None:
+        pipeline, test_size = recipe.pipeline(), list(recipe.test_size.values())
+    else:
+        kind = None if settings.augmentation == "none" else settings.augmentation
+        pipeline = augmentation_for(task, settings.crop, kind, settings.short_sides or ())
+        test_size = [settings.crop]
+    short, *long = settings.test_size or test_size
+    processor = processor_for(train.classes, short, long[0] if long else 2 * short)
+    plain = settings.augmentation == "none"
+    return train if plain else AugmentedDataset(train, pipeline, seed=settings.seed), processor
+
+
+def _distillation(settings: TrainingSettings, model) -> Distillation | None:
+    if settings.teacher is None:
+        return None
+    try:
+        teacher = load_model(settings.teacher)
+        return Distillation(teacher, model, weight=settings.teacher_weight, cache=settings.teacher_cache)
+    except (OSError, ValueError) as error:
+        text = first_line(error).removeprefix(f"{settings.teacher}: ")
+        raise ValueError(f"teacher={settings.teacher}: {text}") from error
+
+
+def _arguments(settings: TrainingSettings, recipe: Recipe | None, task: str) -> Mask2FormerTrainingArguments:
+    every = settings.eval_every or max(1, settings.steps // 10)
+    milestones = None
+    if recipe is not None and recipe.milestones:  # at the same fraction of a shorter run
+        milestones = [round(step / recipe.iterations * settings.steps) for step in recipe.milestones]
+    metric = {"panoptic": "pq", "instance": "ap", "semantic": "miou"}[task]
+    if settings.metrics and metric not in settings.metrics:
+        metric = settings.metrics[0]
+    return Mask2FormerTrainingArguments(
+        output_dir=str(settings.output),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulate,
+        learning_rate=settings.learning_rate,
+        backbone_multiplier=settings.backbone_multiplier,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.clip,
+        schedule="multistep" if milestones else "poly",
+        milestones=milestones,
+        eval_strategy="steps",
+        save_strategy="steps",
+        eval_steps=every,
+        save_steps=every,
+        save_total_limit=settings.keep,
+        load_best_model_at_end=True,
+        metric_for_best_model=metric,
+        greater_is_better=True,
+        eval_metrics=settings.metrics,
+        logging_steps=settings.log_every,
+        report_to=settings.report_to,
+        dataloader_num_workers=settings.num_workers,
+        seed=settings.seed,
+        bf16=settings.bf16,
+        fp16=settings.fp16,
+        use_cpu=settings.cpu,
+        ddp_find_unused_parameters=False,
+    )

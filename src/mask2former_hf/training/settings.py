@@ -1,0 +1,211 @@
+"""The settings of a training run: what they mean, their defaults, and what a recipe makes of those left open."""
+
+import math
+import os
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+from ..data.kinds import NEEDED, OF_A_SPLIT
+from ..model.configuration_mask2former import MASK_LOSSES, TASKS
+from .backbones import BACKBONES
+from .optimization import BACKBONE_MULTIPLIER, GRADIENT_NORM, LEARNING_RATE, WEIGHT_DECAY
+from .recipes import Recipe, load_recipe
+
+DEFAULT_BATCH, DEFAULT_CROP = 4, 512  # where neither a setting nor a recipe says otherwise
+AUGMENTATIONS = ("lsj", "resize-crop", "none")
+
+
+def _setting(text: str, default=None, group: str = "training", **options):
+    """A field; `options` are those of its flag (`choices`, `metavar`)."""
+    return field(default=default, metadata={"help": text, "group": group, "flag": options})
+
+
+def _data(text: str, **options):
+    return _setting(text, group="data", **options)
+
+
+def _of_split(split: str, name: str):
+    part = {"train": "to train on", "val": "to measure on"}[split]
+    return _data(f"{OF_A_SPLIT[name]}, {part}")
+
+
+@dataclass(kw_only=True)
+class TrainingSettings:
+    """Settings of `TrainingRun`. Nothing is read or checked before the run is made of them.
+
+    The command line has a flag for every field, and a YAML file may have it as a key. `None` leaves a field to the
+    recipe, the data or the model, as its text says.
+    """
+
+    output: str | Path | None = _setting("folder of the run: checkpoints, logs, results", group="run")
+    resume: bool = _setting("go on from the last complete checkpoint of the output", False, "run")
+
+    model: str | None = _setting("checkpoint to start from (folder or Hub id)", group="model")
+    backbone: str | None = _setting(
+        f"instead of a checkpoint: {', '.join(BACKBONES)}, or a pretrained backbone", group="model"
+    )
+    recipe: str | None = _setting("settings of one of the original's 59 recipes, as coco-panoptic-r50", group="model")
+    task: str | None = _setting(f"{', '.join(TASKS)} (default: by the data)", group="model")
+    queries: int | None = _setting("number of queries (default: the model's)", group="model")
+    mask_loss: str | None = _setting(
+        "cross-entropy (bce, default) or focal loss of masks", group="model", choices=MASK_LOSSES
+    )
+    mask_weight: float | None = _setting("of the mask loss (default: the model's, 5; focal wants more)", group="model")
+    freeze_batch_norm: bool = _setting("for backbones with trained statistics", False, "model")
+
+    data: str | None = _data("what the annotations are", choices=tuple(NEEDED))
+    classes: object = _data(
+        "a json of classes, the name of a class set such as ade20k-semantic, or names separated by commas; by default "
+        "what the COCO json says"
+    )
+    train_images: str | Path | None = _of_split("train", "images")
+    train_annotations: str | Path | None = _of_split("train", "annotations")
+    train_maps: str | Path | None = _of_split("train", "maps")
+    train_split: str | None = _of_split("train", "split")
+    train_limit: int | None = _of_split("train", "limit")
+    val_images: str | Path | None = _of_split("val", "images")
+    val_annotations: str | Path | None = _of_split("val", "annotations")
+    val_maps: str | Path | None = _of_split("val", "maps")
+    val_split: str | None = _of_split("val", "split")
+    val_limit: int | None = _of_split("val", "limit")
+    image_suffix: str | None = _data("of the images' names, such as _leftImg8bit")
+    map_suffix: str | None = _data("of the maps' names, such as _gtFine_labelIds")
+    divisor: int | None = _data("instance-maps: class is id // DIVISOR (Cityscapes: 1000)")
+    dataset: str | None = _data("hub: id or folder of the data set")
+    image_column: str | None = _data("hub: name of the column of images (default: image)")
+    label_column: str | None = _data("hub: name of the column of maps")
+    segments_info_column: str | None = _data("hub: name of the column of segments, for panoptic data")
+    objects_column: str | None = _data("hub: name of the column of objects, for instances")
+
+    crop: int | None = _setting(
+        f"side of the training images in pixels (default: {DEFAULT_CROP}, or the recipe's)", group="images"
+    )
+    augmentation: str | None = _setting(
+        "large-scale jitter; short side, window, colour; or images at their test size (default: by the task)",
+        group="images",
+        choices=AUGMENTATIONS,
+    )
+    short_sides: list[int] | None = _setting(
+        "of the augmentation resize-crop (default: 0.5 to 2 crops)", group="images", metavar="PIXELS"
+    )
+    test_size: list[int] | None = _setting(
+        "short side, and largest long side (default: the crop, or the recipe's)", group="images", metavar="PIXELS"
+    )
+
+    steps: int | None = _setting("optimizer steps (required without a recipe)")
+    batch_size: int | None = _setting(
+        f"images per process and forward pass (default: {DEFAULT_BATCH}, or the recipe's)"
+    )
+    accumulate: int = _setting("forward passes per optimizer step (default: 1)", 1)
+    learning_rate: float = _setting(f"(default: {LEARNING_RATE:g})", LEARNING_RATE)
+    backbone_multiplier: float = _setting(
+        f"on the backbone's learning rate (default: {BACKBONE_MULTIPLIER:g})", BACKBONE_MULTIPLIER
+    )
+    weight_decay: float = _setting(f"(default: {WEIGHT_DECAY:g})", WEIGHT_DECAY)
+    clip: float = _setting(f"largest gradient norm (default: {GRADIENT_NORM:g})", GRADIENT_NORM)
+    seed: int = _setting("of weights, data order and augmentation (default: 0)", 0)
+
+    teacher: str | None = _setting("checkpoint with the same classes whose answers are learnt, too", group="teacher")
+    teacher_weight: float = _setting("of the teacher's terms in the loss (default: 1)", 1.0, "teacher")
+    teacher_only: bool = _setting("learn from the teacher alone, not from the labels", False, "teacher")
+    teacher_cache: str | Path | None = _setting(
+        "folder to keep its answers in; with augmentation none", group="teacher"
+    )
+
+    eval_every: int | None = _setting("steps between evaluations and checkpoints (default: a tenth)", group="run")
+    metrics: list[str] | None = _setting("pq, ap, box_ap, miou (default: by the task)", group="run")
+    keep: int = _setting("checkpoints to keep besides the best (default: 2)", 2, "run")
+    log_every: int = _setting("steps between lines of the log (default: 10)", 10, "run")
+    report_to: str = _setting("tensorboard, trackio or none (default)", "none", "run")
+
+    num_workers: int = _setting("processes that prepare images (default: 0)", 0, "machine")
+    bf16: bool = _setting("mixed precision in bfloat16", False, "machine")
+    fp16: bool = _setting("mixed precision in float16 with loss scaling", False, "machine")
+    gradient_checkpointing: bool = _setting("less memory, a third more time", False, "machine")
+    cpu: bool = _setting("do not use a GPU", False, "machine")
+
+
+TrainingSettings.__doc__ += "\n    Args:\n" + "\n".join(
+    f"        {entry.name}: {entry.metadata['help']}" for entry in fields(TrainingSettings)
+)
+
+
+def complete(settings: TrainingSettings) -> tuple[TrainingSettings, Recipe | None]:
+    """A copy with what the recipe says, or the defaults, where a setting was left open; and the recipe.
+
+    Raises:
+        ValueError: for a recipe that does not exist or cannot be trained here.
+    """
+    if settings.recipe is None:
+        return _filled(settings, {"batch_size": DEFAULT_BATCH, "crop": DEFAULT_CROP}), None
+    try:
+        recipe = load_recipe(settings.recipe)
+        recipe.pipeline()
+    except ValueError as error:
+        raise ValueError(f"recipe={settings.recipe}: {error}") from error
+    images = settings.accumulate * int(os.environ.get("WORLD_SIZE", "1"))  # the recipe's batch is that of a step
+    implied = {
+        "task": recipe.task,
+        "steps": recipe.iterations,
+        "eval_every": recipe.eval_period or None,
+        "queries": recipe.num_queries,
+        "batch_size": max(1, recipe.batch_size // max(1, images)),
+    }
+    if settings.data in ("label-maps", "instance-maps", "hub"):
+        implied["classes"] = recipe.class_set
+    if settings.augmentation in ("lsj", "resize-crop"):
+        implied["crop"] = DEFAULT_CROP
+    return _filled(settings, implied), recipe
+
+
+def _filled(settings: TrainingSettings, values: dict) -> TrainingSettings:
+    """With these values where a setting was left open."""
+    return replace(settings, **{name: value for name, value in values.items() if getattr(settings, name) is None})
+
+
+def check(settings: TrainingSettings):
+    """Refuse settings that make no sense, alone or together.
+
+    Raises:
+        ValueError: naming the setting, its value and the rule.
+    """
+    if settings.output is None:
+        raise ValueError("output= is missing: a folder for the run")
+    if settings.model is not None and settings.backbone is not None:
+        raise ValueError("model= and backbone=: choose one, a checkpoint to start from or a new model")
+    if settings.recipe is None and settings.model is None and settings.backbone is None:
+        raise ValueError("give model= (a checkpoint to start from), backbone= or recipe= (a new model)")
+    if settings.steps is None:
+        raise ValueError("steps= is missing: give the number of optimizer steps, or a recipe=")
+    counts = ("steps", "batch_size", "accumulate", "crop", "queries", "eval_every", "log_every", "keep")
+    check_numbers(settings, 1, (*counts, "short_sides", "test_size"))
+    factors = ("learning_rate", "clip", "mask_weight", "weight_decay", "backbone_multiplier", "teacher_weight")
+    check_numbers(settings, 0, (*factors, "num_workers"))
+    check_numbers(settings, 0, ("seed",), most=2**32 - 1)
+    if len(settings.test_size or ()) > 2:
+        raise ValueError(f"test_size={settings.test_size}: must be one or two numbers, short and largest long side")
+    for name, known in (("task", TASKS), ("augmentation", AUGMENTATIONS), ("mask_loss", MASK_LOSSES)):
+        if getattr(settings, name) not in (None, *known):
+            raise ValueError(f"{name}={getattr(settings, name)}: must be one of {', '.join(known)}")
+    if settings.teacher is None and (settings.teacher_only or settings.teacher_cache):
+        raise ValueError("teacher_only= and teacher_cache= need teacher=, a checkpoint with the same classes")
+    if settings.teacher_cache and settings.augmentation != "none":
+        raise ValueError("teacher_cache= needs augmentation=none: an augmented image is another one every time")
+    if settings.short_sides and settings.augmentation != "resize-crop":
+        raise ValueError("short_sides= needs augmentation=resize-crop")
+    if settings.bf16 and settings.fp16:
+        raise ValueError("bf16= and fp16=: choose one")
+
+
+def check_numbers(settings, least: float, names, most: float = math.inf):
+    """Refuse numbers outside least .. most, and infinite ones; lists are checked one by one.
+
+    Raises:
+        ValueError: naming the setting, its value and the rule.
+    """
+    rule = f"must be at least {least:g}" if most == math.inf else f"must be from {least:g} to {most:g}"
+    for name in names:
+        value = getattr(settings, name)
+        for number in value if isinstance(value, list | tuple) else [] if value is None else [value]:
+            if not (least <= number <= most and math.isfinite(number)):
+                raise ValueError(f"{name}={number}: {rule}")

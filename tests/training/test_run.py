@@ -1,0 +1,78 @@
+"""A training run from Python: its settings, what it refuses, and that the command line only builds settings."""
+
+import json
+from dataclasses import fields
+
+import pytest
+
+import mask2former_hf
+from mask2former_hf import Mask2FormerForUniversalSegmentation, TrainingRun, TrainingSettings
+from mask2former_hf.cli.main import main
+from mask2former_hf.data.scenes import Scenes
+
+
+def scenes(output, **changes):
+    """Settings of two steps on a few scenes."""
+    given = {"data": "scenes", "train_limit": 6, "val_limit": 3, "backbone": "tiny", "crop": 64, "steps": 2}
+    given |= {"batch_size": 2, "eval_every": 1, "cpu": True, "output": output}
+    return TrainingSettings(**given | changes)
+
+
+def test_a_run_from_python_leaves_what_the_command_leaves(tmp_path):
+    figures = TrainingRun(scenes(tmp_path / "python")).train()
+    flags = [
+        "--data",
+        "scenes",
+        "--train-limit",
+        6,
+        "--val-limit",
+        3,
+        "--backbone",
+        "tiny",
+        "--crop",
+        64,
+        "--steps",
+        2,
+    ]
+    flags += ["--batch-size", 2, "--eval-every", 1, "--cpu", "--output", tmp_path / "command"]
+    assert main(["train", *map(str, flags)]) == 0
+    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("python", "command")]
+    for result in results:
+        result["settings"].pop("output")
+        result["metrics"] = {k: v for k, v in result["metrics"].items() if "second" not in k and "runtime" not in k}
+    assert results[0] == results[1] and figures["pq"] == results[0]["metrics"]["pq"]
+    Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path / "python")
+
+
+def test_a_run_takes_readers_and_a_recipe_from_python(tmp_path):
+    """A recipe's batch is that of a step, and its milestones move with the number of steps."""
+    settings = scenes(tmp_path, recipe="coco-panoptic-r50", data=None, batch_size=None, steps=100, accumulate=4)
+    run = TrainingRun(settings, train_data=Scenes("val"), val_data=Scenes("val"), show=False)
+    assert run.settings.batch_size == 4 and run.settings.queries == 100
+    assert run.trainer.args.milestones == [89, 96]  # 327778 and 355092 of 368750
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"output": None}, "output= is missing"),
+        ({"batch_size": 0}, "batch_size=0: must be at least 1"),
+        ({"task": "depth"}, "task=depth: must be one of"),
+        ({"augmentation": "flip"}, "augmentation=flip: must be one of lsj"),
+        ({"data": "coco"}, "data=coco: no such kind; choose one of coco-panoptic"),
+        ({"data": "label-maps"}, "data=label-maps needs train_images=, train_maps="),
+        ({"train_limit": 0}, "train_limit=0: must be at least 1"),
+        ({"backbone": None, "model": "no/such"}, "model=no/such: no checkpoint found"),
+        ({"queries": 1}, "give queries="),
+    ],
+)
+def test_a_setting_that_does_not_work_is_an_error_that_names_it(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        TrainingRun(scenes(**{"output": tmp_path / "run"} | changes), show=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_setting_is_documented_and_public():
+    text = mask2former_hf.TrainingSettings.__doc__
+    assert all(f"        {entry.name}: {entry.metadata['help']}" in text for entry in fields(TrainingSettings))
