@@ -11,12 +11,12 @@ import torch
 from helpers import GOLDEN, needs_golden
 from safetensors.torch import load_file
 
-from mask2former_hf.model import postprocessing
+from mask2former_hf.model import mask_resizing
+from mask2former_hf.model.mask_resizing import resize_mask_logits
 from mask2former_hf.model.postprocessing import (
     instance_segmentation,
     masks_to_boxes,
     panoptic_segmentation,
-    resize_mask_logits,
     semantic_map,
     semantic_scores,
 )
@@ -324,7 +324,7 @@ def test_a_score_of_exactly_the_threshold_is_dropped():
 
 @pytest.mark.parametrize("chunk", [1, 1 << 24])
 def test_the_first_of_equal_queries_owns_the_pixel(chunk, monkeypatch):
-    monkeypatch.setattr(postprocessing, "CPU_CHUNK_BYTES", chunk)
+    monkeypatch.setattr(mask_resizing, "CPU_CHUNK_BYTES", chunk)
     result, segments = panoptic_segmentation(*painted([2, 1, 0], [(0, 8)] * 3))
     assert [s["label_id"] for s in segments] == [2]
     assert (result == 1).all()
@@ -379,9 +379,9 @@ def test_instances_overlap_and_a_query_may_have_several_classes():
 
 def test_every_query_is_resized_once(monkeypatch):
     rows = []
-    original = postprocessing.resize_mask_logits
+    original = mask_resizing.resize_mask_logits
     monkeypatch.setattr(
-        postprocessing, "resize_mask_logits", lambda masks, *a: (rows.append(len(masks)), original(masks, *a))[1]
+        mask_resizing, "resize_mask_logits", lambda masks, *a: (rows.append(len(masks)), original(masks, *a))[1]
     )
     instance_segmentation(*random_logits(0), top_k=45)
     assert sum(rows) == 9
@@ -412,7 +412,7 @@ def test_chunks_do_not_change_results(target, first, monkeypatch):
     whole = [function(*logits) for function in (panoptic_segmentation, instance_segmentation)]
     scores = semantic_scores(*logits, resize_masks_first=first)
     for chunk in (1, 40_000):
-        monkeypatch.setattr(postprocessing, "CPU_CHUNK_BYTES", chunk)
+        monkeypatch.setattr(mask_resizing, "CPU_CHUNK_BYTES", chunk)
         panoptic, instances = (function(*logits) for function in (panoptic_segmentation, instance_segmentation))
         assert torch.equal(panoptic[0], whole[0][0]) and panoptic[1] == whole[0][1]
         assert torch.equal(instances["masks"], whole[1]["masks"])

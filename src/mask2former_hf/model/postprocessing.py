@@ -14,15 +14,14 @@ ValueError.
 "The original" is facebookresearch/Mask2Former (`maskformer_model.py`); the paper is arXiv 2112.01527.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .canvas import crop_to_canvas
+from .mask_resizing import check_sizes, chunk_bytes, query_chunks, resize_rows, source_rows
 
 # What results are made by at every door unless told otherwise. The panoptic thresholds are the original's
 # (OBJECT_MASK_THRESHOLD, OVERLAP_THRESHOLD), and so is the number of instances (DETECTIONS_PER_IMAGE). The original
@@ -32,26 +31,6 @@ INSTANCE_THRESHOLD = 0.5
 OVERLAP_THRESHOLD = 0.8
 MASK_THRESHOLD = 0.5
 MAX_INSTANCES = 100
-
-# Bytes of float32 mask logits worked on at a time. On a CPU 16 MiB stays near the caches: 1.5 to 2 times as fast as
-# 128 MiB (measured), and at 3840x2160 with 100 queries every kind of result peaks below 2 GB. A GPU wants fewer
-# launches.
-CPU_CHUNK_BYTES = 1 << 24
-GPU_CHUNK_BYTES = 1 << 28
-
-
-def resize_mask_logits(mask_logits, canvas_size, image_size=None, target_size=None):
-    """Bring mask logits to the size of the result: up to the canvas, crop the padding, resize to the target.
-
-    Cropping before the last resize is what keeps an object's place and size when images were padded to batch.
-    Both resizes are bilinear with align_corners=False; a resize to the same size is skipped.
-
-    Returns:
-        (Q, H, W) float32 logits.
-    """
-    canvas_size, image_size, target_size = _check_sizes(canvas_size, image_size, target_size)
-    logits = _resize(mask_logits.float(), canvas_size)[:, : image_size[0], : image_size[1]]
-    return _resize(logits, target_size)
 
 
 def semantic_scores(
@@ -159,7 +138,7 @@ def panoptic_claims(
     places, segments = _accept(contest, overlap_threshold, stuff_label_ids)
     survivors = [query for query, place in enumerate(places) if place >= 0]
     claims = contest.best.new_zeros(len(segments) + 1, *contest.best.shape)
-    for start, logits in _query_chunks(mask_logits[survivors], *contest.sizes):
+    for start, logits in query_chunks(mask_logits[survivors], *contest.sizes):
         for query, logit in zip(survivors[start : start + len(logits)], logits, strict=True):
             row = claims[places[query] + 1]
             torch.maximum(row, logit.sigmoid_() * contest.scores[query], out=row)
@@ -194,7 +173,7 @@ def _contest(logits, object_mask_threshold, overlap_threshold, mask_threshold, d
     owner = torch.full(sizes[2], -1, dtype=torch.int32, device=scores.device)
     inside = torch.zeros(sizes[2], dtype=torch.bool, device=scores.device)
     areas = [labels[:0]]
-    for start, logits in _query_chunks(mask_logits, *sizes):
+    for start, logits in query_chunks(mask_logits, *sizes):
         masks = logits.sigmoid()
         hits = masks >= mask_threshold if decide is None else decide(masks)
         areas.append(hits.flatten(1).sum(1))
@@ -276,7 +255,7 @@ def instance_segmentation(
     logit_threshold = torch.tensor(mask_threshold, dtype=torch.float64).logit().item()
     masks = torch.empty(len(queries), *sizes[2], dtype=torch.bool, device=device)
     quality = torch.empty(len(queries), device=device)
-    for start, logits in _query_chunks(mask_logits[queries], *sizes):
+    for start, logits in query_chunks(mask_logits[queries], *sizes):
         chunk = slice(start, start + len(logits))
         probabilities = logits.sigmoid()
         masks[chunk] = hits = logits > logit_threshold if decide is None else decide(probabilities)
@@ -357,48 +336,13 @@ def _check(class_logits, mask_logits, canvas_size, image_size, target_size):
     for name, logits in (("class_logits", class_logits), ("mask_logits", mask_logits)):
         if logits.isnan().any():
             raise ValueError(f"{name} has values that are not numbers; is the image finite, and float16 wide enough?")
-    sizes = _check_sizes(canvas_size, image_size, target_size)
+    sizes = check_sizes(canvas_size, image_size, target_size)
     return class_logits.detach().float(), mask_logits.detach().float(), sizes
-
-
-def _check_sizes(canvas_size, image_size, target_size):
-    image_size = canvas_size if image_size is None else image_size
-    target_size = image_size if target_size is None else target_size
-    given = {"canvas_size": canvas_size, "image_size": image_size, "target_size": target_size}
-    canvas_size, image_size, target_size = (_check_size(name, size) for name, size in given.items())
-    if image_size[0] > canvas_size[0] or image_size[1] > canvas_size[1]:
-        raise ValueError(f"image_size={image_size} must fit into canvas_size={canvas_size}; are the two swapped?")
-    return canvas_size, image_size, target_size
-
-
-def _check_size(name, size):
-    sides = tuple(int(side) for side in size) if isinstance(size, Iterable) else ()
-    if len(sides) != 2 or min(sides) < 1:
-        raise ValueError(f"{name}={size} must be two positive numbers (rows, columns).")
-    return sides
 
 
 def _check_fraction(name, value):
     if not 0 <= value <= 1:
         raise ValueError(f"{name}={value} must lie between 0 and 1: it is compared with probabilities or fractions.")
-
-
-def _resize(maps, size):
-    if maps.shape[-2:] == torch.Size(size):
-        return maps
-    return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
-
-
-def _chunk_bytes(tensor):
-    return CPU_CHUNK_BYTES if tensor.device.type == "cpu" else GPU_CHUNK_BYTES
-
-
-def _query_chunks(mask_logits, canvas_size, image_size, target_size):
-    """Yield (first query, its and its followers' resized logits), as many queries as a chunk holds."""
-    pixels = max(canvas_size[0] * canvas_size[1], target_size[0] * target_size[1])
-    step = max(1, _chunk_bytes(mask_logits) // (4 * pixels))
-    for start in range(0, len(mask_logits), step):
-        yield start, resize_mask_logits(mask_logits[start : start + step], canvas_size, image_size, target_size)
 
 
 def _semantic_bands(class_logits, mask_logits, canvas_size, image_size, target_size, resize_masks_first):
@@ -407,43 +351,17 @@ def _semantic_bands(class_logits, mask_logits, canvas_size, image_size, target_s
     Rows, not queries, are the unit here: a class score needs all queries, and all classes at once do not fit.
     """
     width = max(target_size[1], canvas_size[1] * -(-image_size[0] // target_size[0]))
-    step = max(1, _chunk_bytes(mask_logits) // (4 * max(class_logits.shape) * width))
+    step = max(1, chunk_bytes(mask_logits) // (4 * max(class_logits.shape) * width))
     bands = [(start, min(start + step, target_size[0])) for start in range(0, target_size[0], step)]
     if not resize_masks_first and target_size != image_size:
         scores = semantic_scores(class_logits, mask_logits, canvas_size, image_size)  # (K, *image_size)
         for start, stop in bands:
-            yield start, stop, _resize_rows(scores, target_size, start, stop)
+            yield start, stop, resize_rows(scores, target_size, start, stop)
         return
     probabilities = class_logits.softmax(-1)[:, :-1].T  # (K, Q)
     for start, stop in bands:
-        upper, lower, _ = _source_rows(image_size[0], target_size[0], start, stop)
+        upper, lower, _ = source_rows(image_size[0], target_size[0], start, stop)
         top, bottom = int(upper[0]), int(lower[-1]) + 1
-        logits = _resize_rows(mask_logits, canvas_size, top, bottom)[..., : image_size[1]]
-        masks = _resize_rows(logits, target_size, start, stop, top, image_size[0]).sigmoid()  # (Q, rows, W)
+        logits = resize_rows(mask_logits, canvas_size, top, bottom)[..., : image_size[1]]
+        masks = resize_rows(logits, target_size, start, stop, top, image_size[0]).sigmoid()  # (Q, rows, W)
         yield start, stop, (probabilities @ masks.flatten(1)).unflatten(1, masks.shape[1:])
-
-
-def _resize_rows(maps, size, start, stop, first=0, height=None):
-    """Rows [start, stop) of `_resize(full, size)`, where maps (C, rows, w) holds full's rows from `first` on.
-
-    height is full's; None when maps is all of it. Columns go through F.interpolate, rows are blended here, in the
-    order in which F.interpolate blends them, so the two agree to float32 rounding.
-    """
-    height = height or maps.shape[1]
-    if (height, maps.shape[2]) == size:
-        return maps[:, start - first : stop - first]
-    if maps.shape[1] == height and stop - start == size[0]:
-        return _resize(maps, size)
-    upper, lower, weight = _source_rows(height, size[0], start, stop)
-    top, bottom = int(upper[0]), int(lower[-1]) + 1
-    wide = _resize(maps[:, top - first : bottom - first], (bottom - top, size[1]))
-    upper, lower, weight = (upper - top).to(maps.device), (lower - top).to(maps.device), weight.to(maps.device)
-    return wide[:, upper].mul_(1 - weight).addcmul_(wide[:, lower], weight)
-
-
-def _source_rows(height, out_height, start, stop):
-    """Row above, row below and the lower one's share (rows, 1) of each output row in an align_corners=False resize."""
-    scale = np.float64(np.float32(height) / np.float32(out_height))  # F.interpolate's scale is a float32
-    source = torch.from_numpy(np.maximum((np.arange(start, stop) + 0.5) * scale - 0.5, 0).astype(np.float32))
-    upper = source.long().clamp(max=height - 1)
-    return upper, (upper + 1).clamp(max=height - 1), (source - upper).clamp(0, 1)[:, None]
