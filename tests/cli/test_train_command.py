@@ -23,7 +23,6 @@ from mask2former_hf.cli.main import main
 from mask2former_hf.cli.settings import read_settings
 from mask2former_hf.data.coco import CocoPanoptic
 from mask2former_hf.data.json_files import write_json
-from mask2former_hf.data.kinds import load_classes
 from mask2former_hf.data.scenes import Scenes
 from mask2former_hf.evaluation.evaluator import SegmentationEvaluator
 from mask2former_hf.inference.segmenter import Segmenter
@@ -241,10 +240,7 @@ def test_numbers_without_a_point_and_lists_of_classes_are_understood_in_yaml(tmp
     settings = read_settings(arguments, {"seed": 0})
     assert settings.learning_rate == 1e-5 and settings.short_sides == [48, 96] and settings.seed == 0
     assert settings.cpu is True and settings.bf16 is False and not hasattr(settings, "parser")
-    assert load_classes(settings).id2label == {0: "sky", 1: "road"}
-    settings.classes, settings.data = {3: "sky", 5: None}, "instance-maps"
-    table = load_classes(settings)
-    assert table.id2label == {0: "sky"} and not table.stuff_label_ids
+    assert settings.classes == ["sky", "road"]
 
 
 def test_resume_refuses_other_settings_but_not_moved_files(trained, tmp_path, capsys):

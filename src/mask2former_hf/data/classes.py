@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -32,11 +32,14 @@ class ClassTable:
         ignored: original ids that are known and belong to no class: void in semantic maps, background in instance
             maps.
         aliases: further original ids -> the index they are merged into.
+        unsaid: indices of classes of which the declaration does not say whether they are countable. They are stuff,
+            and things once the table is that of instance data (`of_instances`).
     """
 
     rows: tuple[ClassRow, ...]
     ignored: tuple[int, ...] = ()
     aliases: tuple[tuple[int, int], ...] = ()
+    unsaid: tuple[int, ...] = field(default=(), compare=False)
 
     def __post_init__(self):
         if not self.rows:
@@ -62,20 +65,19 @@ class ClassTable:
         """
         path = CLASS_SETS / f"{name}.json"
         if not path.is_file():
-            known = sorted(path.stem for path in CLASS_SETS.glob("*.json"))
-            raise ValueError(f"name={name!r}: no such class set; there are {', '.join(known)}")
+            raise ValueError(f"name={name!r}: no such class set; there are {', '.join(class_set_names())}")
         return cls.from_json(path)
 
     @classmethod
-    def from_labels(cls, labels: Mapping[int, str | None], things: Iterable[str] = ()) -> "ClassTable":
+    def from_labels(cls, labels: Mapping[int, str | None], things: Iterable[str] | None = None) -> "ClassTable":
         """A declared map such as `{0: IGNORE, 1: "road", 2: "car", 255: IGNORE}`; indices follow its order.
 
         Args:
             labels: original id -> name, or `IGNORE`. Ids with equal names are merged into one class.
-            things: names of the countable classes.
+            things: names of the countable classes, if anything is to be said about that.
         """
         rows, ignored, aliases, index = [], [], [], {}
-        things = set(things)
+        said, things = things is not None, set(things or ())
         for original, name in labels.items():
             if name is IGNORE:
                 ignored.append(int(original))
@@ -86,14 +88,14 @@ class ClassTable:
                 rows.append(ClassRow(len(rows), int(original), str(name), name in things))
         if things - set(index):
             raise ValueError(f"things has {sorted(things - set(index))}, which labels does not name: {sorted(index)}")
-        return cls(tuple(rows), tuple(ignored), tuple(aliases))
+        return cls(tuple(rows), tuple(ignored), tuple(aliases), () if said else tuple(range(len(rows))))
 
     @classmethod
     def from_categories(cls, categories: Iterable[Mapping], isthing: bool | None = None) -> "ClassTable":
         """COCO's list of categories, `{"id", "name", "isthing"}` each; indices follow the ids.
 
         Args:
-            categories: ids need not be contiguous. Without `isthing` a category is stuff.
+            categories: ids need not be contiguous.
             isthing: overrides what the categories say, for instance data, where all classes are things.
         """
         categories = list(categories)
@@ -116,42 +118,55 @@ class ClassTable:
             )
             for index, category in enumerate(ordered)
         ]
-        return cls(tuple(rows))
+        unsaid = [index for index, category in enumerate(ordered) if isthing is None and "isthing" not in category]
+        return cls(tuple(rows), unsaid=tuple(unsaid))
 
     @classmethod
     def from_json(cls, path: str | Path) -> "ClassTable":
-        """Classes from a file in one of four forms.
-
-        `{"classes": [name, ...], "void_id": id or ids}` (ids count from 0), `{"classes": [[id, name, isthing], ...],
-        "ignored": ids}`, `{"0": name, "255": null}`, or a list of COCO categories, bare or under `"categories"`.
-        """
+        """Classes from a file in one of the forms of `from_data`; ids of names alone count from 0."""
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=without_double_keys)
+            return cls.from_data(cls.json_content(path))
+        except ValueError as error:
+            raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
+
+    @staticmethod
+    def json_content(path: str | Path):
+        """What a json holds, in which no key may stand twice."""
+        try:
+            return json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=without_double_keys)
         except ValueError as error:
             raise ValueError(f"{path}: not a json file of classes ({error})") from None
-        if isinstance(data, dict) and "categories" in data:
+
+    @classmethod
+    def from_data(cls, data) -> "ClassTable":
+        """Classes as a json or yaml declares them.
+
+        `[name, ...]`, `{"classes": [name, ...], "void_id": id or ids}` (ids count from 0), `{"classes": [[id, name,
+        isthing], ...], "ignored": ids}`, `{"0": name, "255": null}`, or a list of COCO categories, bare or under
+        `"categories"`.
+        """
+        if isinstance(data, Mapping) and "categories" in data:
             data = data["categories"]
-        if isinstance(data, list) and data and all(isinstance(entry, dict) for entry in data):
-            try:
-                return cls.from_categories(data)
-            except ValueError as error:
-                raise ValueError(f"{path}: {error}") from None
-        if isinstance(data, dict) and isinstance(data.get("classes"), list) and data["classes"]:
-            void = data.get("ignored", data.get("void_id", []))
+        if isinstance(data, Sequence) and data and all(isinstance(entry, Mapping) for entry in data):
+            return cls.from_categories(data)
+        given = data if isinstance(data, Mapping) else {"classes": data}
+        entries = given.get("classes")
+        if isinstance(entries, list | tuple) and entries:
+            void = given.get("ignored", given.get("void_id", []))
             ignored = tuple(void if isinstance(void, list) else [void])
-            if all(isinstance(entry, str) for entry in data["classes"]):
-                rows = [ClassRow(index, index, name, False) for index, name in enumerate(data["classes"])]
-            else:
-                rows = [
-                    ClassRow(index, original, name, bool(isthing))
-                    for index, (original, name, isthing) in enumerate(data["classes"])
-                ]
-            return cls(tuple(rows), ignored)
-        if isinstance(data, dict) and data and all(key.lstrip("-").isdigit() for key in data):
-            return cls.from_labels({int(key): name for key, name in data.items()})
+            if all(isinstance(entry, str) for entry in entries):
+                rows = [ClassRow(index, index, name, False) for index, name in enumerate(entries)]
+                return cls(tuple(rows), ignored, unsaid=tuple(range(len(rows))))
+            if all(isinstance(entry, list | tuple) and len(entry) == 3 for entry in entries):
+                rows = [ClassRow(i, number, name, bool(thing)) for i, (number, name, thing) in enumerate(entries)]
+                return cls(tuple(rows), ignored)
+        if isinstance(data, Mapping) and data and all(str(key).lstrip("-").isdigit() for key in data):
+            return cls.from_labels({int(key): name if name is IGNORE else str(name) for key, name in data.items()})
+        shown = repr(data)
         raise ValueError(
-            f"{path}: not a list of classes; write one as {{'classes': ['road', 'car'], 'void_id': 255}} or as "
-            '{"0": "road", "1": "car", "255": null}'
+            f"classes={shown[:60]}{' ...' if len(shown) > 60 else ''}: not a list of classes; write one as "
+            '{"classes": ["road", "car"], "void_id": 255} or as {"0": "road", "1": "car", "255": null}, which must be '
+            "from numbers in the maps to names"
         )
 
     @cached_property
@@ -182,6 +197,59 @@ class ClassTable:
         if not self.has(original):
             raise ValueError(f"{original!r} is not declared: add it to the classes, or map it to IGNORE; {self}")
         return self._index[original]
+
+    def of_instances(self) -> "ClassTable":
+        """The table for data of instances: classes are things unless their declaration says otherwise."""
+        rows = tuple(row._replace(isthing=row.isthing or row.index in self.unsaid) for row in self.rows)
+        return replace(self, rows=rows, unsaid=())
+
+    def check_names(self, own: Mapping[int, str], source: str | Path):
+        """Refuse a table that calls an id otherwise than the data themselves do.
+
+        Ids that share a class here are merged on purpose, under any name.
+
+        Args:
+            own: id -> name, of the data.
+            source: of `own`, for the message.
+
+        Raises:
+            ValueError: with both names.
+        """
+        merged = {index for _, index in self.aliases}
+        numbers = {_plain(name): number for number, name in own.items()}
+        for row in self.rows:
+            theirs, number = own.get(row.id), numbers.get(_plain(row.name), row.id)
+            if theirs is not None and _plain(theirs) != _plain(row.name) and row.index not in merged:
+                problem = f"the id {row.id} is {theirs!r} there and {row.name!r} in the declared classes"
+            elif theirs is None and number != row.id:
+                problem = f"{row.name!r} has the id {number} there and {row.id} in the declared classes"
+            else:
+                continue
+            raise ValueError(
+                f"{source}: {problem}; declare the file's own ids, or names alone, which are looked up in the file"
+            )
+
+    def merge(self, other: "ClassTable", mine: str, others: str) -> "ClassTable":
+        """The classes of two tables of one numbering, such as of two splits that list what occurs in them.
+
+        Args:
+            mine, others: what the tables are of, for the message.
+
+        Raises:
+            ValueError: if an id has two names, or a name two ids.
+        """
+        ids, names = {row.id: row for row in self.rows}, {row.name: row for row in self.rows}
+        for row in other.rows:
+            for same in (ids.get(row.id, row), names.get(row.name, row)):
+                if (same.id, same.name) != (row.id, row.name):
+                    raise ValueError(
+                        f"the classes of {mine} and {others} contradict each other: {mine} has {same.id}: "
+                        f"{same.name!r}, {others} {row.id}: {row.name!r}. Number the categories alike in both files, "
+                        "or give classes= as names alone, which are looked up in each file"
+                    )
+        rows = sorted(({row.id: row for row in other.rows} | ids).values(), key=lambda row: row.id)
+        ignored = tuple(dict.fromkeys((*self.ignored, *other.ignored)))
+        return ClassTable(tuple(row._replace(index=index) for index, row in enumerate(rows)), ignored)
 
     def config_fields(self, pixel_counts: Sequence[int] | None = None) -> dict:
         """Keyword arguments for `Mask2FormerConfig`.
@@ -228,6 +296,15 @@ class ClassTable:
         shown = ", ".join(f"{row.id}: {row.name}" for row in self.rows[:8])
         more = f" and {len(self) - 8} more" if len(self) > 8 else ""
         return f"{len(self)} classes are declared ({shown}{more}), ignored are {list(self.ignored)}"
+
+
+def _plain(name: str) -> str:
+    return name.strip().casefold()
+
+
+def class_set_names() -> list[str]:
+    """The class sets that come with the package."""
+    return sorted(path.stem for path in CLASS_SETS.glob("*.json"))
 
 
 def without_double_keys(pairs: list[tuple[str, object]]) -> dict:

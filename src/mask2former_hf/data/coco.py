@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from .annotations import decode_mask, instance_annotation, panoptic_annotation
+from .class_forms import class_table
 from .classes import ClassTable
 from .readers import FileReader, PackedRecords, locate, read_panoptic_ids
 
@@ -21,7 +22,8 @@ class CocoPanoptic(FileReader):
         images: folder of the images.
         annotations: the json, with `images`, `annotations` and `categories`.
         segmentation: folder of the PNGs with id = red + 256 green + 65536 blue.
-        classes: instead of the json's categories, for example those of the training data.
+        classes: instead of the json's categories, for example those of the training data: a `ClassTable` or any form
+            of `class_forms.class_table`, which must not contradict the json's.
 
     Raises:
         FileNotFoundError: for images or PNGs that are not there.
@@ -33,12 +35,10 @@ class CocoPanoptic(FileReader):
     def __init__(self, images: str | Path, annotations: str | Path, segmentation: str | Path, classes=None):
         self.images, self.segmentation, self.source = Path(images), Path(segmentation), Path(annotations)
         data = _load(self.source, {"images": ("id", "file_name"), "annotations": ("image_id", "segments_info")})
-        if classes is None:
-            categories = data.get("categories") or []
-            if any(isinstance(category, dict) and "isthing" not in category for category in categories):
-                raise ValueError(f"{self.source}: categories without isthing; add it (1 or 0), or give classes=")
-            classes = _table(categories, self.source)
-        self.classes = classes
+        categories = data.get("categories") or []
+        if classes is None and any(isinstance(entry, dict) and "isthing" not in entry for entry in categories):
+            raise ValueError(f"{self.source}: categories without isthing; add it (1 or 0), or give classes=")
+        self.classes = classes = _table(categories, self.source, declared=classes)
         images_by_id = _by_id(data["images"], self.source)
         if not data["annotations"]:
             raise ValueError(f"{self.source}: annotations is empty, there is nothing to read")
@@ -85,7 +85,7 @@ class CocoInstances(FileReader):
     Args:
         images: folder of the images.
         annotations: the json: `images`, `annotations` (polygons, compressed or uncompressed RLE) and `categories`.
-        classes: instead of the json's categories.
+        classes: instead of the json's categories, as in `CocoPanoptic`; things unless they say otherwise.
         skip_empty: leave out images without an object that is no crowd, as the original does in training.
 
     Raises:
@@ -99,7 +99,7 @@ class CocoInstances(FileReader):
         self.images, self.source = Path(images), Path(annotations)
         needed = {"images": ("id", "file_name", "height", "width"), "annotations": ("image_id", "category_id")}
         data = _load(self.source, needed)
-        self.classes = classes or _table(data.get("categories") or [], self.source, isthing=True)
+        self.classes = _table(data.get("categories") or [], self.source, instances=True, declared=classes)
         images_by_id = _by_id(data["images"], self.source)
         _check_references(data["annotations"], images_by_id, self.source)
         _check_categories(data["annotations"], self.classes, self.source)
@@ -194,11 +194,16 @@ def _check_once(image_ids: list, source: Path):
         raise ValueError(f"{source}: annotations has the image_id {double} twice; give every image one entry")
 
 
-def _table(categories: list, source: Path, isthing: bool | None = None) -> ClassTable:
+def _table(categories: list, source: Path, instances: bool = False, declared=None) -> ClassTable:
+    """The declared classes, checked against the json's categories, or those."""
+    if declared is not None:
+        good = [entry for entry in categories if isinstance(entry, dict) and {"id", "name"} <= {*entry}]
+        own, things = {entry["id"]: entry["name"] for entry in good}, [e["id"] for e in good if e.get("isthing")]
+        return class_table(declared, instances, own, things, source)
     if not categories:
         raise ValueError(f"{source}: no categories; add them to the json, or give classes=")
     try:
-        return ClassTable.from_categories(categories, isthing)
+        return ClassTable.from_categories(categories, True if instances else None)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
 

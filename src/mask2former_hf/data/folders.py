@@ -3,13 +3,13 @@
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from .annotations import label_lookup, semantic_annotation
-from .classes import BACKGROUND_ID, ClassRow, ClassTable, count_ids, without_double_keys
+from .class_forms import class_table
+from .classes import BACKGROUND_ID, ClassTable, count_ids, without_double_keys
 from .readers import IMAGE_FILES, MAP_FILES, FileReader, files_by_name, read_map
 
 
@@ -68,7 +68,7 @@ class LabelMaps(FolderReader):
 
     Args:
         images, maps: folders; files are matched by their path without extension and suffix.
-        labels: `{0: IGNORE, 1: "road", 255: IGNORE}`, a `ClassTable`, or a json of `ClassTable.from_json`. Every
+        labels: `{0: IGNORE, 1: "road", 255: IGNORE}`, a `ClassTable`, or any form of `class_forms.class_table`. Every
             label that occurs must be declared.
         image_suffix, map_suffix: what the names have besides the common stem, for Cityscapes `"_leftImg8bit"` and
             `"_gtFine_labelIds"`.
@@ -80,12 +80,12 @@ class LabelMaps(FolderReader):
         self,
         images: str | Path,
         maps: str | Path,
-        labels: Mapping[int, str | None] | ClassTable | str | Path,
+        labels: Mapping[int, str | None] | Sequence[str] | ClassTable | str | Path,
         image_suffix: str = "",
         map_suffix: str = "",
     ):
+        self.classes = class_table(labels)
         super().__init__(images, maps, image_suffix, map_suffix)
-        self.classes = as_table(labels)
         self._lookup = label_lookup(self.classes)
 
     def _annotate(self, ids, name, path):
@@ -100,7 +100,8 @@ class InstanceMaps(FolderReader):
 
     Args:
         images, maps: folders; files are matched by their path without extension and suffix.
-        classes: the name of the one class, all names in the order of their indices, or a `ClassTable`.
+        classes: the name of the one class, all names in the order of their indices (ids count from 1), or any form of
+            `class_forms.class_table`.
         table: `{id: class}` for all images or `{image: {id: class}}`, where an image is named by its path without
             extension and a class by its name or original id; or a file: json of this form, or csv with the columns
             `id`, `class` and optionally `image`.
@@ -115,16 +116,14 @@ class InstanceMaps(FolderReader):
         self,
         images: str | Path,
         maps: str | Path,
-        classes: str | Sequence[str] | ClassTable,
+        classes: str | Sequence[str] | Mapping[int, str | None] | ClassTable | Path,
         table: Mapping | str | Path | None = None,
         divisor: int | None = None,
         image_suffix: str = "",
         map_suffix: str = "",
     ):
+        classes = class_table(classes, instances=True, first_id=1)
         super().__init__(images, maps, image_suffix, map_suffix)
-        if not isinstance(classes, ClassTable):
-            names = [classes] if isinstance(classes, str) else classes
-            classes = ClassTable(tuple(ClassRow(index, index + 1, name, True) for index, name in enumerate(names)))
         if table is not None and divisor is not None:
             raise ValueError("table and divisor are given: the class of an id follows from one of them")
         if table is None and divisor is None and len(classes) > 1:
@@ -190,14 +189,6 @@ class InstanceMaps(FolderReader):
             "segmentation": np.where(np.isin(ids, background), BACKGROUND_ID, ids.astype(np.int32)),
             "segments_info": info,
         }
-
-
-def as_table(labels: Mapping[int, str | None] | ClassTable | str | Path, things: bool = False) -> ClassTable:
-    """A `ClassTable` from a map of labels or the path of a json, whose classes are all things if `things` says so."""
-    if isinstance(labels, ClassTable):
-        return labels
-    table = ClassTable.from_labels(labels) if isinstance(labels, Mapping) else ClassTable.from_json(labels)
-    return replace(table, rows=tuple(row._replace(isthing=True) for row in table.rows)) if things else table
 
 
 def read_table(path: str | Path) -> dict:

@@ -17,8 +17,8 @@ from .annotations import (
     panoptic_annotation,
     semantic_annotation,
 )
+from .class_forms import class_table
 from .classes import ClassTable
-from .folders import as_table
 from .readers import Reader, check_size, to_map, to_panoptic_ids, to_rgb
 
 CATEGORY_KEYS = ("category_id", "category", "label")
@@ -35,7 +35,7 @@ class _Rows:
                 "data, label and segments_info for panoptic data, or objects for instance data"
             )
         self.task = "instance" if objects is not None else "panoptic" if segments_info is not None else "semantic"
-        self.classes = as_table(classes, things=self.task == "instance")
+        self.classes = class_table(classes, instances=self.task == "instance")
         if self.task == "panoptic" and not any(row.isthing for row in self.classes.rows):
             raise ValueError(
                 "classes has no thing: panoptic data has things and stuff, declare them such as "
@@ -91,8 +91,8 @@ class HubDataset(Reader):
 
     Args:
         dataset: of `load_dataset` or `Dataset.from_...`.
-        classes: a `ClassTable`, a map of labels, or a json of `ClassTable.from_json`. In instance data a map or json
-            declares things.
+        classes: a `ClassTable`, or any form of `class_forms.class_table`. In instance data they are things unless they
+            say otherwise.
         image: column of images.
         label: column of images: label maps, or panoptic maps if `segments_info` is given.
         segments_info: column of lists of `{"id", "category_id", "iscrowd"}`.

@@ -1,7 +1,7 @@
 """Kinds of annotations by name, and readers of a split that settings describe."""
 
-from .class_forms import class_table
-from .classes import ClassTable
+from dataclasses import replace
+
 from .coco import CocoInstances, CocoPanoptic
 from .folders import InstanceMaps, LabelMaps
 from .hub_dataset import HubDataset
@@ -26,25 +26,13 @@ OF_A_SPLIT = {
 }
 
 
-def load_classes(settings) -> ClassTable | None:
-    """The classes that settings declare, if any.
-
-    Args:
-        settings: has `classes` in any form of `class_forms.class_table`, and what says whether the data are instances:
-            `data` and `objects_column`.
-    """
-    instances = settings.data in ("instance-maps", "coco-instances") or (
-        settings.data == "hub" and settings.objects_column is not None
-    )
-    return None if settings.classes is None else class_table(settings.classes, instances)
-
-
 def load_split(settings, split: str = ""):
     """A reader of a split of the data set that settings describe.
 
     Args:
-        settings: has `data` (a kind of `NEEDED`), `classes`, `image_suffix`, `map_suffix`, `divisor`, `dataset`,
-            `image_column`, `label_column`, `segments_info_column`, `objects_column`, and what `OF_A_SPLIT` lists.
+        settings: has `data` (a kind of `NEEDED`), `classes` in any form of `class_table`, `image_suffix`,
+            `map_suffix`, `divisor`, `dataset`, `image_column`, `label_column`, `segments_info_column`,
+            `objects_column`, and what `OF_A_SPLIT` lists.
         split: prefix of the latter, "train", "val" or any other; "" for none.
 
     Raises:
@@ -72,8 +60,27 @@ def load_split(settings, split: str = ""):
     return dataset
 
 
+def load_both(settings):
+    """The readers of train and val, with one table of classes.
+
+    COCO jsons that list different classes of one numbering are read with all of them.
+
+    Args:
+        settings: as in `load_split`, a dataclass.
+
+    Raises:
+        ValueError: also if the classes of the two contradict each other.
+    """
+    train, val = load_split(settings, "train"), load_split(settings, "val")
+    if train.classes.id2label != val.classes.id2label and settings.classes is None:
+        classes = train.classes.merge(val.classes, "train", "val")
+        settings = replace(settings, classes=classes)
+        train, val = load_split(settings, "train"), load_split(settings, "val")
+    return train, val
+
+
 def _read(kind: str, paths: dict, settings, split: str):
-    classes = load_classes(settings)
+    classes = settings.classes
     suffixes = {"image_suffix": settings.image_suffix or "", "map_suffix": settings.map_suffix or ""}
     if kind == "coco-panoptic":
         return CocoPanoptic(paths["images"], paths["annotations"], paths["maps"], classes)

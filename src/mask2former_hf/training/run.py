@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ..data.augmentation import AugmentedDataset, augmentation_for
 from ..data.json_files import write_json
-from ..data.kinds import load_split
+from ..data.kinds import load_both, load_split
 from ..data.overview import scan
 from ..evaluation.evaluator import METRICS, SegmentationEvaluator
 from ..inference.loading import LOADING_ERRORS, first_line, load_model
@@ -55,10 +55,16 @@ class TrainingRun:
         check(self.settings)
         self.settings = settings = replace(self.settings, output=Path(self.settings.output))
         check_output(settings)
-        self.train_data = load_split(settings, "train") if train_data is None else train_data
-        self.val_data = load_split(settings, "val") if val_data is None else val_data
+        if train_data is None and val_data is None:
+            self.train_data, self.val_data = load_both(settings)
+        else:
+            self.train_data = load_split(settings, "train") if train_data is None else train_data
+            self.val_data = load_split(settings, "val") if val_data is None else val_data
         if self.train_data.classes.id2label != self.val_data.classes.id2label:
-            raise ValueError("the classes of the training and the validation data differ: give classes= for both")
+            raise ValueError(
+                f"the classes of the training and the validation data differ: {self.train_data.classes}; "
+                f"{self.val_data.classes}. Give both readers the same classes="
+            )
         classes, task = self.train_data.classes, settings.task or self.train_data.task
         torch.manual_seed(settings.seed)
         self.model, self.new_classes = _model(settings, self.recipe, classes, task)

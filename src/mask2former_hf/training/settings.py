@@ -55,8 +55,8 @@ class TrainingSettings:
 
     data: str | None = _data("what the annotations are", choices=tuple(NEEDED))
     classes: object = _data(
-        "a json of classes, the name of a class set such as ade20k-semantic, or names separated by commas; by default "
-        "what the COCO json says"
+        "names separated by commas, a file of them (txt, json, yaml), or the name of a class set such as "
+        "ade20k-semantic; by default what the COCO json says"
     )
     train_images: str | Path | None = _of_split("train", "images")
     train_annotations: str | Path | None = _of_split("train", "annotations")
