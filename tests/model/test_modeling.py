@@ -25,7 +25,7 @@ from torch import nn
 from mask2former_hf import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerModel
 from mask2former_hf.kernels import use_kernel
 from mask2former_hf.model.backbone import FrozenBatchNorm
-from mask2former_hf.model.modeling_mask2former import merge_groups
+from mask2former_hf.model.canvas import merge_groups
 from mask2former_hf.model.pixel_decoder import GroupNorm, PointwiseConvolution, in_blocks, sine_position_embedding
 
 StockConfig, StockModel = transformers.Mask2FormerConfig, transformers.Mask2FormerForUniversalSegmentation
