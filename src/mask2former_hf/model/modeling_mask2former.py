@@ -11,19 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoBackbone, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import ModelOutput
 
-from .backbone import (
-    backbone_options,
-    batch_norms,
-    describe_backbone,
-    drop_paths_of_both_branches,
-    freeze_parts,
-    rectify_in_place,
-)
+from .backbone import batch_norms, feature_maps, freeze_parts, make_backbone
 from .canvas import PADDING_LOGIT, canvas_of, image_extents, image_sizes_of, merge_groups
 from .configuration_mask2former import Mask2FormerConfig
 from .criterion import LazyMasks, Mask2FormerLoss
@@ -32,7 +25,6 @@ from .pixel_decoder import (
     Mask2FormerPixelDecoder,
     Mask2FormerPixelDecoderEncoder,
     Mask2FormerPixelDecoderEncoderLayer,
-    channels_last_on_cpu,
 )
 from .transformer_decoder import (
     Mask2FormerDecoderLayer,
@@ -112,19 +104,8 @@ class Mask2FormerPixelLevelModule(nn.Module):
 
     def __init__(self, config: Mask2FormerConfig):
         super().__init__()
-        self.encoder = AutoBackbone.from_config(config.backbone_config)
-        channels, strides = describe_backbone(self.encoder, config.feature_strides)
-        if strides != [4, 8, 16, 32]:
-            raise ValueError(
-                f"backbone_config is a {config.backbone_config.model_type} whose feature maps have strides "
-                f"{[round(stride, 2) for stride in strides]} and channels {channels}: Mask2Former needs four maps at "
-                "strides 4, 8, 16, 32. Choose a hierarchical backbone (Swin, ResNet, ConvNeXt, ...) and name its four "
-                "stages, for example out_features=['stage1', 'stage2', 'stage3', 'stage4']"
-            )
         self.freezes_batch_norm = config.freeze_batch_norm
-        freeze_parts(self.encoder, self.freezes_batch_norm)
-        drop_paths_of_both_branches(self.encoder)
-        rectify_in_place(self.encoder)
+        self.encoder, channels = make_backbone(config.backbone_config, config.feature_strides, self.freezes_batch_norm)
         layers = [
             Mask2FormerPixelDecoderEncoderLayer(
                 config.feature_size, config.num_attention_heads, config.encoder_feedforward_dim, config.dropout
@@ -148,12 +129,7 @@ class Mask2FormerPixelLevelModule(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> tuple[tuple[Tensor, ...], Tensor, list[Tensor]]:
         """(B, 3, H, W) -> the backbone's four maps, mask features, and maps at strides 32, 16, 8."""
-        options = backbone_options(self.encoder)
-        if options:  # resized embeddings need whole patches; Swin pads with zeros to whole patches anyway
-            H, W = pixel_values.shape[-2:]
-            patch = self.encoder.config.patch_size
-            pixel_values = F.pad(pixel_values, (0, -W % patch, 0, -H % patch))
-        features = tuple(self.encoder(channels_last_on_cpu(pixel_values), **options).feature_maps)
+        features = feature_maps(self.encoder, pixel_values)
         return features, *self.decoder(list(features))
 
 
