@@ -25,8 +25,9 @@ from torch import nn
 from mask2former_hf import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerModel
 from mask2former_hf.kernels import use_kernel
 from mask2former_hf.model.backbone import FrozenBatchNorm
-from mask2former_hf.model.modeling_mask2former import merge_groups
-from mask2former_hf.model.pixel_decoder import GroupNorm, PointwiseConvolution, in_blocks, sine_position_embedding
+from mask2former_hf.model.canvas import merge_groups
+from mask2former_hf.model.cpu_layout import ConvolutionNorm, PointwiseConvolution, in_blocks
+from mask2former_hf.model.pixel_decoder import sine_position_embedding
 
 StockConfig, StockModel = transformers.Mask2FormerConfig, transformers.Mask2FormerForUniversalSegmentation
 
@@ -155,18 +156,21 @@ def test_group_norm_loses_no_digits_to_a_large_mean_in_either_layout(layout):
     means = torch.tensor([-10.0, 10.0]).repeat(4).repeat_interleave(8).view(64, 1, 1)
     x, gradient = torch.randn(2, 64, 40, 37) + means, torch.randn(2, 64, 40, 37)
     x = x.contiguous(memory_format=layout)
-    ours, exact = GroupNorm(8, 64), nn.GroupNorm(8, 64).double()
+    identity = nn.Conv2d(64, 64, 1, groups=64, bias=False)
+    nn.init.ones_(identity.weight)
+    ours, exact = ConvolutionNorm(identity, groups=8), nn.GroupNorm(8, 64).double()
     with torch.no_grad():
-        for parameters in zip(ours.parameters(), exact.parameters(), strict=True):
+        for parameters in zip(ours[1].parameters(), exact.parameters(), strict=True):
             parameters[0].normal_()
             parameters[1].copy_(parameters[0])
     inputs = x.clone().requires_grad_(), x.double().requires_grad_()
-    outputs = ours(inputs[0] * 1), exact(inputs[1])  # * 1: the input of a norm is never a leaf here
+    outputs = ours(inputs[0]), exact(inputs[1])
+    assert torch.equal(inputs[0], x), "the input is not the part's own"
     for output in outputs:
         output.backward(gradient.to(output.dtype))
     torch.testing.assert_close(outputs[0].double(), outputs[1], rtol=2e-6, atol=2e-6)
     torch.testing.assert_close(inputs[0].grad.double(), inputs[1].grad, rtol=1e-4, atol=1e-5)
-    for a, b in zip(ours.parameters(), exact.parameters(), strict=True):
+    for a, b in zip(ours[1].parameters(), exact.parameters(), strict=True):
         torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-5, atol=1e-3)
 
 

@@ -14,7 +14,7 @@ from ..data.json_files import write_json
 from ..data.readers import read_image
 from ..evaluation.evaluator import evaluate, headline
 from ..kernels import select
-from ..model.modeling_mask2former import image_sizes_of
+from ..model.canvas import image_sizes_of
 from .datasets import add_data_arguments, load_split
 from .loading import load
 from .main import UserError

@@ -11,19 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoBackbone, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import ModelOutput
 
-from .backbone import (
-    backbone_options,
-    batch_norms,
-    describe_backbone,
-    drop_paths_of_both_branches,
-    freeze_parts,
-    rectify_in_place,
-)
+from .backbone import batch_norms, feature_maps, freeze_parts, make_backbone
+from .canvas import PADDING_LOGIT, canvas_of, image_extents, image_sizes_of, merge_groups
 from .configuration_mask2former import Mask2FormerConfig
 from .criterion import LazyMasks, Mask2FormerLoss
 from .deformable_attention import MultiScaleDeformableAttention
@@ -31,7 +25,6 @@ from .pixel_decoder import (
     Mask2FormerPixelDecoder,
     Mask2FormerPixelDecoderEncoder,
     Mask2FormerPixelDecoderEncoderLayer,
-    channels_last_on_cpu,
 )
 from .transformer_decoder import (
     Mask2FormerDecoderLayer,
@@ -39,9 +32,6 @@ from .transformer_decoder import (
     Mask2FormerSelfAttention,
     Mask2FormerTransformerModule,
 )
-
-SIZE_DIVISOR = 32  # an image's canvas is its size rounded up to this
-PADDING_LOGIT = -100.0  # mask logit outside an image's canvas: certainly not part of any segment
 
 
 @dataclass
@@ -117,19 +107,8 @@ class Mask2FormerPixelLevelModule(nn.Module):
 
     def __init__(self, config: Mask2FormerConfig):
         super().__init__()
-        self.encoder = AutoBackbone.from_config(config.backbone_config)
-        channels, strides = describe_backbone(self.encoder, config.feature_strides)
-        if strides != [4, 8, 16, 32]:
-            raise ValueError(
-                f"backbone_config is a {config.backbone_config.model_type} whose feature maps have strides "
-                f"{[round(stride, 2) for stride in strides]} and channels {channels}: Mask2Former needs four maps at "
-                "strides 4, 8, 16, 32. Choose a hierarchical backbone (Swin, ResNet, ConvNeXt, ...) and name its four "
-                "stages, for example out_features=['stage1', 'stage2', 'stage3', 'stage4']"
-            )
         self.freezes_batch_norm = config.freeze_batch_norm
-        freeze_parts(self.encoder, self.freezes_batch_norm)
-        drop_paths_of_both_branches(self.encoder)
-        rectify_in_place(self.encoder)
+        self.encoder, channels = make_backbone(config.backbone_config, config.feature_strides, self.freezes_batch_norm)
         layers = [
             Mask2FormerPixelDecoderEncoderLayer(
                 config.feature_size, config.num_attention_heads, config.encoder_feedforward_dim, config.dropout
@@ -153,12 +132,7 @@ class Mask2FormerPixelLevelModule(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> tuple[tuple[Tensor, ...], Tensor, list[Tensor]]:
         """(B, 3, H, W) -> the backbone's four maps, mask features, and maps at strides 32, 16, 8."""
-        options = backbone_options(self.encoder)
-        if options:  # resized embeddings need whole patches; Swin pads with zeros to whole patches anyway
-            H, W = pixel_values.shape[-2:]
-            patch = self.encoder.config.patch_size
-            pixel_values = F.pad(pixel_values, (0, -W % patch, 0, -H % patch))
-        features = tuple(self.encoder(channels_last_on_cpu(pixel_values), **options).feature_maps)
+        features = feature_maps(self.encoder, pixel_values)
         return features, *self.decoder(list(features))
 
 
@@ -287,49 +261,6 @@ def init_swin(backbone: nn.Module):
             init_as_torch(module)
         elif name.endswith("relative_position_bias"):
             init.trunc_normal_(module.relative_position_bias_table, std=0.02)
-
-
-def image_extents(pixel_mask: Tensor) -> Tensor:
-    """(B, 3) int64: height, width and number of pixels of what a (B, H, W) mask marks."""
-    mask = pixel_mask != 0
-    H, W = mask.shape[1:]
-    rows = (mask.any(2) * torch.arange(1, H + 1, device=mask.device)).amax(1)
-    columns = (mask.any(1) * torch.arange(1, W + 1, device=mask.device)).amax(1)
-    return torch.stack((rows, columns, mask.sum((1, 2))), dim=1)
-
-
-def image_sizes_of(pixel_mask: Tensor) -> list[tuple[int, int]]:
-    """(height, width) of each image in a (B, H, W) mask that is nonzero on it; one copy to the host.
-
-    Raises:
-        ValueError: if an image is not one rectangle at the top left.
-    """
-    sizes = image_extents(pixel_mask).tolist()
-    for image, (height, width, area) in enumerate(sizes):
-        if area == 0 or area != height * width:
-            raise ValueError(
-                f"pixel_mask[{image}] marks {area} pixels within {height}x{width}: it must be 1 on the image, one "
-                "rectangle that starts at the top left, and 0 on the padding (Mask2FormerImageProcessor makes it)"
-            )
-    return [(height, width) for height, width, _ in sizes]
-
-
-def canvas_of(size: tuple[int, int]) -> tuple[int, int]:
-    """Input size on which an image's result is defined: its own, rounded up to the size divisor."""
-    return tuple(-(-side // SIZE_DIVISOR) * SIZE_DIVISOR for side in size)
-
-
-def merge_groups(parts: list, groups: list[list[int]], fill: float = 0.0):
-    """Put the results of groups of images back in batch order; smaller maps are filled up to the largest."""
-    if parts[0] is None:
-        return None
-    if not isinstance(parts[0], Tensor):
-        return tuple(merge_groups(list(column), groups, fill) for column in zip(*parts, strict=True))
-    shape = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
-    merged = parts[0].new_full((sum(len(group) for group in groups), *shape), fill)
-    for part, group in zip(parts, groups, strict=True):
-        merged[(torch.tensor(group, device=part.device), *(slice(size) for size in part.shape[1:]))] = part
-    return merged
 
 
 class Mask2FormerModel(Mask2FormerPreTrainedModel):

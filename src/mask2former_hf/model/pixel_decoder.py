@@ -4,13 +4,13 @@ Letters: B batch, C channels, S = sum of H * W over the three levels.
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .cpu_layout import ConvolutionNorm, PointwiseConvolution, channels_last_on_cpu, in_blocks, map_of, tokens_of
 from .deformable_attention import MultiScaleDeformableAttention
 
 NUM_LEVELS = 3  # strides 32, 16, 8, in this order everywhere
@@ -37,77 +37,12 @@ def sine_position_embedding(size: tuple[int, int], channels: int, device: torch.
     ).flatten(0, 1)
 
 
-def channels_last_on_cpu(x: Tensor) -> Tensor:
-    """The same values with channels innermost: CPU convolutions need no reordering then (ResNet-50: twice as fast)
-    and bilinear resizing is ten times as fast.
-    """
-    if x.device.type != "cpu":
-        return x
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-def in_blocks(function: Callable[[Tensor], Tensor], rows: Tensor, width: int) -> Tensor:
-    """A row-wise `function` of (N, C) rows; on CPUs for as many at a time as take 16 MB at `width` float32 each.
-
-    The allocator returns tensors above 32 MB to the system, and every use pays for fresh pages.
-    """
-    if rows.device.type != "cpu" or torch.compiler.is_compiling():
-        return function(rows)
-    blocks = rows.split(max(1, 2**22 // width))
-    return function(rows) if len(blocks) == 1 else torch.cat([function(block) for block in blocks])
-
-
 def cell_centres(size: tuple[int, int], device: torch.device) -> Tensor:
     """(H * W, 2) float32 (x, y) centres of the cells of a map, in units of its width and height."""
     H, W = size
     y = (torch.arange(H, dtype=torch.float32, device=device) + 0.5) / H
     x = (torch.arange(W, dtype=torch.float32, device=device) + 0.5) / W
     return torch.stack((x.expand(H, W), y.unsqueeze(1).expand(H, W)), dim=-1).flatten(0, 1)
-
-
-class PointwiseConvolution(nn.Conv2d):
-    """1x1 convolution; in training a matrix product, because oneDNN's backward takes six times as long on CPUs.
-
-    Its output has channels innermost then, whatever the input has: what follows on CPUs keeps that, and what takes
-    tokens need not transpose.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, bias: bool = True):
-        super().__init__(in_channels, out_channels, kernel_size=1, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
-            return super().forward(x)
-        pixels = tokens_of(x)  # (B, H * W, C)
-        weight = self.weight.flatten(1).T.expand(x.shape[0], -1, -1)  # (B, C, O)
-        output = torch.bmm(pixels, weight) if self.bias is None else torch.baddbmm(self.bias, pixels, weight)
-        return map_of(output, x.shape[-2:])
-
-
-def tokens_of(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, H * W, C), a view."""
-    return x.flatten(2).transpose(1, 2)
-
-
-def map_of(tokens: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, H * W, C) -> (B, C, H, W), a view."""
-    return tokens.transpose(1, 2).unflatten(2, size)
-
-
-class GroupNorm(nn.GroupNorm):
-    """Group norm whose result is as exact with channels innermost as it is without.
-
-    With that layout torch's variance on CPUs is the mean square less the squared mean, in which digits cancel: a mean
-    of 10 standard deviations costs 7e-5 of the output. The result does not depend on a group's mean, so that is
-    subtracted before, in place: the input is a convolution's output, which nothing else reads.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and not x.is_contiguous():
-            with torch.no_grad():  # the gradient does not depend on the mean either
-                means = x.mean((2, 3)).unflatten(1, (self.num_groups, -1)).mean(2)  # (B, groups)
-                x.sub_(means.repeat_interleave(x.shape[1] // self.num_groups, dim=1)[..., None, None])
-        return super().forward(x)
 
 
 class Mask2FormerPixelDecoderEncoderLayer(GradientCheckpointingLayer):
@@ -169,20 +104,16 @@ class Mask2FormerPixelDecoder(nn.Module):
     ):
         super().__init__()
         self.input_projections = nn.ModuleList(
-            nn.Sequential(PointwiseConvolution(channels, feature_size), GroupNorm(32, feature_size))
+            ConvolutionNorm(PointwiseConvolution(channels, feature_size))
             for channels in reversed(backbone_channels[-NUM_LEVELS:])
         )
         self.level_embed = nn.Parameter(torch.empty(NUM_LEVELS, feature_size))
         self.encoder = encoder
         self.has_fpn_step = common_stride == 4
         if self.has_fpn_step:
-            self.adapter_1 = nn.Sequential(
-                PointwiseConvolution(backbone_channels[0], feature_size, bias=False), GroupNorm(32, feature_size)
-            )
-            self.layer_1 = nn.Sequential(
-                nn.Conv2d(feature_size, feature_size, 3, padding=1, bias=False),
-                GroupNorm(32, feature_size),
-                nn.ReLU(inplace=True),
+            self.adapter_1 = ConvolutionNorm(PointwiseConvolution(backbone_channels[0], feature_size, bias=False))
+            self.layer_1 = ConvolutionNorm(
+                nn.Conv2d(feature_size, feature_size, 3, padding=1, bias=False), rectify=True
             )
         self.mask_projection = PointwiseConvolution(feature_size, mask_feature_size)
 
@@ -206,7 +137,7 @@ class Mask2FormerPixelDecoder(nn.Module):
         maps = [map_of(part, size) for part, size in zip(parts, sizes, strict=True)]
         finest = maps[-1]
         if self.has_fpn_step:
-            lateral = self.adapter_1(channels_last_on_cpu(features[0]))
+            lateral = channels_last_on_cpu(features[0])
             upsampled = F.interpolate(finest, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
-            finest = self.layer_1(lateral.add_(upsampled))  # neither term is needed for a gradient
+            finest = self.layer_1(self.adapter_1(lateral, plus=upsampled))
         return self.mask_projection(finest), maps

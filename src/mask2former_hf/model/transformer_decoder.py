@@ -13,7 +13,8 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_mask2former import Mask2FormerConfig
-from .pixel_decoder import NUM_LEVELS, channels_last_on_cpu, sine_position_embedding
+from .cpu_layout import channels_last_on_cpu, tokens_of
+from .pixel_decoder import NUM_LEVELS, sine_position_embedding
 
 
 def attend(
@@ -214,7 +215,7 @@ class Mask2FormerTransformerModule(nn.Module):
             pixels = channels_last_on_cpu(mask_features)
         for x, project, level in zip(maps, self.input_projections, self.level_embed.weight, strict=True):
             size = tuple(x.shape[-2:])
-            memories.append(project(x).flatten(2).transpose(1, 2) + level)  # (B, H * W, C)
+            memories.append(tokens_of(project(x)) + level)  # (B, H * W, C)
             positions.append(sine_position_embedding(size, level.shape[0], x.device).to(dtype))
             with torch.no_grad():
                 # Resizing is linear: resizing the features once equals resizing every layer's mask logits.

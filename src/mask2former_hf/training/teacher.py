@@ -12,6 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..model.canvas import crop_to_canvas
+
 THUMBNAIL = 8  # side of the picture of an image by which a cached answer recognises it
 SAME_IMAGE = 0.05  # largest difference of two pixels of such pictures, in standard deviations of the normalisation
 
@@ -111,11 +113,13 @@ class Teacher:
         surest, order = class_logits.softmax(-1)[..., :-1].amax(-1).sort(descending=True)  # (B, R)
         counts = (surest > self.confidence).sum(1).tolist()
         answers = []
-        for image, (height, width) in enumerate(canvases):
-            part = (slice(-(-height // stride)), slice(-(-width // stride)))
-            mask_logits = outputs.masks_queries_logits[image, order[image, : counts[image]]][:, *part].half()
-            extent = sizes[image] / sizes.new_tensor([height, width])
-            features = outputs.pixel_decoder_last_hidden_state[image][:, *part] if self.keep_features else None
+        for image, canvas in enumerate(canvases):
+            mask_logits = outputs.masks_queries_logits[image, order[image, : counts[image]]]
+            mask_logits = crop_to_canvas(mask_logits, canvas, stride).half()
+            extent = sizes[image] / sizes.new_tensor(canvas)
+            features = None
+            if self.keep_features:
+                features = crop_to_canvas(outputs.pixel_decoder_last_hidden_state[image], canvas, stride)
             answers.append(Answer(class_logits[image, order[image]], mask_logits, extent, features))
         return answers
 

@@ -1,0 +1,96 @@
+"""What exists for CPUs' memory and layout: work in chunks, channels innermost, convolutions that keep them there.
+
+On other devices every part does what its plain counterpart in torch does. Letters: B batch, C channels, N rows.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def chunk_length(elements: int, device: torch.device) -> int:
+    """How many items of so many float32 `elements` each to work on at a time, at least 1.
+
+    On CPUs what fits in 16 MB, near the caches: the allocator returns tensors above 32 MB to the system, and every use
+    pays for fresh pages. Elsewhere 128 MB, enough to keep the device busy.
+    """
+    limit = 2**22 if device.type == "cpu" else 2**25
+    return max(1, limit // max(1, elements))
+
+
+def in_blocks(function: Callable[[Tensor], Tensor], rows: Tensor, width: int) -> Tensor:
+    """A row-wise `function` of (N, C) rows; on CPUs for a chunk at a time, if a row takes `width` float32 inside."""
+    if rows.device.type != "cpu" or torch.compiler.is_compiling():
+        return function(rows)
+    blocks = rows.split(chunk_length(width, rows.device))
+    return function(rows) if len(blocks) == 1 else torch.cat([function(block) for block in blocks])
+
+
+def channels_last_on_cpu(x: Tensor) -> Tensor:
+    """The same values with channels innermost: CPU convolutions need no reordering then (ResNet-50: twice as fast)
+    and bilinear resizing and sampling are several times as fast."""
+    if x.device.type != "cpu":
+        return x
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def tokens_of(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H * W, C), a view."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def map_of(tokens: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, H * W, C) -> (B, C, H, W), a view."""
+    return tokens.transpose(1, 2).unflatten(2, size)
+
+
+class PointwiseConvolution(nn.Conv2d):
+    """1x1 convolution; in training a matrix product, because oneDNN's backward takes six times as long on CPUs.
+
+    Its output has channels innermost then, whatever the input has: what follows on CPUs keeps that, and what takes
+    tokens need not transpose.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = True):
+        super().__init__(in_channels, out_channels, kernel_size=1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return super().forward(x)
+        pixels = tokens_of(x)  # (B, H * W, C)
+        weight = self.weight.flatten(1).T.expand(x.shape[0], -1, -1)  # (B, C, O)
+        output = torch.bmm(pixels, weight) if self.bias is None else torch.baddbmm(self.bias, pixels, weight)
+        return map_of(output, x.shape[-2:])
+
+
+class ConvolutionNorm(nn.Sequential):
+    """Convolution and group norm, if asked for with a sum or a ReLU after them, in the memory of their own results.
+
+    With channels innermost torch's variance on CPUs is the mean square less the squared mean, in which digits cancel:
+    a mean of 10 standard deviations costs 7e-5 of the norm's output. The output does not depend on a group's mean, so
+    that is subtracted before, from the convolution's result.
+
+    Args:
+        convolution: `0` in the state dict; the norm is `1`.
+        groups: of the norm.
+        rectify: a ReLU at the end.
+    """
+
+    def __init__(self, convolution: nn.Conv2d, groups: int = 32, rectify: bool = False):
+        super().__init__(convolution, nn.GroupNorm(groups, convolution.out_channels))
+        self.rectify = rectify
+
+    def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) -> (B, O, H', W'); `plus` of the output's shape is added to the norm's result."""
+        convolution, norm = self
+        x = convolution(x)
+        if x.device.type == "cpu" and not x.is_contiguous():
+            with torch.no_grad():  # the gradient does not depend on the mean either
+                means = x.mean((2, 3)).unflatten(1, (norm.num_groups, -1)).mean(2)  # (B, groups)
+                x.sub_(means.repeat_interleave(x.shape[1] // norm.num_groups, dim=1)[..., None, None])
+        x = norm(x)
+        if plus is not None:
+            x.add_(plus)  # neither term is needed for a gradient
+        return F.relu(x, inplace=True) if self.rectify else x
