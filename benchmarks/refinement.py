@@ -142,7 +142,7 @@ def measure(model, data: Data, limit: int | None, variant, pictures: Path | None
     for index in tqdm(range(count), desc=f"{task} {method} {'tta' if tta else ''}", leave=False):
         example = data.val[index]
         start = time.perf_counter()
-        result = segment_image(model, data.processor, example["image"], task, **options)
+        result = segment_image(model, data.processor, example.image, task, **options)
         seconds += time.perf_counter() - start
         if task == "instance":
             found = (result["masks"].cpu(), result["scores"].cpu(), result["labels"].cpu())
@@ -157,14 +157,14 @@ def measure(model, data: Data, limit: int | None, variant, pictures: Path | None
                 table[segment["id"]] = segment["label_id"]
             predicted = table[result["segmentation"].cpu().numpy()]
             rows = [{"id": s["id"], "category_id": s["label_id"]} for s in result["segments_info"]]
-            quality.update(result["segmentation"], rows, single_map(example, "pq"), example["segments_info"])
+            quality.update(result["segmentation"], rows, single_map(example, "pq"), example.segments)
         predicted = np.asarray(predicted.cpu() if hasattr(predicted, "cpu") else predicted)
         for metric in ious:
             metric.update(predicted, truth)
         if pictures is not None and index < 4:
             pictures.mkdir(exist_ok=True)
-            panels = [Image.fromarray(example["image"])]
-            panels += [draw_semantic(example["image"], which, known_names(known)) for which in (truth, predicted)]
+            panels = [Image.fromarray(example.image)]
+            panels += [draw_semantic(example.image, which, known_names(known)) for which in (truth, predicted)]
             title = f"{task}, {method or 'plain'}{', tta' if tta else ''}"
             sheet = side_by_side(panels, ["image", "truth", title])
             sheet.save(pictures / f"{index}_{slug(title)}.png")

@@ -11,7 +11,7 @@ from PIL import Image
 from mask2former_hf.data.annotations import decode_mask, stack_masks
 from mask2former_hf.data.classes import BACKGROUND_ID, ClassTable, count_pixels
 from mask2former_hf.data.coco import CocoInstances, CocoPanoptic
-from mask2former_hf.data.readers import PackedRecords
+from mask2former_hf.data.reader import PackedRecords
 
 mask_tools = pytest.importorskip("pycocotools.mask", reason="pycocotools is not installed")
 H, W = 20, 30
@@ -140,8 +140,8 @@ def test_crowds_overlaps_and_images_without_objects(instances):
     crowd = {"segmentation": runs(box(0, 0, 10, 30)), "iscrowd": 1, "area": 300, "bbox": [0, 0, 30, 10]}
     dataset = instances([{"segmentation": polygon(2, 2, 8, 8), "category_id": 90}, crowd])
     first, second = dataset
-    assert first["segmentation"].shape == (2, H, W)
-    assert first["segments_info"] == [
+    assert first.segmentation.shape == (2, H, W)
+    assert list(first.segments) == [
         {"id": 1, "category_id": 1, "isthing": 1, "iscrowd": 0, "area": 36, "annotation_id": 10**12},
         {
             "id": 2,
@@ -153,14 +153,14 @@ def test_crowds_overlaps_and_images_without_objects(instances):
             "annotation_id": 10**12 + 1,
         },
     ]
-    assert (second["image_id"], second["segments_info"]) == (2, [])
-    assert (second["segmentation"] == BACKGROUND_ID).all()
+    assert (second.image_id, second.segments) == (2, ())
+    assert (second.segmentation == BACKGROUND_ID).all()
     assert count_pixels(dataset, progress=False) == [0, 36]
     assert len(instances([crowd], skip_empty=False)) == 2
     with pytest.raises(ValueError, match="no image with an object"):
         instances([crowd], skip_empty=True)
     assert len(instances([{**crowd, "iscrowd": 0}], skip_empty=True)) == 1
-    assert pickle.loads(pickle.dumps(dataset))[0]["segments_info"] == first["segments_info"]
+    assert pickle.loads(pickle.dumps(dataset))[0].segments == first.segments
 
 
 @pytest.mark.parametrize(
@@ -220,19 +220,19 @@ def test_sparse_panoptic_categories_become_indices_in_the_order_of_ids(panoptic)
     dataset = panoptic()
     assert [tuple(row) for row in dataset.classes.rows] == [(0, 7, "dog", True), (1, 90, "sky", False)]
     example = dataset[0]
-    assert [tuple(segment.values()) for segment in example["segments_info"]] == [
+    assert [tuple(segment.values()) for segment in example.segments] == [
         (1, 1, 0, 0, 150),
         (300, 0, 1, 1, 150),
         (70000, 0, 1, 0, 150),
     ]
-    assert np.unique(example["segmentation"]).tolist() == [0, 1, 300, 70000]
+    assert np.unique(example.segmentation).tolist() == [0, 1, 300, 70000]
     assert count_pixels(dataset, progress=False) == [150, 150]
 
 
 def test_a_category_that_the_table_ignores_becomes_void(panoptic):
     example = panoptic(classes=ClassTable.from_labels({7: "dog", 90: None}, things=["dog"]))[0]
-    assert np.unique(example["segmentation"]).tolist() == [0, 300, 70000]
-    assert [segment["id"] for segment in example["segments_info"]] == [300, 70000]
+    assert np.unique(example.segmentation).tolist() == [0, 300, 70000]
+    assert [segment["id"] for segment in example.segments] == [300, 70000]
 
 
 @pytest.mark.parametrize(
@@ -273,8 +273,8 @@ def test_cityscapes_json_names_files_that_lie_in_city_folders_under_another_suff
     (tmp_path / "p.json").write_text(json.dumps(data))
     classes = ClassTable.load("cityscapes-panoptic")
     example = CocoPanoptic(tmp_path / "images", tmp_path / "p.json", tmp_path / "maps", classes)[0]
-    assert example["file_name"] == "ulm/ulm_0_1_leftImg8bit.png"
-    assert classes.id2label[example["segments_info"][0]["category_id"]] == "car"
+    assert example.file_name == "ulm/ulm_0_1_leftImg8bit.png"
+    assert classes.id2label[example.segments[0]["category_id"]] == "car"
 
 
 def test_packed_records_are_the_records():
@@ -316,7 +316,7 @@ def coco_json(folder, **changes):
 
 
 def test_a_missing_image_is_not_replaced_by_its_own_map_or_by_another_image(tmp_path):
-    assert CocoPanoptic(*coco_json(tmp_path))[0]["image"].max() == 200
+    assert CocoPanoptic(*coco_json(tmp_path))[0].image.max() == 200
     (tmp_path / "a.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of 1 images .* a.png"):
         CocoPanoptic(*coco_json_without_image(tmp_path))

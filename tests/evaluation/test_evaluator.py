@@ -38,8 +38,8 @@ def load(folder):
 
 def truth(example):
     """The annotations as results, by task."""
-    ids = torch.from_numpy(example["segmentation"]).long()
-    rows = [{"id": s["id"], "label_id": s["category_id"], "score": 1.0} for s in example["segments_info"]]
+    ids = torch.from_numpy(example.segmentation).long()
+    rows = [{"id": s["id"], "label_id": s["category_id"], "score": 1.0} for s in example.segments]
     masks = torch.stack([ids == row["id"] for row in rows])
     labels = torch.tensor([row["label_id"] for row in rows])
     semantic = torch.zeros_like(ids)
@@ -101,7 +101,7 @@ def test_evaluators_of_shares_merge_to_the_whole(checkpoint):
         evaluator = SegmentationEvaluator(model.config, processor, METRICS, threshold=0.1)
         for index in indices:
             example = Scenes("val")[index]
-            inputs = processor([example["image"]], return_tensors="pt")
+            inputs = processor([example.image], return_tensors="pt")
             with torch.inference_mode():
                 evaluator.update(model(**inputs), [example], [index])
         return evaluator

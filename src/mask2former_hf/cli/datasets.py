@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..data.classes import IGNORE, ClassTable
 from ..data.coco import CocoInstances, CocoPanoptic
+from ..data.example import Example
 from ..data.folders import InstanceMaps, LabelMaps
 from ..data.hub_dataset import HubDataset
 from ..data.scenes import ID2LABEL, STUFF_LABEL_IDS, ScenesDataset
@@ -147,16 +148,16 @@ class FirstExamples:
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> Example:
         if not 0 <= index < self.count:
             raise IndexError(f"index={index}: there are {self.count} examples")
         return self.dataset[index]
 
-    def annotation(self, index: int) -> dict:
+    def annotation(self, index: int) -> Example:
         """The example, without its image where the reader can do that."""
         return annotation(self.dataset, index)
 
 
-def annotation(dataset, index: int) -> dict:
+def annotation(dataset, index: int) -> Example:
     """An example of a data set, without opening the image where the reader can do that."""
     return dataset.annotation(index) if hasattr(dataset, "annotation") else dataset[index]

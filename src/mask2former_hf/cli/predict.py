@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ..data.readers import read_image
+from ..data.images import read_image
 from ..inference.drawing import draw_instances, draw_panoptic, draw_semantic
 from ..inference.results import METHODS, check_refinement, segment_image
 from ..model.configuration_mask2former import TASKS

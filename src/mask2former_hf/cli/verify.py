@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from .. import __version__
-from ..data.readers import read_image
+from ..data.images import read_image
 from ..evaluation.evaluator import evaluate, headline
 from ..inference.known_labels import stuff_of, task_of
 from ..kernels import select

@@ -257,8 +257,8 @@ def count_pixels(dataset, progress: bool = True) -> list[int]:
         examples = iter(dataset)
     total = len(dataset) if hasattr(dataset, "__len__") else None
     for example in tqdm(examples, total=total, desc="counting pixels", unit="image", disable=not progress):
-        label = {s["id"]: s["category_id"] for s in example["segments_info"] if not s["iscrowd"]}
-        for number, area in zip(*count_ids(example["segmentation"]), strict=True):
+        label = {segment["id"]: segment["category_id"] for segment in example.objects}
+        for number, area in zip(*count_ids(example.segmentation), strict=True):
             if number in label:
                 counts[label[number]] += area
     return counts.tolist()

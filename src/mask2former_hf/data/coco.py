@@ -9,13 +9,16 @@ from pathlib import Path
 
 from .annotations import decode_mask, instance_annotation, panoptic_annotation
 from .classes import ClassTable
-from .readers import FileReader, PackedRecords, locate, read_panoptic_ids
+from .example import Example, check_size
+from .images import read_panoptic_ids, read_size
+from .paths import locate
+from .reader import FileReader, PackedRecords
 
 
 class CocoPanoptic(FileReader):
     """COCO panoptic annotations (also ADE20K's, Cityscapes' and Mapillary's): an example per entry of `annotations`.
 
-    Segments keep their ids of the PNG. See `Reader` for the example.
+    Segments keep their ids of the PNG. See `Example`.
 
     Args:
         images: folder of the images.
@@ -65,12 +68,12 @@ class CocoPanoptic(FileReader):
     def __len__(self) -> int:
         return len(self._records)
 
-    def annotation(self, index: int) -> dict:
+    def annotation(self, index: int) -> Example:
         self._check_index(index)
         image_id, name, png, segments = self._records[index]
         path = self.segmentation / png
-        found = panoptic_annotation(read_panoptic_ids(path), segments, self.classes, path)
-        return {**found, "image_id": image_id, "file_name": name}
+        ids, names = read_panoptic_ids(path), {"image_id": image_id, "file_name": name}
+        return panoptic_annotation(ids, segments, self.classes, path, **names)
 
     def _image_path(self, index: int) -> Path:
         return self.images / self._records[index][1]
@@ -80,7 +83,7 @@ class CocoInstances(FileReader):
     """COCO instance annotations, which may overlap: an example per entry of `images`.
 
     Segments are numbered 1, 2, ... in an image; `annotation_id` and `bbox` (x, y, width, height of the original image)
-    are those of the json, as is `area`. See `Reader` for the example.
+    are those of the json, as is `area`. See `Example`.
 
     Args:
         images: folder of the images.
@@ -131,15 +134,17 @@ class CocoInstances(FileReader):
     def __len__(self) -> int:
         return len(self._records)
 
-    def annotation(self, index: int) -> dict:
+    def annotation(self, index: int) -> Example:
         self._check_index(index)
         image_id, name, size, objects = self._records[index]
+        # The json's size is how much memory its masks take: no more than the image's.
+        check_size(read_size(self.images / name), size, self.images / name)
         masks = [
             decode_mask(entry["segmentation"], size, f"{self.source}, annotation {entry.get('id')}")
             for entry in objects
         ]
-        found = instance_annotation(masks, objects, size, self.classes, self.images / name)
-        return {**found, "image_id": image_id, "file_name": name}
+        names = {"image_id": image_id, "file_name": name}
+        return instance_annotation(masks, objects, size, self.classes, self.images / name, **names)
 
     def _image_path(self, index: int) -> Path:
         return self.images / self._records[index][1]

@@ -10,12 +10,13 @@ import os
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch.nn import functional as F
 from transformers.image_utils import load_image
 from transformers.pipelines.image_segmentation import ImageSegmentationPipeline
 from transformers.utils import ModelOutput, logging
 
+from ..data.images import to_rgb
 from ..inference.known_labels import stuff_of, task_of
 from ..model.configuration_mask2former import TASKS
 from ..model.image_processing_mask2former import Mask2FormerImageProcessor
@@ -57,9 +58,9 @@ class Mask2FormerSegmentationPipeline(ImageSegmentationPipeline):
             image = Image.open(image)  # not load_image, whose conversion to RGB turns 16-bit images white
         elif not isinstance(image, Image.Image):
             image = load_image(image, timeout=timeout)
-        image = ImageOps.exif_transpose(image)
-        inputs = self.image_processor([image], return_tensors="pt")
-        return {"inputs": dict(inputs), "target_size": torch.tensor([[image.height, image.width]])}
+        image = to_rgb(image, "image")
+        inputs = self.image_processor([image], input_data_format="channels_last", return_tensors="pt")
+        return {"inputs": dict(inputs), "target_size": torch.tensor([image.shape[:2]])}
 
     def _forward(self, model_inputs):
         inputs, sizes = model_inputs["inputs"], model_inputs["target_size"]

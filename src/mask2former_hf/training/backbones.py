@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from transformers import CONFIG_MAPPING, AutoBackbone, AutoConfig, ResNetConfig, SwinConfig
 
@@ -164,10 +163,10 @@ def scan(dataset, read, most: int = 5000, progress=None) -> dict:
     pixels, counts, overlapping = [0] * len(dataset.classes), [], 0
     for index in indices if progress is None else progress(indices):
         example = read(dataset, index)
-        targets = {s["id"]: s["category_id"] for s in example["segments_info"] if not s.get("iscrowd", 0)}
+        targets = {segment["id"]: segment["category_id"] for segment in example.objects}
         counts.append(len(targets))
-        overlapping += np.ndim(example["segmentation"]) == 3
-        for number, area in zip(*count_ids(example["segmentation"]), strict=True):
+        overlapping += len(example.layers) > 1
+        for number, area in zip(*count_ids(example.segmentation), strict=True):
             if number in targets:
                 pixels[targets[number]] += area
     mean = sum(counts) / len(counts)

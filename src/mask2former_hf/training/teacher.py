@@ -1,7 +1,7 @@
 """A frozen teacher's answers for distillation, and their cache on disk."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
@@ -11,6 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
+
+from ..data.example import Example
 
 THUMBNAIL = 8  # side of the picture of an image by which a cached answer recognises it
 SAME_IMAGE = 0.05  # largest difference of two pixels of such pictures, in standard deviations of the normalisation
@@ -153,8 +155,9 @@ class WithImageIds:
     def __init__(self, collator):
         self.collator = collator
 
-    def __call__(self, examples: Sequence[dict]) -> dict:
-        return {**self.collator(examples), "image_ids": [example["image_id"] for example in examples]}
+    def __call__(self, examples: Sequence[Example | Mapping]) -> dict:
+        examples = [Example.of(example) for example in examples]
+        return {**self.collator(examples), "image_ids": [example.image_id for example in examples]}
 
 
 def _thumbnails(pixel_values: Tensor, pixel_mask: Tensor | None) -> list[Tensor]:
