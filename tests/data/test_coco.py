@@ -12,6 +12,7 @@ from mask2former_hf.data.annotations import decode_mask, stack_masks
 from mask2former_hf.data.classes import BACKGROUND_ID, ClassTable, count_pixels
 from mask2former_hf.data.coco import CocoInstances, CocoPanoptic
 from mask2former_hf.data.reader import PackedRecords
+from mask2former_hf.data.rle import read_counts, to_rle
 
 mask_tools = pytest.importorskip("pycocotools.mask", reason="pycocotools is not installed")
 H, W = 20, 30
@@ -110,6 +111,62 @@ def test_malformed_masks_are_named():
             decode_mask({"size": [H, W], "counts": text}, (H, W), "here")
     with pytest.raises(ValueError, match="counts of an RLE sum to 5, not to H \\* W = 600"):
         decode_mask({"size": [H, W], "counts": [2, 3]}, (H, W), "here")
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        [2**63 - 1, 2**63 - 1, 2002],  # wraps to 2000 in 64 bits
+        [2**62] * 4 + [2000],
+        [2**64 - 1, 2001],
+        [2**70],
+        [-1, 2001],
+        [1000, 2000, -1000],
+        [[2000]],
+        [[1], [2, 3]],
+        [2000.0],
+        [True] * 2000,
+        "o" * 30 + "0",  # a number of 150 bits
+        "oooooooooooooN",
+        "\x7f\xff",
+        "zzzzzzzz",
+        {"a": 1},
+        5,
+    ],
+)
+def test_run_lengths_that_leave_the_mask_are_refused_before_anything_is_added(counts):
+    with pytest.raises(ValueError, match="here: "):
+        decode_mask({"size": [40, 50], "counts": counts}, (40, 50), "here")
+    with pytest.raises(ValueError, match="segmentation: "):
+        to_rle({"size": [40, 50], "counts": counts})
+
+
+def test_random_texts_are_run_lengths_or_refused():
+    rng = np.random.default_rng(0)
+    for _ in range(3000):
+        text = bytes(rng.integers(48, 112, rng.integers(0, 20)).tolist()).decode()
+        try:
+            runs = read_counts({"size": [4, 5], "counts": text}, "here")
+        except ValueError:
+            continue
+        assert runs.min() >= 0 and runs.sum() == 20
+
+
+def test_sizes_without_end_take_no_memory(instances):
+    size = [10**6, 10**6]
+    objects = [{"segmentation": {"size": size, "counts": [10**12]}}]
+    dataset = instances(objects, lambda data: data["images"][0].update(height=10**6, width=10**6))
+    for read in (dataset.annotation, dataset.__getitem__):
+        with pytest.raises(ValueError, match=r"a\.png: the image is 20 x 30 .* its annotation 1000000 x 1000000"):
+            read(0)
+    with pytest.raises(ValueError, match="1000000000000000000 pixels; images have at most"):
+        read_counts({"size": [10**9, 10**9], "counts": [10**18]}, "here")
+
+
+def test_a_list_of_run_lengths_is_united():
+    parts = box(0, 0, 5, 5), box(3, 3, 9, 9)
+    mask = decode_mask([compressed(parts[0]), runs(parts[1])], (H, W), "here")
+    assert (mask == (parts[0] | parts[1])).all()
 
 
 def test_disjoint_masks_share_a_layer_and_overlapping_ones_stay_complete():
