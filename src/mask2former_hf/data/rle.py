@@ -116,7 +116,8 @@ def _check_bounds(numbers: np.ndarray, area: int, where, least: int = 0):
     outside = (numbers < least) | (numbers > area)
     if outside.any():
         raise ValueError(
-            f"{where}: an RLE has the count {numbers[outside][0]}; counts are 0 to H * W = {area}, the mask is damaged"
+            f"{where}: the counts of an RLE lead by {numbers[outside][0]} out of the mask, not to H * W = {area}, its "
+            "end; the mask is damaged"
         )
 
 
