@@ -142,7 +142,7 @@ def measure(model, data: Data, limit: int | None, variant, pictures: Path | None
     for index in tqdm(range(count), desc=f"{task} {method} {'tta' if tta else ''}", leave=False):
         example = data.val[index]
         start = time.perf_counter()
-        result = segmenter(example["image"], **options)
+        result = segmenter(example.image, **options)
         seconds += time.perf_counter() - start
         if task == "instance":
             scores, labels = (np.array([getattr(s, name) for s in result.segments]) for name in ("score", "label_id"))
@@ -157,13 +157,13 @@ def measure(model, data: Data, limit: int | None, variant, pictures: Path | None
                 table[segment.id] = segment.label_id
             predicted = table[result.map]
             rows = [{"id": s.id, "category_id": s.label_id} for s in result.segments]
-            quality.update(result.map, rows, single_map(example, "pq"), example["segments_info"])
+            quality.update(result.map, rows, single_map(example, "pq"), example.segments)
         for metric in ious:
             metric.update(predicted, truth)
         if pictures is not None and index < 4:
             pictures.mkdir(exist_ok=True)
-            panels = [Image.fromarray(example["image"])]
-            panels += [draw_semantic(example["image"], which, known_names(known)) for which in (truth, predicted)]
+            panels = [Image.fromarray(example.image)]
+            panels += [draw_semantic(example.image, which, known_names(known)) for which in (truth, predicted)]
             title = f"{task}, {method or 'plain'}{', tta' if tta else ''}"
             sheet = side_by_side(panels, ["image", "truth", title])
             sheet.save(pictures / f"{index}_{slug(title)}.png")

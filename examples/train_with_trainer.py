@@ -62,7 +62,7 @@ def main(data: Path, output: Path, steps: int = 2000, crop: int = 192, limit: in
 
     model = Mask2FormerForUniversalSegmentation.from_pretrained(output)
     processor = Mask2FormerImageProcessor.from_pretrained(output)
-    image = Image.fromarray(val[0]["image"])
+    image = Image.fromarray(val[0].image)
     with torch.inference_mode():
         outputs = model(**processor(image, return_tensors="pt"))
     labels = processor.post_process_semantic_segmentation(outputs, target_sizes=[(image.height, image.width)])[0]

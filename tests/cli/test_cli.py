@@ -118,11 +118,13 @@ def test_an_unreadable_image_is_one_line_and_the_others_are_done(checkpoint, pho
     check_panoptic(output, ["a.png", "b.jpg"])
 
 
-def test_images_of_more_than_8_bits_are_a_problem_and_not_white(checkpoint, photos, tmp_path, capsys):
+def test_16_bits_are_read_and_fractions_are_a_problem_and_not_white(checkpoint, photos, tmp_path, capsys):
     Image.fromarray(np.full((30, 40), 20000, np.uint16)).save(tmp_path / "deep.png")
-    assert predict(photos[0], tmp_path / "deep.png", "--model", checkpoint, "--output", tmp_path / "out") == 2
-    assert "deep.png: pixels of mode I;16 have more than 8 bits" in capsys.readouterr().err
-    check_panoptic(tmp_path / "out", ["a.png"])
+    Image.fromarray(np.full((30, 40), 0.5, np.float32)).save(tmp_path / "fraction.tif")
+    images = photos[0], tmp_path / "deep.png", tmp_path / "fraction.tif"
+    assert predict(*images, "--model", checkpoint, "--output", tmp_path / "out") == 2
+    assert "fraction.tif: image is float32 from 0.5 to 0.5" in capsys.readouterr().err
+    check_panoptic(tmp_path / "out", ["a.png", "deep.png"])
 
 
 def test_nothing_is_written_when_no_image_is_there(checkpoint, tmp_path, capsys):

@@ -22,6 +22,7 @@ from mask2former_hf.cli import train as train_command
 from mask2former_hf.cli.main import main
 from mask2former_hf.cli.settings import read_settings
 from mask2former_hf.data.coco import CocoPanoptic
+from mask2former_hf.data.example import Example
 from mask2former_hf.data.json_files import write_json
 from mask2former_hf.data.scenes import Scenes
 from mask2former_hf.evaluation.evaluator import SegmentationEvaluator
@@ -355,9 +356,9 @@ def test_every_recipe_of_images_gives_settings_and_a_pipeline(name, tmp_path):
         with pytest.raises(ValueError, match="clips"):
             recipe.pipeline()
         return
-    example = {"image": np.zeros((120, 100, 3), np.uint8), "segmentation": np.ones((120, 100), np.int32)}
-    example["segments_info"] = [{"id": 1, "category_id": 0}]
-    image = recipe.pipeline()(example, np.random.default_rng(0))["image"]
+    one = {"id": 1, "category_id": 0}
+    example = Example(np.zeros((120, 100, 3), np.uint8), np.ones((120, 100), np.int32), [one])
+    image = recipe.pipeline()(example, np.random.default_rng(0)).image
     augmentation = recipe.augmentation
     if recipe.mapper.endswith("lsj"):
         assert image.shape == (1024, 1024, 3)
@@ -420,7 +421,7 @@ def test_the_class_table_of_a_checkpoint_has_the_original_ids_and_pixel_counts(t
     reader = CocoPanoptic(
         PANOPTIC / "val", PANOPTIC / "annotations" / "panoptic_val.json", PANOPTIC / "panoptic_val", None
     )
-    wanted = {reader[index]["image_id"] for index in range(3)}
+    wanted = {reader[index].image_id for index in range(3)}
     for annotation in content["annotations"]:
         if annotation["image_id"] in wanted:
             for segment in annotation["segments_info"]:
@@ -461,7 +462,7 @@ def test_evaluate_measures_refined_results(trained, tmp_path, options):
         results = {}
         for task, threshold in {"panoptic": 0.1, "instance": 0.0}.items():
             segmenter = Segmenter.of(model, processor, task=task, refine=refine, tta=tta)
-            results[task] = segmenter(scenes[index]["image"], threshold=threshold)
+            results[task] = segmenter(scenes[index].image, threshold=threshold)
         evaluator.count(results, scenes[index], index)
     expected, found = evaluator.compute(), json.loads(path.read_text())
     assert found["pq"]["all"]["pq"] == pytest.approx(expected["pq"]["all"]["pq"], abs=1e-6)

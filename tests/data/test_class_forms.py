@@ -108,7 +108,7 @@ def test_one_class_is_understood_in_every_form_for_every_kind_of_data(kind, form
     assert dataset.classes.id2label == {0: "nucleus"}
     if instances:
         assert dataset.classes.stuff_label_ids == []
-    (segment,) = dataset[0]["segments_info"]
+    (segment,) = dataset[0].segments
     assert segment["category_id"] == 0 and segment["area"] >= 16
     if instances or kind == "coco-panoptic":  # whose json says so
         assert segment["isthing"] == 1
@@ -136,7 +136,7 @@ def test_names_of_objects_count_from_one_and_of_labels_from_zero(pictures):
     (pictures / "maps").mkdir()
     Image.fromarray(np.full((8, 8), 2001, np.uint16)).save(pictures / "maps" / "a.png")
     dataset = InstanceMaps(pictures / "images", pictures / "maps", "cell,nucleus", divisor=1000)
-    assert [segment["category_id"] for segment in dataset[0]["segments_info"]] == [1]
+    assert [segment["category_id"] for segment in dataset[0].segments] == [1]
     assert [row.id for row in class_table("cell,nucleus").rows] == [0, 1]
 
 
@@ -158,12 +158,12 @@ def test_names_alone_are_looked_up_in_each_json(pictures):
     for path in (train, val):
         dataset = CocoInstances(pictures / "images", path, "cat,dog")
         assert dataset.classes.id2label == {0: "cat", 1: "dog"}
-        assert [segment["category_id"] for segment in dataset[0]["segments_info"]] == [1]
+        assert [segment["category_id"] for segment in dataset[0].segments] == [1]
 
 
 def test_ids_may_be_merged_under_one_name_of_ones_own(pictures):
     dataset = CocoInstances(pictures / "images", coco(pictures, "a.json", {1: "cat", 2: "dog"}), {1: "pet", 2: "pet"})
-    assert [segment["category_id"] for segment in dataset[0]["segments_info"]] == [0]
+    assert [segment["category_id"] for segment in dataset[0].segments] == [0]
 
 
 def both(pictures, train, val):
@@ -175,7 +175,7 @@ def both(pictures, train, val):
 def test_splits_that_list_different_classes_of_one_numbering_are_read_with_all_of_them(pictures):
     train, val = load_both(both(pictures, {1: "cat", 7: "dog"}, {3: "cow", 7: "dog"}))
     assert train.classes.id2label == val.classes.id2label == {0: "cat", 1: "cow", 2: "dog"}
-    assert train[0]["segments_info"][0]["category_id"] == val[0]["segments_info"][0]["category_id"] == 2
+    assert train[0].segments[0]["category_id"] == val[0].segments[0]["category_id"] == 2
 
 
 @pytest.mark.parametrize("val", [{1: "dog"}, {2: "cat"}])

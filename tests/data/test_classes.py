@@ -174,8 +174,8 @@ def test_pixels_are_counted_by_class_over_any_iterable_of_examples():
 
     scenes, expected = Scenes(4, size=32, seed=1), [0] * 5
     for scene in scenes:
-        for segment in scene["segments_info"]:
-            expected[segment["category_id"]] += (scene["segmentation"] == segment["id"]).sum()
+        for segment in scene.segments:
+            expected[segment["category_id"]] += (scene.segmentation == segment["id"]).sum()
     assert count_pixels(scenes, progress=False) == expected
 
 

@@ -11,7 +11,8 @@ from PIL import Image
 from mask2former_hf.data.annotations import decode_mask, stack_masks
 from mask2former_hf.data.classes import BACKGROUND_ID, ClassTable, count_pixels
 from mask2former_hf.data.coco import CocoInstances, CocoPanoptic
-from mask2former_hf.data.readers import PackedRecords
+from mask2former_hf.data.reader import PackedRecords
+from mask2former_hf.data.rle import read_counts, to_rle
 
 mask_tools = pytest.importorskip("pycocotools.mask", reason="pycocotools is not installed")
 H, W = 20, 30
@@ -112,6 +113,62 @@ def test_malformed_masks_are_named():
         decode_mask({"size": [H, W], "counts": [2, 3]}, (H, W), "here")
 
 
+@pytest.mark.parametrize(
+    "counts",
+    [
+        [2**63 - 1, 2**63 - 1, 2002],  # wraps to 2000 in 64 bits
+        [2**62] * 4 + [2000],
+        [2**64 - 1, 2001],
+        [2**70],
+        [-1, 2001],
+        [1000, 2000, -1000],
+        [[2000]],
+        [[1], [2, 3]],
+        [2000.0],
+        [True] * 2000,
+        "o" * 30 + "0",  # a number of 150 bits
+        "oooooooooooooN",
+        "\x7f\xff",
+        "zzzzzzzz",
+        {"a": 1},
+        5,
+    ],
+)
+def test_run_lengths_that_leave_the_mask_are_refused_before_anything_is_added(counts):
+    with pytest.raises(ValueError, match="here: "):
+        decode_mask({"size": [40, 50], "counts": counts}, (40, 50), "here")
+    with pytest.raises(ValueError, match="segmentation: "):
+        to_rle({"size": [40, 50], "counts": counts})
+
+
+def test_random_texts_are_run_lengths_or_refused():
+    rng = np.random.default_rng(0)
+    for _ in range(3000):
+        text = bytes(rng.integers(48, 112, rng.integers(0, 20)).tolist()).decode()
+        try:
+            runs = read_counts({"size": [4, 5], "counts": text}, "here")
+        except ValueError:
+            continue
+        assert runs.min() >= 0 and runs.sum() == 20
+
+
+def test_sizes_without_end_take_no_memory(instances):
+    size = [10**6, 10**6]
+    objects = [{"segmentation": {"size": size, "counts": [10**12]}}]
+    dataset = instances(objects, lambda data: data["images"][0].update(height=10**6, width=10**6))
+    for read in (dataset.annotation, dataset.__getitem__):
+        with pytest.raises(ValueError, match=r"a\.png: the image is 20 x 30 .* its annotation 1000000 x 1000000"):
+            read(0)
+    with pytest.raises(ValueError, match="1000000000000000000 pixels; images have at most"):
+        read_counts({"size": [10**9, 10**9], "counts": [10**18]}, "here")
+
+
+def test_a_list_of_run_lengths_is_united():
+    parts = box(0, 0, 5, 5), box(3, 3, 9, 9)
+    mask = decode_mask([compressed(parts[0]), runs(parts[1])], (H, W), "here")
+    assert (mask == (parts[0] | parts[1])).all()
+
+
 def test_disjoint_masks_share_a_layer_and_overlapping_ones_stay_complete():
     chain = [box(0, 0, 5, 10), box(0, 8, 5, 18), box(0, 16, 5, 26)]  # 1 meets 2 meets 3
     assert stack_masks([chain[0], chain[2]], (H, W)).shape == (H, W)
@@ -140,8 +197,8 @@ def test_crowds_overlaps_and_images_without_objects(instances):
     crowd = {"segmentation": runs(box(0, 0, 10, 30)), "iscrowd": 1, "area": 300, "bbox": [0, 0, 30, 10]}
     dataset = instances([{"segmentation": polygon(2, 2, 8, 8), "category_id": 90}, crowd])
     first, second = dataset
-    assert first["segmentation"].shape == (2, H, W)
-    assert first["segments_info"] == [
+    assert first.segmentation.shape == (2, H, W)
+    assert list(first.segments) == [
         {"id": 1, "category_id": 1, "isthing": 1, "iscrowd": 0, "area": 36, "annotation_id": 10**12},
         {
             "id": 2,
@@ -153,14 +210,14 @@ def test_crowds_overlaps_and_images_without_objects(instances):
             "annotation_id": 10**12 + 1,
         },
     ]
-    assert (second["image_id"], second["segments_info"]) == (2, [])
-    assert (second["segmentation"] == BACKGROUND_ID).all()
+    assert (second.image_id, second.segments) == (2, ())
+    assert (second.segmentation == BACKGROUND_ID).all()
     assert count_pixels(dataset, progress=False) == [0, 36]
     assert len(instances([crowd], skip_empty=False)) == 2
     with pytest.raises(ValueError, match="no image with an object"):
         instances([crowd], skip_empty=True)
     assert len(instances([{**crowd, "iscrowd": 0}], skip_empty=True)) == 1
-    assert pickle.loads(pickle.dumps(dataset))[0]["segments_info"] == first["segments_info"]
+    assert pickle.loads(pickle.dumps(dataset))[0].segments == first.segments
 
 
 @pytest.mark.parametrize(
@@ -220,19 +277,19 @@ def test_sparse_panoptic_categories_become_indices_in_the_order_of_ids(panoptic)
     dataset = panoptic()
     assert [tuple(row) for row in dataset.classes.rows] == [(0, 7, "dog", True), (1, 90, "sky", False)]
     example = dataset[0]
-    assert [tuple(segment.values()) for segment in example["segments_info"]] == [
+    assert [tuple(segment.values()) for segment in example.segments] == [
         (1, 1, 0, 0, 150),
         (300, 0, 1, 1, 150),
         (70000, 0, 1, 0, 150),
     ]
-    assert np.unique(example["segmentation"]).tolist() == [0, 1, 300, 70000]
+    assert np.unique(example.segmentation).tolist() == [0, 1, 300, 70000]
     assert count_pixels(dataset, progress=False) == [150, 150]
 
 
 def test_a_category_that_the_table_ignores_becomes_void(panoptic):
     example = panoptic(classes=ClassTable.from_labels({7: "dog", 90: None}, things=["dog"]))[0]
-    assert np.unique(example["segmentation"]).tolist() == [0, 300, 70000]
-    assert [segment["id"] for segment in example["segments_info"]] == [300, 70000]
+    assert np.unique(example.segmentation).tolist() == [0, 300, 70000]
+    assert [segment["id"] for segment in example.segments] == [300, 70000]
 
 
 @pytest.mark.parametrize(
@@ -273,8 +330,8 @@ def test_cityscapes_json_names_files_that_lie_in_city_folders_under_another_suff
     (tmp_path / "p.json").write_text(json.dumps(data))
     classes = ClassTable.load("cityscapes-panoptic")
     example = CocoPanoptic(tmp_path / "images", tmp_path / "p.json", tmp_path / "maps", classes)[0]
-    assert example["file_name"] == "ulm/ulm_0_1_leftImg8bit.png"
-    assert classes.id2label[example["segments_info"][0]["category_id"]] == "car"
+    assert example.file_name == "ulm/ulm_0_1_leftImg8bit.png"
+    assert classes.id2label[example.segments[0]["category_id"]] == "car"
 
 
 def test_packed_records_are_the_records():
@@ -316,7 +373,7 @@ def coco_json(folder, **changes):
 
 
 def test_a_missing_image_is_not_replaced_by_its_own_map_or_by_another_image(tmp_path):
-    assert CocoPanoptic(*coco_json(tmp_path))[0]["image"].max() == 200
+    assert CocoPanoptic(*coco_json(tmp_path))[0].image.max() == 200
     (tmp_path / "a.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of 1 images .* a.png"):
         CocoPanoptic(*coco_json_without_image(tmp_path))

@@ -60,17 +60,21 @@ def test_images_of_every_mode_become_upright_rgb(tmp_path):
     for name, image in expected.items():
         save(maps / f"{name}.png", np.ones(image.shape[:2], dtype=np.uint8))
     for example in LabelMaps(images, maps, LABELS):
-        assert example["image"].dtype == np.uint8
-        assert example["image"].flags.writeable
-        assert (example["image"] == expected[example["image_id"]]).all()
+        assert example.image.dtype == np.uint8
+        assert example.image.flags.writeable
+        assert (example.image == expected[example.image_id]).all()
 
 
-def test_a_16_bit_image_is_an_error_that_asks_for_a_scale(tmp_path):
+def test_16_bits_are_read_as_the_processor_reads_them_and_fractions_are_refused(tmp_path):
     images, maps = label_folder(tmp_path, names=())
     save(images / "a.png", np.full((6, 8), 1000, dtype=np.uint16))
-    save(maps / "a.png", np.ones((6, 8), dtype=np.uint8))
-    with pytest.raises(ValueError, match=r"a\.png: pixels of mode I;16 have more than 8 bits"):
-        LabelMaps(images, maps, LABELS)[0]
+    save(images / "b.tif", np.full((6, 8), 0.5, dtype=np.float32))
+    for name in "ab":
+        save(maps / f"{name}.png", np.ones((6, 8), dtype=np.uint8))
+    dataset = LabelMaps(images, maps, LABELS)
+    assert (dataset[0].image == 4).all()  # 1000 / 257 = 3.9
+    with pytest.raises(ValueError, match=r"b\.tif: image is float32 from 0.5 to 0.5; .* scale it first"):
+        dataset[1]
 
 
 # Label maps
@@ -82,10 +86,10 @@ def test_a_16_bit_image_is_an_error_that_asks_for_a_scale(tmp_path):
 def test_label_maps_of_8_and_16_bits(tmp_path, dtype, ending):
     images, maps = label_folder(tmp_path, dtype=dtype, ending=ending)
     for example in LabelMaps(images, maps, LABELS):
-        labels = np.asarray(Image.open(maps / f"{example['image_id']}{ending}"))
-        assert (example["segmentation"] == (labels == 1) + 2 * (labels == 300)).all()
+        labels = np.asarray(Image.open(maps / f"{example.image_id}{ending}"))
+        assert (example.segmentation == (labels == 1) + 2 * (labels == 300)).all()
         present = [(0, (labels == 1).sum()), (1, (labels == 300).sum())]
-        assert [(s["id"] - 1, s["category_id"], s["area"]) for s in example["segments_info"]] == [
+        assert [(s["id"] - 1, s["category_id"], s["area"]) for s in example.segments] == [
             (index, index, area) for index, area in present if area
         ]
 
@@ -97,7 +101,7 @@ def test_palette_positions_are_labels(tmp_path):
     palette.putdata(labels.ravel().tolist())
     palette.putpalette([255, 0, 0, 0, 255, 0])
     palette.save(maps / "a.png")
-    assert (LabelMaps(images, maps, LABELS)[0]["segmentation"] == labels).all()
+    assert (LabelMaps(images, maps, LABELS)[0].segmentation == labels).all()
 
 
 def test_undeclared_labels_are_an_error_that_lists_them_with_the_file(tmp_path):
@@ -118,7 +122,7 @@ def test_cityscapes_suffixes_and_city_folders(tmp_path):
     with pytest.raises(FileNotFoundError, match="or give image_suffix and map_suffix"):
         LabelMaps(*folders, classes)
     example = LabelMaps(*folders, classes, image_suffix="_leftImg8bit", map_suffix="_gtFine_labelIds")[0]
-    assert (example["image_id"], example["segments_info"][0]["category_id"]) == ("ulm/ulm_0_1", 13)
+    assert (example.image_id, example.segments[0]["category_id"]) == ("ulm/ulm_0_1", 13)
 
 
 def test_missing_empty_double_and_unfit_files_are_named(tmp_path):
@@ -171,8 +175,8 @@ def id_folder(tmp_path):
 def test_ids_are_one_class_or_follow_a_table(tmp_path):
     folders = id_folder(tmp_path)
     example = InstanceMaps(*folders, "cell")[0]
-    assert np.unique(example["segmentation"]).tolist() == [BACKGROUND_ID, 1, 5, 600]
-    assert [(s["id"], s["category_id"], s["area"]) for s in example["segments_info"]] == [
+    assert np.unique(example.segmentation).tolist() == [BACKGROUND_ID, 1, 5, 600]
+    assert [(s["id"], s["category_id"], s["area"]) for s in example.segments] == [
         (1, 0, 8),
         (5, 0, 3),
         (600, 0, 16),
@@ -185,7 +189,7 @@ def test_ids_are_one_class_or_follow_a_table(tmp_path):
     )
     for table in (rows, {"a": rows, "b": rows}, *(tmp_path / n for n in ("table.json", "table.csv", "images.csv"))):
         dataset = InstanceMaps(*folders, ["cat", "dog"], table)
-        assert [s["category_id"] for s in dataset[1]["segments_info"]] == [1, 0, 1]
+        assert [s["category_id"] for s in dataset[1].segments] == [1, 0, 1]
         assert dataset.classes.stuff_label_ids == []
 
 
@@ -207,7 +211,7 @@ def test_cityscapes_instance_ids_hold_class_and_crowd(tmp_path):
     save(tmp_path / "maps" / "a.png", ids.astype(np.uint16))
     classes = ClassTable.load("cityscapes-instance")
     example = InstanceMaps(tmp_path / "images", tmp_path / "maps", classes, divisor=1000)[0]
-    found = [(s["id"], classes.id2label[s["category_id"]], s["iscrowd"]) for s in example["segments_info"]]
+    found = [(s["id"], classes.id2label[s["category_id"]], s["iscrowd"]) for s in example.segments]
     assert found == [
         (24, "person", 1),
         (33, "bicycle", 1),
@@ -215,7 +219,7 @@ def test_cityscapes_instance_ids_hold_class_and_crowd(tmp_path):
         (26001, "car", 0),
         (26002, "car", 0),
     ]
-    assert (example["segmentation"] == np.where(np.isin(ids, [0, 7]), BACKGROUND_ID, ids)).all()
+    assert (example.segmentation == np.where(np.isin(ids, [0, 7]), BACKGROUND_ID, ids)).all()
 
 
 # Workers
@@ -226,7 +230,7 @@ def test_worker_processes_read_the_same(tmp_path):
     dataset = LabelMaps(*folders, LABELS)
     for copy in (pickle.loads(pickle.dumps(dataset)), DataLoader(dataset, batch_size=None, num_workers=2)):
         for one, other in zip(dataset, copy, strict=True):
-            assert one["image_id"] == other["image_id"]
-            assert (np.asarray(other["segmentation"]) == one["segmentation"]).all()
+            assert one.image_id == other.image_id
+            assert (np.asarray(other.segmentation) == one.segmentation).all()
     with pytest.raises(IndexError, match="there are 5 examples, 0 to 4"):
         dataset[5]

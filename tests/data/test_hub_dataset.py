@@ -34,16 +34,16 @@ def test_label_maps_in_a_column(convert):
     dataset = HubDataset(rows, LABELS, label="label")
     assert (dataset.task, len(dataset), dataset.classes.id2label) == ("semantic", 3, {0: "road", 1: "car"})
     for example, image, labels in zip(dataset, images(), label_maps(), strict=True):
-        assert (example["image"] == image).all()
-        assert (example["segmentation"] == labels // 300).all()
-        assert [s["area"] for s in example["segments_info"]] == [(labels == 300).sum(), (labels == 600).sum()]
-    assert dataset[1]["image_id"] == 1
+        assert (example.image == image).all()
+        assert (example.segmentation == labels // 300).all()
+        assert [s["area"] for s in example.segments] == [(labels == 300).sum(), (labels == 600).sum()]
+    assert dataset[1].image_id == 1
 
 
 def test_undecoded_images_are_decoded():
     rows = datasets.Dataset.from_dict({"image": pictures(images()), "label": pictures(label_maps())})
     rows = rows.cast_column("image", datasets.Image(decode=False))
-    assert (HubDataset(rows, LABELS, label="label")[2]["image"] == images()[2]).all()
+    assert (HubDataset(rows, LABELS, label="label")[2].image == images()[2]).all()
 
 
 @pytest.mark.parametrize("as_lists", [False, True], ids=["list of dicts", "dict of lists"])
@@ -60,12 +60,12 @@ def test_panoptic_maps_with_segments_info(as_lists):
     classes = ClassTable.from_labels({9: "sky", 2: "dog"}, things=["dog"])
     dataset = HubDataset(rows, classes, label="map", segments_info="info", image_id="key")
     assert dataset.task == "panoptic"
-    assert (dataset[0]["segmentation"] == ids).all()
-    assert [tuple(segment.values()) for segment in dataset[0]["segments_info"]] == [
+    assert (dataset[0].segmentation == ids).all()
+    assert [tuple(segment.values()) for segment in dataset[0].segments] == [
         (5, 0, 0, 0, 30),
         (70000, 1, 1, 1, 20),
     ]
-    assert dataset[0]["image_id"] == "x7"
+    assert dataset[0].image_id == "x7"
     with pytest.raises(ValueError, match="classes has no thing: panoptic data has things and stuff"):
         HubDataset(rows, {9: "sky", 2: "dog"}, label="map", segments_info="info")
 
@@ -86,12 +86,12 @@ def test_objects_as_polygons_run_lengths_arrays_or_images(key, mask):
     first, second = {"category": "dog", key: mask}, {"category": "cat", key: mask}
     rows = datasets.Dataset.from_dict({"image": pictures(images(2)), "objects": [[first, second], []]})
     example, empty = HubDataset(rows, {4: "cat", 9: "dog"}, objects="objects")
-    assert example["segmentation"].shape == (2, H, W)
-    for segment, layer in zip(example["segments_info"], example["segmentation"], strict=True):
+    assert example.segmentation.shape == (2, H, W)
+    for segment, layer in zip(example.segments, example.segmentation, strict=True):
         assert (layer == np.where(BITMASK, segment["id"], BACKGROUND_ID)).all()
         assert (segment["area"], segment["isthing"]) == (16, 1)
-    assert [segment["category_id"] for segment in example["segments_info"]] == [1, 0]
-    assert (empty["segmentation"] == BACKGROUND_ID).all()
+    assert [segment["category_id"] for segment in example.segments] == [1, 0]
+    assert (empty.segmentation == BACKGROUND_ID).all()
 
 
 def test_objects_in_columns_of_their_own():
@@ -100,8 +100,8 @@ def test_objects_in_columns_of_their_own():
     )
     columns = {"category_id": "labels", "segmentation": "masks", "iscrowd": "crowd"}
     example = HubDataset(rows, {4: "cat", 9: "dog"}, objects=columns)[0]
-    assert [(s["category_id"], s["iscrowd"], s["area"]) for s in example["segments_info"]] == [(1, 0, 16), (0, 1, 64)]
-    assert (example["segmentation"] == np.where(BITMASK, 1, 2)).all()
+    assert [(s["category_id"], s["iscrowd"], s["area"]) for s in example.segments] == [(1, 0, 16), (0, 1, 64)]
+    assert (example.segmentation == np.where(BITMASK, 1, 2)).all()
 
 
 def test_errors_name_columns_and_rows():
@@ -143,8 +143,8 @@ def test_two_nodes_see_every_row_of_a_stream_once(shards, num_workers):
         part = list(DataLoader(stream, batch_size=None, num_workers=num_workers))
         assert len(part) < 3 * shards
         for example in part:
-            assert (np.asarray(example["segmentation"]) == label_maps()[example["image_id"] % 3] // 300).all()
-        seen += [example["image_id"] for example in part]
+            assert (np.asarray(example.segmentation) == label_maps()[example.image_id % 3] // 300).all()
+        seen += [example.image_id for example in part]
     assert sorted(seen) == list(range(3 * shards))
 
 
@@ -155,7 +155,7 @@ def test_the_node_comes_from_the_environment_and_row_names_differ_between_nodes(
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("WORLD_SIZE", "2")
         assert node() == (rank, 2)
-        names |= {example["image_id"] for example in HubStream(rows, LABELS, label="label")}
+        names |= {example.image_id for example in HubStream(rows, LABELS, label="label")}
     assert len(names) == 6
     alone = HubStream(rows, LABELS, label="label", rank=0, world_size=1)
     assert len(list(alone)) == 6
@@ -177,6 +177,6 @@ def test_a_shuffled_stream_changes_with_the_epoch_and_repeats_with_it():
     orders = []
     for epoch in (0, 1, 0):
         stream.set_epoch(epoch)
-        orders.append([example["image_id"] for example in stream])
+        orders.append([example.image_id for example in stream])
     assert orders[0] == orders[2] != orders[1]
     assert sorted(orders[1]) == list(range(12))

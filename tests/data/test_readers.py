@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="real data (../shared/
 
 def mask_of(example, number):
     """(H, W) bool of a segment; it must lie on one layer."""
-    maps = np.atleast_3d(example["segmentation"].T).T
+    maps = np.atleast_3d(example.segmentation.T).T
     layers = [layer == number for layer in maps if (layer == number).any()]
     assert len(layers) <= 1
     return layers[0] if layers else np.zeros(maps.shape[-2:], dtype=bool)
@@ -36,20 +36,20 @@ def test_coco_panoptic_areas_are_those_of_the_json_and_five_segments_are_crowds(
         assert len(dataset) == len(truth["annotations"])
         for index, entry in enumerate(truth["annotations"]):
             example = dataset.annotation(index)
-            assert example["image_id"] == entry["image_id"]
-            assert example["segmentation"].dtype == np.int32
+            assert example.image_id == entry["image_id"]
+            assert example.segmentation.dtype == np.int32
             expected = {s["id"]: (s["area"], s["iscrowd"], *names[s["category_id"]]) for s in entry["segments_info"]}
             found = {
                 s["id"]: (s["area"], s["iscrowd"], dataset.classes.id2label[s["category_id"]], bool(s["isthing"]))
-                for s in example["segments_info"]
+                for s in example.segments
             }
             assert found == expected
-            crowds += sum(s["iscrowd"] for s in example["segments_info"])
+            crowds += sum(s["iscrowd"] for s in example.segments)
             segments += len(found)
             red, green, blue = np.moveaxis(
                 np.asarray(Image.open(folder / f"panoptic_{split}" / entry["file_name"])).astype(int), -1, 0
             )
-            assert (example["segmentation"] == red + 256 * green + 65536 * blue).all()
+            assert (example.segmentation == red + 256 * green + 65536 * blue).all()
     assert (segments, crowds) == (1004, 5)
 
 
@@ -68,17 +68,17 @@ def test_instance_masks_equal_pycocotools(images, annotations, capsys):
     seen = []
     for index in range(len(dataset)):
         example = dataset.annotation(index)
-        assert len(example["segments_info"]) == len(coco.getAnnIds(example["image_id"]))
-        assert (example["segmentation"] != 0).all()
-        for segment in example["segments_info"]:
+        assert len(example.segments) == len(coco.getAnnIds(example.image_id))
+        assert (example.segmentation != 0).all()
+        for segment in example.segments:
             truth = coco.anns[segment["annotation_id"]]
-            assert truth["image_id"] == example["image_id"]
+            assert truth["image_id"] == example.image_id
             assert (mask_of(example, segment["id"]) == coco.annToMask(truth)).all()
             assert dataset.classes.rows[segment["category_id"]].id == truth["category_id"]
             assert (segment["iscrowd"], segment["area"]) == (truth["iscrowd"], truth["area"])
             seen.append(segment["annotation_id"])
     assert sorted(seen) == sorted(coco.anns)
-    assert dataset[0]["image"].shape[:2] == dataset.annotation(0)["segmentation"].shape[-2:]
+    assert dataset[0].image.shape[:2] == dataset.annotation(0).segmentation.shape[-2:]
 
 
 def test_nuclei_as_id_maps_equal_nuclei_as_json():
@@ -90,21 +90,21 @@ def test_nuclei_as_id_maps_equal_nuclei_as_json():
     source = folder / "annotations" / "instances_val.json"
     rle = CocoInstances(folder / "images" / "val", source)
     value = {entry["id"]: entry["label_value"] for entry in json.loads(source.read_text())["annotations"]}
-    by_name = {example["file_name"]: example for example in map(rle.annotation, range(len(rle)))}
+    by_name = {example.file_name: example for example in map(rle.annotation, range(len(rle)))}
     for one in map(maps["val"].annotation, range(len(rle))):
-        other = by_name[one["file_name"]]
-        table = np.zeros(len(other["segments_info"]) + 1, dtype=int)
-        for segment in other["segments_info"]:
+        other = by_name[one.file_name]
+        table = np.zeros(len(other.segments) + 1, dtype=int)
+        for segment in other.segments:
             table[segment["id"]] = value[segment["annotation_id"]]
-        translated = np.where(other["segmentation"] > 0, table[other["segmentation"]], BACKGROUND_ID)
-        assert (one["segmentation"] == translated).all()
-        assert sorted(s["area"] for s in one["segments_info"]) == sorted(s["area"] for s in other["segments_info"])
+        translated = np.where(other.segmentation > 0, table[other.segmentation], BACKGROUND_ID)
+        assert (one.segmentation == translated).all()
+        assert sorted(s["area"] for s in one.segments) == sorted(s["area"] for s in other.segments)
     counts = {
-        split: sum(len(dataset.annotation(index)["segments_info"]) for index in range(len(dataset)))
+        split: sum(len(dataset.annotation(index).segments) for index in range(len(dataset)))
         for split, dataset in maps.items()
     }
     assert counts == {"train": 3744, "val": 1131}
-    assert maps["val"][0]["image"].shape == (*maps["val"][0]["segmentation"].shape, 3)
+    assert maps["val"][0].image.shape == (*maps["val"][0].segmentation.shape, 3)
 
 
 def test_camvid_counts_equal_numpy_on_the_pngs_and_sum_to_all_that_is_not_void():
@@ -122,9 +122,9 @@ def test_ade20k_classes_are_the_png_minus_one_and_other_is_void():
     dataset = LabelMaps(folder / "images", folder / "annotations", ClassTable.load("ade20k-semantic"))
     names = [line.split(",")[-1].split(";") for line in (folder / "objectInfo150.csv").read_text().splitlines()[1:]]
     for example in dataset:
-        png = np.asarray(Image.open(folder / "annotations" / f"{example['image_id']}.png"))
-        assert (example["segmentation"] == png).all()  # id = index + 1
-        assert {s["category_id"] + 1: s["area"] for s in example["segments_info"]} == {
+        png = np.asarray(Image.open(folder / "annotations" / f"{example.image_id}.png"))
+        assert (example.segmentation == png).all()  # id = index + 1
+        assert {s["category_id"] + 1: s["area"] for s in example.segments} == {
             label: (png == label).sum() for label in np.unique(png[png > 0]).tolist()
         }
     for row in dataset.classes.rows:  # the csv has ; for every space and comma
@@ -138,9 +138,9 @@ def test_panopticapi_samples_agree_in_both_of_their_formats():
         folder / "input_images", folder / "panoptic_coco_detection_format.json", ClassTable.load("coco-panoptic")
     )
     for one, other in zip(panoptic, detection, strict=True):
-        assert (one["image"] == other["image"]).all()
-        assert one["segments_info"]
-        for segment, same in zip(one["segments_info"], other["segments_info"], strict=True):
+        assert (one.image == other.image).all()
+        assert one.segments
+        for segment, same in zip(one.segments, other.segments, strict=True):
             assert (segment["category_id"], segment["isthing"]) == (same["category_id"], same["isthing"])
             assert (mask_of(one, segment["id"]) == mask_of(other, same["id"])).all()
 
@@ -158,6 +158,6 @@ def test_a_json_without_categories_is_read_with_a_class_table(tmp_path):
     with pytest.raises(ValueError, match="no categories; add them to the json, or give classes="):
         CocoPanoptic(folder, source, folder / "coco_panoptic")
     dataset = CocoPanoptic(folder, source, folder / "coco_panoptic", ClassTable.load("coco-panoptic"))
-    found = dataset[0]["segments_info"]
+    found = dataset[0].segments
     assert [s["area"] for s in found] == [s["area"] for s in segments]
     assert [dataset.classes.id2label[s["category_id"]] for s in found][:2] == ["cat", "cat"]

@@ -15,17 +15,17 @@ def test_a_scene_depends_on_seed_and_index_alone():
     np.random.seed(1)
     for index in (4, 0, 2):
         scene = longer[index]
-        assert np.array_equal(scene["image"], forwards[index]["image"])
-        assert np.array_equal(scene["segmentation"], forwards[index]["segmentation"])
-        assert scene["segments_info"] == forwards[index]["segments_info"]
-    assert not np.array_equal(forwards[0]["image"], forwards[1]["image"])
-    assert not np.array_equal(forwards[0]["image"], ScenesDataset(5, seed=4)[0]["image"])
+        assert np.array_equal(scene.image, forwards[index].image)
+        assert np.array_equal(scene.segmentation, forwards[index].segmentation)
+        assert scene.segments == forwards[index].segments
+    assert not np.array_equal(forwards[0].image, forwards[1].image)
+    assert not np.array_equal(forwards[0].image, ScenesDataset(5, seed=4)[0].image)
 
 
 def test_another_process_makes_the_same_scene():
-    code = "from mask2former_hf.data.scenes import ScenesDataset as S; print(int(S(9)[7]['image'].astype(int).sum()))"
+    code = "from mask2former_hf.data.scenes import ScenesDataset as S; print(int(S(9)[7].image.astype(int).sum()))"
     there = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-    assert there == ScenesDataset(9)[7]["image"].astype(int).sum()
+    assert there == ScenesDataset(9)[7].image.astype(int).sum()
 
 
 @pytest.mark.parametrize("size", [64, 128, (48, 96)])
@@ -33,10 +33,10 @@ def test_annotations_describe_the_map(size):
     for index in range(30):
         scene = ScenesDataset(30, size=size)[index]
         height, width = (size, size) if isinstance(size, int) else size
-        assert scene["image"].shape == (height, width, 3) and scene["image"].dtype == np.uint8
-        ids = scene["segmentation"]
+        assert scene.image.shape == (height, width, 3) and scene.image.dtype == np.uint8
+        ids = scene.segmentation
         assert ids.shape == (height, width) and ids.dtype == np.int32
-        listed = {segment["id"]: segment for segment in scene["segments_info"]}
+        listed = {segment["id"]: segment for segment in scene.segments}
         assert set(np.unique(ids)) == set(listed) and 0 not in listed
         for number, segment in listed.items():
             assert segment["area"] == (ids == number).sum() >= MIN_VISIBLE
@@ -46,7 +46,7 @@ def test_annotations_describe_the_map(size):
 
 def test_scenes_have_every_class_neighbours_of_one_class_and_hidden_things():
     scenes = [ScenesDataset(60)[i] for i in range(60)]
-    counts = [[s["category_id"] for s in scene["segments_info"]] for scene in scenes]
+    counts = [[s["category_id"] for s in scene.segments] for scene in scenes]
     assert {label for labels in counts for label in labels} == set(ID2LABEL)
     assert sum(len(labels) != len(set(labels)) for labels in counts) > 20
     drawn = sum(len(set(range(3)) & set(labels)) > 0 for labels in counts)

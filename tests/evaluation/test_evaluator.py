@@ -39,10 +39,10 @@ def load(folder):
 
 def truth(example, shift=0):
     """The annotations as results, by task; every class a number of classes further."""
-    ids, names = example["segmentation"], {label: str(label) for label in range(5)}
+    ids, names = example.segmentation, {label: str(label) for label in range(5)}
     rows = [
         {"id": s["id"], "label_id": (s["category_id"] + shift) % 5, "score": 1.0, "area": s["area"]}
-        for s in example["segments_info"]
+        for s in example.segments
     ]
     masks, labels = np.stack([ids == row["id"] for row in rows]), [row["label_id"] for row in rows]
     semantic = np.zeros_like(ids)
@@ -99,7 +99,7 @@ def test_evaluators_of_shares_merge_to_the_whole(checkpoint):
         evaluator = SegmentationEvaluator(model.config, processor, METRICS, threshold=0.1)
         for index in indices:
             example = Scenes("val")[index]
-            inputs = processor([example["image"]], return_tensors="pt")
+            inputs = processor([example.image], return_tensors="pt")
             with torch.inference_mode():
                 evaluator.update(model(**inputs), [example], [index])
         return evaluator

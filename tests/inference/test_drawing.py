@@ -64,7 +64,7 @@ def test_semantic_maps_and_titles():
     scene = ScenesDataset(1)[0]
     labels = np.zeros((128, 128), dtype=np.uint8)
     labels[:, 64:] = 255
-    drawn = draw_semantic(scene["image"], labels, ID2LABEL)
+    drawn = draw_semantic(scene.image, labels, ID2LABEL)
     sheet = side_by_side([drawn, drawn], ["image", "prediction"])
     assert sheet.width > 2 * drawn.width and sheet.height > drawn.height
 

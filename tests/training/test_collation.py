@@ -1,5 +1,6 @@
 """From annotated examples to a batch, and from a batch to figures."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,22 +16,22 @@ from mask2former_hf.training.collation import SegmentationCollator
 
 def test_in_a_mixed_size_batch_masks_are_padded_with_zero_and_void_is_ignored():
     examples = [ScenesDataset(2, size=size)[1] for size in ((64, 96), (96, 64))]
-    examples[0]["segmentation"][:10] = 0
-    ids = set(np.unique(examples[0]["segmentation"]).tolist())
-    examples[0]["segments_info"] = [s for s in examples[0]["segments_info"] if s["id"] in ids]
+    examples[0].segmentation[:10] = 0
+    ids = set(np.unique(examples[0].segmentation).tolist())
+    examples[0] = replace(examples[0], segments=[s for s in examples[0].segments if s["id"] in ids])
     batch = SegmentationCollator(Mask2FormerImageProcessor(do_resize=False))(examples)
     assert batch["pixel_values"].shape == (2, 3, 96, 96)
     for example, masks, labels, ignored in zip(
         examples, batch["mask_labels"], batch["class_labels"], batch["ignore_masks"], strict=True
     ):
-        height, width = example["segmentation"].shape
+        height, width = example.segmentation.shape
         assert masks.dtype == torch.uint8 and masks.max() == 1
         assert masks[:, height:].sum() == masks[:, :, width:].sum() == 0
-        truth = {s["id"]: s["category_id"] for s in example["segments_info"]}
+        truth = {s["id"]: s["category_id"] for s in example.segments}
         for number, mask, label in zip(sorted(truth), masks, labels.tolist(), strict=True):
-            assert np.array_equal(mask[:height, :width].numpy() == 1, example["segmentation"] == number)
+            assert np.array_equal(mask[:height, :width].numpy() == 1, example.segmentation == number)
             assert label == truth[number]
-        assert np.array_equal(ignored[:height, :width].numpy(), example["segmentation"] == 0)
+        assert np.array_equal(ignored[:height, :width].numpy(), example.segmentation == 0)
 
 
 @pytest.mark.parametrize("size", [(4, 40), (3, 64), (1, 32)])
@@ -84,9 +85,9 @@ class Oracle(torch.nn.Module):
         masks = torch.full((len(pixel_values), 12, *pixel_values.shape[2:]), -20.0)
         classes[..., 5] = 0
         for b, example in zip(range(len(pixel_values)), self.examples, strict=False):
-            for q, segment in enumerate(example["segments_info"]):
+            for q, segment in enumerate(example.segments):
                 classes[b, q, segment["category_id"]] = 20
-                masks[b, q][torch.from_numpy(example["segmentation"] == segment["id"])] = 20
+                masks[b, q][torch.from_numpy(example.segmentation == segment["id"])] = 20
         return SimpleNamespace(class_queries_logits=classes, masks_queries_logits=masks)
 
 
@@ -149,7 +150,7 @@ def test_without_ignored_pixels_there_is_no_ignore_mask():
 
 def test_maps_that_do_not_fit_are_refused():
     collate = SegmentationCollator(Mask2FormerImageProcessor(), resize=False)
-    with pytest.raises(ValueError, match="segmentation of an example is .8, 11. and its image .8, 12."):
+    with pytest.raises(ValueError, match="an example: the image is 8 x 12 .* and its annotation 8 x 11"):
         collate([example(np.zeros((8, 11)), [])])
     with pytest.raises(ValueError, match=r"has the ids \[5\]"):
         collate([example(np.full((8, 12), 5), [])])

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from helpers import padded_batch, random_targets, tiny_model
@@ -9,6 +10,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from mask2former_hf import Mask2FormerImageProcessor
+from mask2former_hf.data.example import Example
 from mask2former_hf.data.scenes import ScenesDataset
 from mask2former_hf.training.distillation import Distillation
 from mask2former_hf.training.teacher import Teacher, WithImageIds
@@ -271,7 +273,9 @@ def test_labels_are_needed_without_a_teacher(tmp_path):
 
 def test_collator_adds_ids():
     collate = WithImageIds(lambda examples: {"pixel_values": len(examples)})
-    assert collate([{"image_id": 3}, {"image_id": "x"}]) == {"pixel_values": 2, "image_ids": [3, "x"]}
+    void = np.zeros((2, 2), np.int32)
+    examples = [Example(None, void, [], image_id=3), {"segmentation": void, "segments_info": [], "image_id": "x"}]
+    assert collate(examples) == {"pixel_values": 2, "image_ids": [3, "x"]}
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,7 @@ def test_a_stream_of_the_hub_is_shuffled_anew_in_every_pass(tmp_path, way):
     for epoch in range(2):
         rows.set_epoch(epoch)
         loader = torch.utils.data.DataLoader(Stream(), batch_size=None, num_workers=int("--workers" in way))
-        expected.append([example["image_id"] for example in loader])
+        expected.append([example.image_id for example in loader])
     assert passes == expected and expected[0] != expected[1]
 
 

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from tqdm import tqdm
 
 from .. import Mask2FormerImageProcessor
+from ..data.example import Example
 from ..data.json_files import write_json
 from ..data.scenes import Scenes, ScenesDataset
 from ..evaluation.evaluator import evaluate
@@ -119,14 +120,14 @@ class PictureWriter:
         if count:
             folder.mkdir(parents=True, exist_ok=True)
 
-    def __call__(self, example: dict, result: dict):
+    def __call__(self, example: Example, result: dict):
         if self.written >= self.count:
             return
-        truth = [{"id": s["id"], "label_id": s["category_id"]} for s in example["segments_info"]]
+        truth = [{"id": s["id"], "label_id": s["category_id"]} for s in example.segments]
         panels = [
-            draw_panoptic(example["image"], example["segmentation"] * 0, [], self.id2label, void=False),
-            draw_panoptic(example["image"], example["segmentation"], truth, self.id2label),
-            result["panoptic"].plot(example["image"]),
+            draw_panoptic(example.image, example.segmentation * 0, [], self.id2label, void=False),
+            draw_panoptic(example.image, example.segmentation, truth, self.id2label),
+            result["panoptic"].plot(example.image),
         ]
         side_by_side(panels, ["image", "truth", "prediction"]).save(self.folder / f"{self.written:03d}.png")
         self.written += 1

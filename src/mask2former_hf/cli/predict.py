@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from ..data.images import IMAGE_SUFFIXES, read_image
 from ..data.json_files import write_json
-from ..data.readers import IMAGE_FILES, read_image
 from ..inference.known_labels import stuff_of
 from ..inference.loading import default_device
 from ..inference.rules import METHODS, Rules
@@ -118,9 +118,9 @@ def find_images(paths: list[Path]) -> tuple[list[Found], list[str]]:
     files, problems = [], []
     for path in paths:
         if path.is_dir():
-            found = sorted(child for child in path.iterdir() if child.suffix.lower() in IMAGE_FILES)
+            found = sorted(child for child in path.iterdir() if child.suffix.lower() in IMAGE_SUFFIXES)
             if not found:
-                problems.append(f"{path}: the folder has no images ({', '.join(sorted(IMAGE_FILES))})")
+                problems.append(f"{path}: the folder has no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
             files += found
         elif path.exists():
             files.append(path)

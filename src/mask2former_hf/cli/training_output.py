@@ -1,9 +1,9 @@
 """What `train` shows: a summary before it starts, the first augmented images, and progress with the loss' terms."""
 
-import numpy as np
 from PIL import Image
 from transformers.trainer_callback import ProgressCallback
 
+from ..data.example import Example
 from ..inference.drawing import draw_instances
 from ..training.run import TrainingRun
 
@@ -61,16 +61,12 @@ def print_summary(run: TrainingRun):
     )
 
 
-def draw_batch(examples: list[dict], id2label) -> Image.Image:
+def draw_batch(examples: list[Example], id2label) -> Image.Image:
     """The examples side by side, each with its masks."""
     panels = []
     for example in examples:
-        layers = np.asarray(example["segmentation"])
-        layers = layers[None] if layers.ndim == 2 else layers
-        segments = [s for s in example["segments_info"] if not s.get("iscrowd", 0)]
-        masks = np.stack([(layers == s["id"]).any(0) for s in segments] or [np.zeros(layers.shape[1:], bool)])
-        labels = [s["category_id"] for s in segments] or [0]
-        panels.append(draw_instances(example["image"], masks, labels, None, id2label))
+        labels = [segment["category_id"] for segment in example.objects]
+        panels.append(draw_instances(example.image, example.masks(example.objects), labels, None, id2label))
     canvas = Image.new("RGB", (sum(panel.width for panel in panels), max(panel.height for panel in panels)))
     left = 0
     for panel in panels:

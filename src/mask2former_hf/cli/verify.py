@@ -10,8 +10,8 @@ import torch
 import transformers
 
 from .. import __version__
+from ..data.images import read_image
 from ..data.json_files import write_json
-from ..data.readers import read_image
 from ..evaluation.evaluator import evaluate, headline
 from ..kernels import select
 from ..model.canvas import image_sizes_of

@@ -1,1 +1,1 @@
-"""The ground floor, which imports nothing of ours: readers, class tables, transforms, scenes, run-length codes."""
+"""The ground floor, which imports nothing of ours: the example, its readers and transforms, classes, run lengths."""

@@ -1,10 +1,11 @@
-"""From what files say to the `segmentation` and `segments_info` of an example."""
+"""From what files say to an example without image: its map of segment ids and its segments."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from .classes import BACKGROUND_ID, ClassTable, count_ids
+from .example import Example
 from .rle import read_counts, read_polygons
 
 MAX_LABEL = 65535  # of a 16-bit map
@@ -23,13 +24,14 @@ def label_lookup(classes: ClassTable) -> np.ndarray:
     return lookup
 
 
-def semantic_annotation(labels: np.ndarray, lookup: np.ndarray, classes: ClassTable, where) -> dict:
+def semantic_annotation(labels: np.ndarray, lookup: np.ndarray, classes: ClassTable, where, **names) -> Example:
     """A map of labels -> one segment per class that occurs, with id index + 1; ignored labels become 0.
 
     Args:
         labels: (H, W) integers.
         lookup: of `label_lookup(classes)`.
         where: file or row, for errors.
+        names: `image_id` and `file_name` of the example.
 
     Raises:
         ValueError: lists the labels that are not declared.
@@ -45,16 +47,17 @@ def semantic_annotation(labels: np.ndarray, lookup: np.ndarray, classes: ClassTa
             f"each a name or IGNORE in the map of labels, such as {{255: IGNORE}}. {classes}"
         )
     segments = [_segment(classes, index + 1, index, 0, int(areas[index + 2])) for index in range(len(classes))]
-    return {"segmentation": known, "segments_info": [segment for segment in segments if segment["area"]]}
+    return Example(None, known, [segment for segment in segments if segment["area"]], **names)
 
 
-def panoptic_annotation(ids: np.ndarray, segments: Iterable[Mapping], classes: ClassTable, where) -> dict:
+def panoptic_annotation(ids: np.ndarray, segments: Iterable[Mapping], classes: ClassTable, where, **names) -> Example:
     """A map of segment ids and COCO's `segments_info`, with original category ids.
 
     Args:
         ids: (H, W) int32, 0 is void.
         segments: `id`, `category_id` and optionally `iscrowd` of each; a category that the table ignores becomes void.
         where: file or row, for errors.
+        names: `image_id` and `file_name` of the example.
 
     Raises:
         ValueError: for ids that only the map or only the list has, ids that are listed twice, unknown categories.
@@ -80,10 +83,12 @@ def panoptic_annotation(ids: np.ndarray, segments: Iterable[Mapping], classes: C
             info.append(_segment(classes, number, index, int(segment.get("iscrowd") or 0), area[number]))
     if void:
         ids = np.where(np.isin(ids, void), 0, ids)
-    return {"segmentation": ids, "segments_info": info}
+    return Example(None, ids, info, **names)
 
 
-def instance_annotation(masks: Sequence[np.ndarray], objects: Iterable[Mapping], size, classes, where) -> dict:
+def instance_annotation(
+    masks: Sequence[np.ndarray], objects: Iterable[Mapping], size, classes, where, **names
+) -> Example:
     """Masks that may overlap -> numbered 1, 2, ... on as few layers as a greedy choice finds.
 
     Args:
@@ -92,6 +97,7 @@ def instance_annotation(masks: Sequence[np.ndarray], objects: Iterable[Mapping],
             `annotation_id`); without `area` it is that of the mask.
         size: (H, W).
         where: file or row, for errors.
+        names: `image_id` and `file_name` of the example.
     """
     info = []
     for number, (mask, entry) in enumerate(zip(masks, objects, strict=True), 1):
@@ -108,7 +114,7 @@ def instance_annotation(masks: Sequence[np.ndarray], objects: Iterable[Mapping],
             if entry.get(key) is not None:
                 segment[name] = entry[key]
         info.append(segment)
-    return {"segmentation": stack_masks(masks, size), "segments_info": info}
+    return Example(None, stack_masks(masks, size), info, **names)
 
 
 def stack_masks(masks: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
@@ -146,19 +152,24 @@ def decode_mask(segmentation, size: tuple[int, int], where) -> np.ndarray:
 
     Args:
         segmentation: a list of polygons `[x, y, x, y, ...]`, or `{"size": [H, W], "counts"}` with counts as text or
-            as a list of numbers.
+            as a list of numbers, or a list of those; what is in a list is united.
         size: (H, W) of the image.
         where: for errors.
+
+    Raises:
+        ValueError: for anything else, and masks that do not fit the image.
     """
     H, W = size
     if isinstance(segmentation, Mapping):
-        stated = segmentation.get("size")
-        if stated is None or tuple(stated) != (H, W):
-            raise ValueError(
-                f"{where}: an RLE of size {stated} for an image of height and width {[H, W]}; they must be equal"
-            )
         runs = read_counts(segmentation, where)
+        if tuple(segmentation["size"]) != (H, W):
+            raise ValueError(
+                f"{where}: an RLE of size {list(segmentation['size'])} for an image of height and width {[H, W]}; "
+                "they must be equal"
+            )
         return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(W, H).T
+    if isinstance(segmentation, list) and segmentation and all(isinstance(part, Mapping) for part in segmentation):
+        return np.logical_or.reduce([decode_mask(part, size, where) for part in segmentation])
     # pycocotools takes 4 numbers for a box; one or two points enclose nothing
     polygons = [polygon for polygon in read_polygons(segmentation, size, where) if len(polygon) >= 6]
     if not polygons:

@@ -1,9 +1,10 @@
 """Training augmentation: the original's five recipes, and a data set that applies one reproducibly.
 
-Every step is a transform of transforms.py or colour.py. What a recipe drew is in `example["augmentation"]`, and
+Every step is a transform of transforms.py or colour.py. What a recipe drew is in `example.augmentation`, and
 `replay(example, recorded)` does it again, on another machine or years later.
 """
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from .classes import BACKGROUND_ID
 from .colour import SSDColour
+from .example import Example
 from .transforms import (
     DropEmptySegments,
     FixedSizeCrop,
@@ -24,7 +26,6 @@ from .transforms import (
     ResizeShortestEdge,
     Transform,
     as_pair,
-    check_example,
 )
 
 __all__ = [
@@ -54,21 +55,20 @@ class Pipeline:
 
     steps: tuple[Transform, ...]
 
-    def __call__(self, example: dict, rng: np.random.Generator) -> dict:
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         for step in self.steps:
             example = step(example, rng)
         return example
 
 
-def replay(example: dict, recorded: Iterable) -> dict:
+def replay(example: Example, recorded: Iterable) -> Example:
     """Apply recorded transforms, `[name, parameters]` each, to an example as it was before them."""
-    check_example(example)
     recorded = [[name, parameters] for name, parameters in recorded]
     for name, parameters in recorded:
         if name not in _TRANSFORMS:
             raise ValueError(f"recorded names the transform {name!r}: must be one of {', '.join(_TRANSFORMS)}")
         example = _TRANSFORMS[name].apply(example, parameters)
-    return {**example, "augmentation": recorded}
+    return dataclasses.replace(example, augmentation=recorded)
 
 
 def panoptic_lsj(
@@ -210,7 +210,7 @@ class AugmentedDataset(Dataset):
     numbered by (rank, worker, position in that worker's stream), and the result is an `IterableDataset`.
 
     Args:
-        dataset: of the examples that transforms.py describes; map-style or iterable.
+        dataset: of `Example`s or mappings (`Example.of`); map-style or iterable.
         pipeline: called as `pipeline(example, rng)`.
         seed: of the augmentation; 0 or more, below 2**32.
         rank: number of this process, for iterable data; None reads the variable RANK (torchrun, accelerate), else 0.
@@ -224,7 +224,11 @@ class AugmentedDataset(Dataset):
         return super().__new__(_AugmentedIterable if iterable else cls)
 
     def __init__(
-        self, dataset, pipeline: Callable[[dict, np.random.Generator], dict], seed: int = 0, rank: int | None = None
+        self,
+        dataset,
+        pipeline: Callable[[Example, np.random.Generator], Example],
+        seed: int = 0,
+        rank: int | None = None,
     ):
         rank = int(os.environ.get("RANK", "0")) if rank is None else rank
         if not 0 <= seed < 2**32:
@@ -249,17 +253,17 @@ class AugmentedDataset(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> Example:
         index = range(len(self))[index]
-        return self.pipeline(self.dataset[index], self._generator(index))
+        return self.pipeline(Example.of(self.dataset[index]), self._generator(index))
 
     def _generator(self, *numbers: int) -> np.random.Generator:
         return np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, self.epoch, *numbers])))
 
 
 class _AugmentedIterable(AugmentedDataset, IterableDataset):
-    def __iter__(self) -> Iterator[dict]:
+    def __iter__(self) -> Iterator[Example]:
         worker = get_worker_info()
         worker = 0 if worker is None else worker.id
         for position, example in enumerate(self.dataset):
-            yield self.pipeline(example, self._generator(self.rank, worker, position))
+            yield self.pipeline(Example.of(example), self._generator(self.rank, worker, position))

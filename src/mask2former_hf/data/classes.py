@@ -1,6 +1,7 @@
 """Which classes a data set has: original id -> index -> name -> thing or stuff, declared once and checked."""
 
 import json
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -102,11 +103,13 @@ class ClassTable:
         for position, category in enumerate(categories):
             good = isinstance(category, Mapping) and isinstance(category.get("name"), str)
             if not good or not isinstance(category.get("id"), int | np.integer) or isinstance(category["id"], bool):
-                raise ValueError(f"categories[{position}] is {category!r}: it needs a whole number id and a name")
+                raise ValueError(
+                    f"categories[{position}] is {reprlib.repr(category)}: it needs a whole number id and a name"
+                )
             if category.get("isthing", 0) not in (0, 1):
                 raise ValueError(
-                    f"categories[{position}] ({category['name']}) has isthing={category['isthing']!r}: it must be 1 "
-                    "(countable) or 0"
+                    f"categories[{position}] ({category['name']}) has isthing={reprlib.repr(category['isthing'])}: it "
+                    "must be 1 (countable) or 0"
                 )
         ordered = sorted(categories, key=lambda category: category["id"])
         rows = [
@@ -334,8 +337,8 @@ def count_pixels(dataset, progress: bool = True) -> list[int]:
         examples = iter(dataset)
     total = len(dataset) if hasattr(dataset, "__len__") else None
     for example in tqdm(examples, total=total, desc="counting pixels", unit="image", disable=not progress):
-        label = {s["id"]: s["category_id"] for s in example["segments_info"] if not s["iscrowd"]}
-        for number, area in zip(*count_ids(example["segmentation"]), strict=True):
+        label = {segment["id"]: segment["category_id"] for segment in example.objects}
+        for number, area in zip(*count_ids(example.segmentation), strict=True):
             if number in label:
                 counts[label[number]] += area
     return counts.tolist()

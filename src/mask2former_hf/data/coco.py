@@ -1,22 +1,49 @@
 """Readers of COCO's two annotation formats: panoptic PNGs with a json, and instances as polygons or RLE."""
 
-import json
-import math
+import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from .annotations import decode_mask, instance_annotation, panoptic_annotation
 from .class_forms import class_table
-from .classes import ClassTable
-from .readers import FileReader, PackedRecords, locate, read_panoptic_ids
+from .coco_json import (
+    AREA,
+    BOX,
+    FILE_NAME,
+    ID,
+    IS_CROWD,
+    MASK,
+    PIXELS,
+    PNG_ID,
+    SEGMENTS,
+    categories_table,
+    load_coco,
+    read_entry,
+    same_id,
+    say_if_mixed,
+)
+from .example import Example, check_size
+from .images import read_panoptic_ids, read_size
+from .paths import locate
+from .reader import FileReader, PackedRecords
+
+_SEGMENT = {"id": PNG_ID, "category_id": ID, "iscrowd": IS_CROWD.optional()}
+_OBJECT = {
+    "id": ID.optional(),
+    "iscrowd": IS_CROWD.optional(),
+    "area": AREA.optional(),
+    "bbox": BOX.optional(),
+    "segmentation": MASK.optional(),
+}
+logger = logging.getLogger(__name__)
 
 
 class CocoPanoptic(FileReader):
     """COCO panoptic annotations (also ADE20K's, Cityscapes' and Mapillary's): an example per entry of `annotations`.
 
-    Segments keep their ids of the PNG. See `Reader` for the example.
+    Segments keep their ids of the PNG. See `Example`.
 
     Args:
         images: folder of the images.
@@ -34,18 +61,28 @@ class CocoPanoptic(FileReader):
 
     def __init__(self, images: str | Path, annotations: str | Path, segmentation: str | Path, classes=None):
         self.images, self.segmentation, self.source = Path(images), Path(segmentation), Path(annotations)
-        data = _load(self.source, {"images": ("id", "file_name"), "annotations": ("image_id", "segments_info")})
-        categories = data.get("categories") or []
-        if classes is None and any(isinstance(entry, dict) and "isthing" not in entry for entry in categories):
-            raise ValueError(f"{self.source}: categories without isthing; add it (1 or 0), or give classes=")
-        self.classes = classes = _table(categories, self.source, declared=classes)
-        images_by_id = _by_id(data["images"], self.source)
+        data = load_coco(
+            self.source,
+            {
+                "images": {"id": ID, "file_name": FILE_NAME},
+                "annotations": {"image_id": ID, "segments_info": SEGMENTS, "file_name": FILE_NAME.optional()},
+            },
+        )
         if not data["annotations"]:
             raise ValueError(f"{self.source}: annotations is empty, there is nothing to read")
+        categories = [category for category in data["categories"] if isinstance(category, dict)]
+        if classes is None and any(category.get("isthing") is None for category in categories):
+            raise ValueError(f"{self.source}: categories without isthing; add it (1 or 0), or give classes=")
+        for position, entry in enumerate(data["annotations"]):
+            where = f"{self.source}: annotations[{position}], segments_info"
+            entry["segments_info"] = [
+                read_entry(segment, _SEGMENT, f"{where}[{number}]")
+                for number, segment in enumerate(entry["segments_info"])
+            ]
+        segments = [segment for entry in data["annotations"] for segment in entry["segments_info"]]
+        images_by_id = _by_id(data["images"], self.source)
         _check_references(data["annotations"], images_by_id, self.source)
-        _check_categories(
-            (segment for entry in data["annotations"] for segment in entry["segments_info"]), classes, self.source
-        )
+        self.classes = _classes(classes, data, segments, self.source)
         _check_once([entry["image_id"] for entry in data["annotations"]], self.source)
         entries = [(images_by_id[entry["image_id"]], entry) for entry in data["annotations"]]
         files = [image["file_name"] for image, _ in entries]
@@ -53,24 +90,19 @@ class CocoPanoptic(FileReader):
         pngs = [entry.get("file_name") or os.path.splitext(image["file_name"])[0] + ".png" for image, entry in entries]
         pngs = locate(self.segmentation, "panoptic maps", pngs, self.source)
         self._records = PackedRecords(
-            (
-                image["id"],
-                name,
-                png,
-                [_only(segment, ("id", "category_id", "iscrowd")) for segment in entry["segments_info"]],
-            )
+            (image["id"], name, png, entry["segments_info"])
             for (image, entry), name, png in zip(entries, names, pngs, strict=True)
         )
 
     def __len__(self) -> int:
         return len(self._records)
 
-    def annotation(self, index: int) -> dict:
+    def annotation(self, index: int) -> Example:
         self._check_index(index)
         image_id, name, png, segments = self._records[index]
         path = self.segmentation / png
-        found = panoptic_annotation(read_panoptic_ids(path), segments, self.classes, path)
-        return {**found, "image_id": image_id, "file_name": name}
+        ids, names = read_panoptic_ids(path), {"image_id": image_id, "file_name": name}
+        return panoptic_annotation(ids, segments, self.classes, path, **names)
 
     def _image_path(self, index: int) -> Path:
         return self.images / self._records[index][1]
@@ -80,13 +112,15 @@ class CocoInstances(FileReader):
     """COCO instance annotations, which may overlap: an example per entry of `images`.
 
     Segments are numbered 1, 2, ... in an image; `annotation_id` and `bbox` (x, y, width, height of the original image)
-    are those of the json, as is `area`. See `Reader` for the example.
+    are those of the json, as is `area`. See `Example`.
 
     Args:
         images: folder of the images.
         annotations: the json: `images`, `annotations` (polygons, compressed or uncompressed RLE) and `categories`.
         classes: instead of the json's categories, as in `CocoPanoptic`; things unless they say otherwise.
         skip_empty: leave out images without an object that is no crowd, as the original does in training.
+        strict: refuse annotations without a segmentation, such as bare boxes, that are otherwise left out with a
+            warning.
 
     Raises:
         FileNotFoundError: for images that are not there.
@@ -95,97 +129,83 @@ class CocoInstances(FileReader):
 
     task = "instance"
 
-    def __init__(self, images: str | Path, annotations: str | Path, classes=None, skip_empty: bool = False):
+    def __init__(
+        self,
+        images: str | Path,
+        annotations: str | Path,
+        classes=None,
+        skip_empty: bool = False,
+        strict: bool = False,
+    ):
         self.images, self.source = Path(images), Path(annotations)
-        needed = {"images": ("id", "file_name", "height", "width"), "annotations": ("image_id", "category_id")}
-        data = _load(self.source, needed)
-        self.classes = _table(data.get("categories") or [], self.source, instances=True, declared=classes)
+        data = load_coco(
+            self.source,
+            {
+                "images": {"id": ID, "file_name": FILE_NAME, "height": PIXELS, "width": PIXELS},
+                "annotations": {"image_id": ID, "category_id": ID, **_OBJECT},
+            },
+        )
+        annotations = self._with_masks(data["annotations"], strict)
         images_by_id = _by_id(data["images"], self.source)
-        _check_references(data["annotations"], images_by_id, self.source)
-        _check_categories(data["annotations"], self.classes, self.source)
-        boxes = [entry.get("id") for entry in data["annotations"] if not entry.get("segmentation")]
-        if boxes:
-            raise ValueError(
-                f"{self.source}: {len(boxes)} annotations have no segmentation, such as the ids {boxes[:5]}; "
-                "masks cannot be made from boxes, take these annotations out"
-            )
+        _check_references(annotations, images_by_id, self.source)
+        self.classes = _classes(classes, data, annotations, self.source, isthing=True)
         objects = {image: [] for image in images_by_id}
-        fields = ("id", "category_id", "iscrowd", "area", "bbox", "segmentation")
-        for entry in data["annotations"]:
-            objects[entry["image_id"]].append(_only(entry, fields))
+        for entry in annotations:
+            objects[entry.pop("image_id")].append(entry)
         kept = [
-            image
-            for image in data["images"]
-            if not skip_empty or any(not entry.get("iscrowd") for entry in objects[image["id"]])
+            number
+            for number in images_by_id
+            if not skip_empty or any(not entry.get("iscrowd") for entry in objects[number])
         ]
         if not kept:
+            crowds = f": all {len(annotations)} annotations are crowds (iscrowd is 1)" if annotations else ""
             raise ValueError(
-                f"{self.source}: no image{' with an object' if skip_empty else ''}, there is nothing to read"
+                f"{self.source}: no image{' with an object' if skip_empty else ''}, there is nothing to read{crowds}; "
+                "a json for training lists images, and objects that are no crowds"
             )
-        names = locate(self.images, "images", [image["file_name"] for image in kept], self.source)
+        images = [images_by_id[number] for number in kept]
+        names = locate(self.images, "images", [image["file_name"] for image in images], self.source)
         self._records = PackedRecords(
-            (image["id"], name, (image["height"], image["width"]), objects[image["id"]])
-            for image, name in zip(kept, names, strict=True)
+            (image["id"], name, (image["height"], image["width"]), objects[number])
+            for number, image, name in zip(kept, images, names, strict=True)
         )
+
+    def _with_masks(self, annotations: list[dict], strict: bool) -> list[dict]:
+        kept = [entry for entry in annotations if "segmentation" in entry]
+        boxes = [entry.get("id") for entry in annotations if "segmentation" not in entry]
+        if boxes and (strict or not kept):
+            raise ValueError(
+                f"{self.source}: {len(boxes)} annotations have no segmentation, such as the ids {boxes[:5]}; masks "
+                "cannot be made from boxes, take these annotations out"
+            )
+        if boxes:
+            logger.warning(
+                "%s: %s of %s annotations have no segmentation, such as the ids %s: they are left out (strict=True "
+                "refuses them)",
+                self.source,
+                len(boxes),
+                len(annotations),
+                boxes[:5],
+            )
+        return kept
 
     def __len__(self) -> int:
         return len(self._records)
 
-    def annotation(self, index: int) -> dict:
+    def annotation(self, index: int) -> Example:
         self._check_index(index)
         image_id, name, size, objects = self._records[index]
+        # The json's size is how much memory its masks take: no more than the image's.
+        check_size(read_size(self.images / name), size, self.images / name)
         masks = [
             decode_mask(entry["segmentation"], size, f"{self.source}, annotation {entry.get('id')}")
             for entry in objects
         ]
-        found = instance_annotation(masks, objects, size, self.classes, self.images / name)
-        return {**found, "image_id": image_id, "file_name": name}
+        names = {"image_id": image_id, "file_name": name}
+        return instance_annotation(masks, objects, size, self.classes, self.images / name, **names)
 
     def _image_path(self, index: int) -> Path:
         return self.images / self._records[index][1]
-
-
-def _load(path: Path, fields: Mapping[str, tuple[str, ...]]) -> dict:
-    """A json of the lists that `fields` names, whose entries have the given fields."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such annotation file")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not a json file ({error})") from None
-    for name, needed in fields.items():
-        if not isinstance(data, dict) or not isinstance(data.get(name), list):
-            raise ValueError(f"{path}: not a COCO json, which has the lists {', '.join(fields)}; there is no {name}")
-        for position, entry in enumerate(data[name]):
-            _check_entry(entry, needed, f"{path}: {name}[{position}]")
-            for number, segment in enumerate(entry.get("segments_info") or ()):
-                _check_entry(segment, ("id", "category_id"), f"{path}: {name}[{position}], segments_info[{number}]")
-    return data
-
-
-def _check_entry(entry, needed: tuple[str, ...], where: str):
-    if not isinstance(entry, dict):
-        raise ValueError(f"{where} is {entry!r}; it must have the fields {', '.join(needed)}")
-    missing = [field for field in needed if field not in entry]
-    if missing:
-        raise ValueError(f"{where} has no {', '.join(missing)}; add it")
-    for field, value in entry.items():
-        kind, rule = _FIELDS.get(field, (None, None))
-        if kind is None or (value is None and field not in needed):
-            continue
-        number = isinstance(value, int | float) and (kind is not int or isinstance(value, int))
-        if not isinstance(value, kind) or (number and not 0 <= value < math.inf):
-            raise ValueError(f"{where} has {field}={value!r}; it must be {rule}")
-
-
-_FIELDS = {  # the type of what is read, numbers of which are not negative
-    "file_name": (str, "a path"),
-    "height": (int, "a whole number of pixels"),
-    "width": (int, "a whole number of pixels"),
-    "area": (int | float, "a number of pixels"),
-    "segments_info": (list, "a list of segments"),
-    "iscrowd": (int, "0 or 1"),
-}
 
 
 def _check_once(image_ids: list, source: Path):
@@ -194,28 +214,20 @@ def _check_once(image_ids: list, source: Path):
         raise ValueError(f"{source}: annotations has the image_id {double} twice; give every image one entry")
 
 
-def _table(categories: list, source: Path, instances: bool = False, declared=None) -> ClassTable:
-    """The declared classes, checked against the json's categories, or those."""
-    if declared is not None:
-        good = [entry for entry in categories if isinstance(entry, dict) and {"id", "name"} <= {*entry}]
-        own, things = {entry["id"]: entry["name"] for entry in good}, [e["id"] for e in good if e.get("isthing")]
-        return class_table(declared, instances, own, things, source)
-    if not categories:
-        raise ValueError(f"{source}: no categories; add them to the json, or give classes=")
-    try:
-        return ClassTable.from_categories(categories, True if instances else None)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
-
-
 def _by_id(images: list, source: Path) -> dict:
-    found = {image["id"]: image for image in images}
+    """What ids are compared by -> image."""
+    found = {same_id(image["id"]): image for image in images}
     if len(found) < len(images):
         raise ValueError(f"{source}: {len(images) - len(found)} image ids occur twice; give every image its own id")
     return found
 
 
 def _check_references(annotations: list, images_by_id: Mapping, source: Path):
+    """Give each annotation's `image_id` the form in which ids are compared, and refuse those of no image."""
+    images = [image["id"] for image in images_by_id.values()]
+    say_if_mixed(source, "image ids", images, [entry["image_id"] for entry in annotations])
+    for entry in annotations:
+        entry["image_id"] = same_id(entry["image_id"])
     unknown = sorted({str(entry["image_id"]) for entry in annotations if entry["image_id"] not in images_by_id})
     if unknown:
         shown = ", ".join(unknown[:5]) + (" ..." if len(unknown) > 5 else "")
@@ -225,17 +237,29 @@ def _check_references(annotations: list, images_by_id: Mapping, source: Path):
         )
 
 
-def _check_categories(entries: Iterable[Mapping], classes: ClassTable, source: Path):
-    unknown = {}
+def _classes(given, data: dict, entries: list[dict], source: Path, isthing: bool | None = None):
+    """The class table, and the entries' `category_id` in the form in which ids are compared.
+
+    Raises:
+        ValueError: for a category_id that is not among the classes.
+    """
+    listed = [category.get("id") for category in data["categories"] if isinstance(category, dict)]
+    known = [number for number in listed if isinstance(number, int | str)]
+    say_if_mixed(source, "category ids", known, [entry["category_id"] for entry in entries])
     for entry in entries:
-        if not classes.has(entry["category_id"]):
-            unknown.setdefault(entry["category_id"], entry.get("id"))
+        entry["category_id"] = same_id(entry["category_id"])
+    used = {entry["category_id"] for entry in entries}
+    if given is None:
+        classes = categories_table(data["categories"], used, source, isthing)
+    else:
+        own = {c["id"]: c["name"] for c in data["categories"] if isinstance(c, dict) and {"id", "name"} <= {*c}}
+        things = [c["id"] for c in data["categories"] if isinstance(c, dict) and c.get("isthing") and "id" in c]
+        classes = class_table(given, bool(isthing), own, things, source)
+    unknown = {number for number in used if not classes.has(number)}
     if unknown:
+        example = next(entry.get("id") for entry in entries if entry["category_id"] in unknown)
         raise ValueError(
-            f"{source}: category_id {sorted(unknown)} (for example in the annotation or segment with the id "
-            f"{next(iter(unknown.values()))}) is not among the categories; add it there. {classes}"
+            f"{source}: category_id {sorted(unknown, key=str)} (for example in the annotation or segment with the id "
+            f"{example}) is not among the categories; add it there. {classes}"
         )
-
-
-def _only(entry: Mapping, keys: tuple[str, ...]) -> dict:
-    return {key: entry[key] for key in keys if key in entry}
+    return classes

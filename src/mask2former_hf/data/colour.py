@@ -10,6 +10,7 @@ from functools import cache
 
 import numpy as np
 
+from .example import Example
 from .transforms import Transform
 
 HUES = 180  # OpenCV's hue in degrees / 2, so that it fits a byte
@@ -31,8 +32,8 @@ class SSDColour(Transform):
         return {**parameters, "contrast_first": bool(rng.random() < 0.5)}
 
     @staticmethod
-    def apply(example, parameters) -> dict:
-        return {**example, "image": ssd_colour(example["image"], **parameters)}
+    def apply(example, parameters) -> Example:
+        return example.with_image(ssd_colour(example.image, **parameters))
 
 
 def ssd_colour(

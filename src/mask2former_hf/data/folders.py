@@ -10,7 +10,10 @@ import numpy as np
 from .annotations import label_lookup, semantic_annotation
 from .class_forms import class_table
 from .classes import BACKGROUND_ID, ClassTable, count_ids, without_double_keys
-from .readers import IMAGE_FILES, MAP_FILES, FileReader, files_by_name, read_map
+from .example import Example
+from .images import IMAGE_SUFFIXES, MAP_SUFFIXES, read_map
+from .paths import files_by_name
+from .reader import FileReader
 
 
 class FolderReader(FileReader):
@@ -27,8 +30,8 @@ class FolderReader(FileReader):
 
     def __init__(self, images: str | Path, maps: str | Path, image_suffix: str = "", map_suffix: str = ""):
         self.images, self.maps = Path(images), Path(maps)
-        found = files_by_name(self.images, "images", IMAGE_FILES, image_suffix)
-        maps_found = files_by_name(self.maps, "maps", MAP_FILES, map_suffix)
+        found = files_by_name(self.images, "images", IMAGE_SUFFIXES, image_suffix)
+        maps_found = files_by_name(self.maps, "maps", MAP_SUFFIXES, map_suffix)
         for kind, here, there, where in (
             ("image", found, maps_found, self.maps),
             ("map", maps_found, found, self.images),
@@ -48,13 +51,12 @@ class FolderReader(FileReader):
     def __len__(self) -> int:
         return len(self._names)
 
-    def annotation(self, index: int) -> dict:
+    def annotation(self, index: int) -> Example:
         self._check_index(index)
-        path = self.maps / self._map_files[index]
-        found = self._annotate(read_map(path), self._names[index], path)
-        return {**found, "image_id": self._names[index], "file_name": self._image_files[index]}
+        path, names = self.maps / self._map_files[index], (self._names[index], self._image_files[index])
+        return self._annotate(read_map(path), path, *names)
 
-    def _annotate(self, ids: np.ndarray, name: str, path: Path) -> dict:
+    def _annotate(self, ids: np.ndarray, path: Path, image_id: str, file_name: str) -> Example:
         raise NotImplementedError
 
     def _image_path(self, index: int) -> Path:
@@ -64,7 +66,7 @@ class FolderReader(FileReader):
 class LabelMaps(FolderReader):
     """Semantic label maps (ADE20K, Cityscapes, CamVid, any folder): 8 or 16 bits, one file per image.
 
-    A class that occurs in an image is one segment with id = index + 1. See `Reader` for the example.
+    A class that occurs in an image is one segment with id = index + 1. See `Example`.
 
     Args:
         images, maps: folders; files are matched by their path without extension and suffix.
@@ -88,15 +90,16 @@ class LabelMaps(FolderReader):
         super().__init__(images, maps, image_suffix, map_suffix)
         self._lookup = label_lookup(self.classes)
 
-    def _annotate(self, ids, name, path):
-        return semantic_annotation(ids, self._lookup, self.classes, path)
+    def _annotate(self, ids, path, image_id, file_name):
+        names = {"image_id": image_id, "file_name": file_name}
+        return semantic_annotation(ids, self._lookup, self.classes, path, **names)
 
 
 class InstanceMaps(FolderReader):
     """Maps of object ids, 0 for background: 8 or 16 bits, one file per image.
 
     What an id is follows from one of: a single class; `table`; `divisor`. Segments keep the ids of the map. See
-    `Reader` for the example.
+    `Example`.
 
     Args:
         images, maps: folders; files are matched by their path without extension and suffix.
@@ -157,12 +160,12 @@ class InstanceMaps(FolderReader):
             raise ValueError(f"table: class {label!r} is ignored; leave the id out of the map, as 0")
         return index
 
-    def _annotate(self, ids, name, path):
+    def _annotate(self, ids, path, image_id, file_name):
         numbers, areas = count_ids(ids)
         if numbers and numbers[0] < 0:
             raise ValueError(f"{path}: has the id {numbers[0]}; ids are positive, 0 is background")
         info, background, unknown = [], [0], []
-        rows = None if self._table is None else self._table.get(name, self._table.get(None))
+        rows = None if self._table is None else self._table.get(image_id, self._table.get(None))
         for number, area in zip(numbers, areas, strict=True):
             if number == 0:
                 continue
@@ -185,10 +188,8 @@ class InstanceMaps(FolderReader):
             source = "the table" if self.divisor is None else f"the classes (as id // {self.divisor})"
             shown = f"{unknown[:10]}{' ...' if len(unknown) > 10 else ''}"
             raise ValueError(f"{path}: has the ids {shown} that {source} does not declare; add them. {self.classes}")
-        return {
-            "segmentation": np.where(np.isin(ids, background), BACKGROUND_ID, ids.astype(np.int32)),
-            "segments_info": info,
-        }
+        segmentation = np.where(np.isin(ids, background), np.int32(BACKGROUND_ID), ids.astype(np.int32))
+        return Example(None, segmentation, info, image_id, file_name)
 
 
 def read_table(path: str | Path) -> dict:

@@ -19,7 +19,9 @@ from .annotations import (
 )
 from .class_forms import class_table
 from .classes import ClassTable
-from .readers import Reader, check_size, to_map, to_panoptic_ids, to_rgb
+from .example import Example, check_size
+from .images import open_image, to_map, to_panoptic_ids, to_rgb
+from .reader import Reader
 
 CATEGORY_KEYS = ("category_id", "category", "label")
 MASK_KEYS = ("segmentation", "mask", "bitmask")
@@ -54,26 +56,27 @@ class _Rows:
             raise ValueError(f"the data set has no column {', '.join(missing)}: its columns are {', '.join(columns)}")
         self._lookup = label_lookup(self.classes) if self.task == "semantic" else None
 
-    def example(self, row: Mapping, number) -> dict:
+    def example(self, row: Mapping, number) -> Example:
         """`number` identifies the row where no column does."""
         image_id = number if self.image_id is None else row[self.image_id]
         where = f"row {image_id}"
-        picture = _open(row[self.image], where)
+        picture = _decode(row[self.image], where)
         image = to_rgb(picture, where)
+        file = os.path.basename(getattr(picture, "filename", "") or "") or str(image_id)
+        names = {"image_id": image_id, "file_name": file}
         if self.task == "instance":
-            found = self._instances(row, image.shape[:2], where)
+            found = self._instances(row, image.shape[:2], where, names)
         else:
             label = _open(row[self.label], where)
             if self.task == "semantic":
-                found = semantic_annotation(to_map(label, where), self._lookup, self.classes, where)
+                found = semantic_annotation(to_map(label, where), self._lookup, self.classes, where, **names)
             else:
                 segments = _as_dicts(row[self.segments_info], where)
-                found = panoptic_annotation(to_panoptic_ids(label, where), segments, self.classes, where)
-        check_size(image, found["segmentation"].shape[-2:], where)
-        name = os.path.basename(getattr(picture, "filename", "") or "") or str(image_id)
-        return {"image": image, **found, "image_id": image_id, "file_name": name}
+                found = panoptic_annotation(to_panoptic_ids(label, where), segments, self.classes, where, **names)
+        check_size(image.shape[:2], found.size, where)
+        return found.with_image(image)
 
-    def _instances(self, row, size, where):
+    def _instances(self, row, size, where, names):
         if isinstance(self.objects, Mapping):
             entries = _as_dicts({key: row[column] for key, column in self.objects.items()}, where)
         else:
@@ -83,11 +86,11 @@ class _Rows:
             category, mask = _first(entry, CATEGORY_KEYS, where), _first(entry, MASK_KEYS, where)
             masks.append(_to_mask(mask, size, where))
             objects.append({**entry, "category_id": category})
-        return instance_annotation(masks, objects, size, self.classes, where)
+        return instance_annotation(masks, objects, size, self.classes, where, **names)
 
 
 class HubDataset(Reader):
-    """Rows of a `datasets.Dataset`. See `Reader` for the example.
+    """Rows of a `datasets.Dataset`. See `Example`.
 
     Args:
         dataset: of `load_dataset` or `Dataset.from_...`.
@@ -124,7 +127,7 @@ class HubDataset(Reader):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> Example:
         self._check_index(index)
         return self._rows.example(self.dataset[index], index)
 
@@ -165,7 +168,7 @@ class HubStream(IterableDataset):
         self._rows = _Rows(dataset, classes, image, label, segments_info, objects, image_id)
         self.classes, self.task = self._rows.classes, self._rows.task
 
-    def __iter__(self) -> Iterator[dict]:
+    def __iter__(self) -> Iterator[Example]:
         from datasets.distributed import split_dataset_by_node
 
         rank, world_size = node() if self.rank is None else (self.rank, self.world_size)
@@ -188,23 +191,32 @@ def node() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-def _open(value, where) -> Image.Image:
+def _decode(value, where) -> Image.Image | np.ndarray:
     """An image as `datasets` gives it: decoded, as {"bytes", "path"}, or as an array."""
-    if isinstance(value, Image.Image):
-        return value
-    if isinstance(value, Mapping) and (value.get("bytes") or value.get("path")):
-        return Image.open(io.BytesIO(value["bytes"]) if value.get("bytes") else value["path"])
+    if isinstance(value, Mapping) and value.get("bytes"):
+        return Image.open(io.BytesIO(value["bytes"]))
+    if isinstance(value, Mapping) and value.get("path"):
+        return open_image(value["path"])
     if isinstance(value, np.ndarray | list):
-        array = np.asarray(value)
-        small, largest = (np.uint8, 255) if array.ndim == 3 else (np.uint16, 65535)
-        if array.ndim not in (2, 3) or array.dtype.kind not in "iub" or array.min() < 0 or array.max() > largest:
+        return np.asarray(value)
+    if not isinstance(value, Image.Image):
+        raise ValueError(f"{where}: a {type(value).__name__} is not an image; cast the column with datasets.Image()")
+    return value
+
+
+def _open(value, where) -> Image.Image:
+    """A map as `datasets` gives it."""
+    value = _decode(value, where)
+    if isinstance(value, np.ndarray):
+        small, largest = (np.uint8, 255) if value.ndim == 3 else (np.uint16, 65535)
+        if value.ndim not in (2, 3) or value.dtype.kind not in "iub" or value.min() < 0 or value.max() > largest:
             raise ValueError(
-                f"{where}: an array of {array.dtype} and shape {array.shape} is not an image; it must be (H, W, 3) "
-                "with values up to 255, or (H, W) up to 65535"
+                f"{where}: an array of {value.dtype} and shape {value.shape} is not a map; it must be (H, W, 3) with "
+                "values up to 255, or (H, W) up to 65535"
             )
-        is_byte = array.dtype == np.uint8  # lists of numbers come back from Arrow as int64
-        return Image.fromarray(array if is_byte else array.astype(small))
-    raise ValueError(f"{where}: a {type(value).__name__} is not an image; cast the column with datasets.Image()")
+        is_byte = value.dtype == np.uint8  # lists of numbers come back from Arrow as int64
+        return Image.fromarray(value if is_byte else value.astype(small))
+    return value
 
 
 def _as_dicts(value, where) -> list[Mapping]:

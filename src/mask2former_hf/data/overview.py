@@ -1,13 +1,12 @@
 """What a data set holds: read and counted before a training run starts."""
 
-import numpy as np
-
 from .classes import count_ids
+from .example import Example
 
 
-def annotation(dataset, index: int) -> dict:
+def annotation(dataset, index: int) -> Example:
     """An example of a data set, without opening the image where the reader can do that."""
-    return dataset.annotation(index) if hasattr(dataset, "annotation") else dataset[index]
+    return Example.of(dataset.annotation(index) if hasattr(dataset, "annotation") else dataset[index])
 
 
 def scan(dataset, most: int = 5000, progress=None) -> dict:
@@ -27,10 +26,10 @@ def scan(dataset, most: int = 5000, progress=None) -> dict:
     pixels, counts, overlapping = [0] * len(dataset.classes), [], 0
     for index in indices if progress is None else progress(indices):
         example = annotation(dataset, index)
-        targets = {s["id"]: s["category_id"] for s in example["segments_info"] if not s.get("iscrowd", 0)}
+        targets = {segment["id"]: segment["category_id"] for segment in example.objects}
         counts.append(len(targets))
-        overlapping += np.ndim(example["segmentation"]) == 3
-        for number, area in zip(*count_ids(example["segmentation"]), strict=True):
+        overlapping += len(example.layers) > 1
+        for number, area in zip(*count_ids(example.segmentation), strict=True):
             if number in targets:
                 pixels[targets[number]] += area
     mean = sum(counts) / len(counts)

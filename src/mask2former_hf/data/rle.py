@@ -5,6 +5,9 @@ from types import SimpleNamespace
 
 import numpy as np
 
+MAX_AREA = 2**40  # pixels: more than any image; int64 holds the sum of two of them, and a shift never leaves it
+MAX_GROUPS = 9  # of 5 bits in a number of compressed run lengths: 2**40 with its sign
+
 
 def coco_tools() -> SimpleNamespace:
     """The installed package's `mask` module, `COCO` and `COCOeval`, and whether it compares boundaries.
@@ -84,35 +87,60 @@ def read_counts(rle: Mapping, where) -> np.ndarray:
     """
     counts, size = rle.get("counts"), rle.get("size")
     sides = list(size) if isinstance(size, Sequence | np.ndarray) and len(size) == 2 else []
-    if counts is None or not sides or not all(isinstance(side, int | np.integer) and side >= 0 for side in sides):
+    whole = all(isinstance(side, int | np.integer) and not isinstance(side, bool) and side >= 0 for side in sides)
+    if counts is None or not sides or not whole or isinstance(size, str):
         raise ValueError(f'{where}: an RLE of size {size}; it must be {{"size": [height, width], "counts": ...}}')
+    area = int(sides[0]) * int(sides[1])
+    if area > MAX_AREA:
+        raise ValueError(f"{where}: an RLE of size {sides} has {area} pixels; images have at most {MAX_AREA}")
     if isinstance(counts, str | bytes):
-        runs = _decode(counts.encode() if isinstance(counts, str) else counts)
+        runs = _decode(counts.encode() if isinstance(counts, str) else counts, area, where)
     else:
-        runs = np.asarray(counts)
+        try:
+            runs = np.asarray(counts)
+        except ValueError:  # lists of different lengths
+            runs = np.zeros((0, 0))
         if runs.ndim != 1 or (runs.size and runs.dtype.kind not in "iu"):
             raise ValueError(f"{where}: the counts of an RLE are {runs.dtype}; they must be a list of whole numbers")
+        _check_bounds(runs, area, where)
         runs = runs.astype(np.int64)
-    if (runs < 0).any() or runs.sum() != sides[0] * sides[1]:
-        raise ValueError(
-            f"{where}: the counts of an RLE sum to {runs.sum()}, not to H * W = {sides[0] * sides[1]}, or one is "
-            "negative"
-        )
+    ends = np.cumsum(runs)  # of numbers up to `area` each: the first end above it is not yet beyond int64
+    if (ends > area).any() or (ends[-1] if len(ends) else 0) != area:
+        total = sum(runs.tolist())
+        raise ValueError(f"{where}: the counts of an RLE sum to {total}, not to H * W = {area}; the mask is damaged")
     return runs
 
 
-def _decode(text: bytes) -> np.ndarray:
+def _check_bounds(numbers: np.ndarray, area: int, where, least: int = 0):
+    """Before anything is added: sums of numbers beyond the mask wrap around and may look right."""
+    outside = (numbers < least) | (numbers > area)
+    if outside.any():
+        raise ValueError(
+            f"{where}: the counts of an RLE lead by {numbers[outside][0]} out of the mask, not to H * W = {area}, its "
+            "end; the mask is damaged"
+        )
+
+
+def _decode(text: bytes, area: int, where) -> np.ndarray:
     codes = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - 48
     last = np.flatnonzero(codes & 32 == 0)
     if not last.size:
         return np.zeros(0, dtype=np.int64)
     codes = codes[: last[-1] + 1]
     first = np.concatenate([[0], last[:-1] + 1])
-    place = 5 * (np.arange(len(codes)) - np.repeat(first, last - first + 1))
+    lengths = last - first + 1
+    if lengths.max() > MAX_GROUPS:
+        raise ValueError(
+            f"{where}: the text of an RLE has a number of {5 * lengths.max()} bits; counts are 0 to H * W = {area}, "
+            "the mask is damaged"
+        )
+    place = 5 * (np.arange(len(codes)) - np.repeat(first, lengths))
     numbers = np.add.reduceat((codes & 31) << place, first)
     numbers -= np.where(codes[last] & 16, np.int64(1) << (place[last] + 5), 0)
+    _check_bounds(numbers, area, where, least=-area)
     numbers[1::2] = np.cumsum(numbers[1::2])
     numbers[2::2] = np.cumsum(numbers[2::2])
+    _check_bounds(numbers, area, where)
     return numbers
 
 
@@ -134,7 +162,8 @@ def read_polygons(segmentation, size: tuple[int, int], where) -> list[list[float
         if len(polygon) % 2:
             raise ValueError(f"{where}: a polygon of {len(polygon)} numbers; it must be x, y, x, y, ...")
         for value in polygon:
-            if not isinstance(value, int | float | np.number) or not abs(value) <= reach:
+            number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+            if not number or not abs(value) <= reach:
                 raise ValueError(
                     f"{where}: a polygon has the coordinate {value!r}; it must be a number of pixels in an image of "
                     f"height and width {list(size)}"

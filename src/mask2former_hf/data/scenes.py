@@ -11,6 +11,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from .classes import ClassTable
+from .example import Example
 
 ID2LABEL = {0: "disc", 1: "box", 2: "triangle", 3: "sky", 4: "ground"}
 STUFF_LABEL_IDS = (3, 4)
@@ -21,8 +22,7 @@ MIN_VISIBLE = 12  # pixels; a thing of which less is left belongs to what lies a
 class ScenesDataset(Dataset):
     """Scenes that are a function of (seed, index) alone: any order, process and machine gives the same.
 
-    An example is `{"image": (H, W, 3) uint8, "segmentation": (H, W) int32 ids, "segments_info": [{"id", "category_id",
-    "isthing", "iscrowd", "area"}]}`. Every pixel belongs to a segment.
+    Every pixel of an `Example` belongs to a segment.
 
     Args:
         length: number of scenes.
@@ -56,7 +56,7 @@ class ScenesDataset(Dataset):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> Example:
         if not 0 <= index < self.length:
             raise IndexError(f"index={index}: there are {self.length} scenes, 0 to {self.length - 1}")
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, index])))
@@ -83,7 +83,7 @@ class ScenesDataset(Dataset):
             for number, label in classes.items()
         ]
         image = image.clip(0, 255).astype(np.uint8)
-        return {"image": image, "segmentation": ids, "segments_info": segments, "image_id": index}
+        return Example(image, ids, segments, image_id=index)
 
 
 class Scenes(ScenesDataset):

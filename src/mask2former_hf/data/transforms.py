@@ -1,19 +1,17 @@
 """Random transforms of an image and its map of segment ids, with the rounding rules of the original's recipes.
 
-An example is `{"image": (H, W, 3) uint8 RGB, "segmentation": (H, W) or (M, H, W) int32, "segments_info": [{"id",
-"category_id", ...}]}`; several maps hold segments that overlap; other keys pass through. A transform draws its
-parameters, and what it does is a function of the example and those parameters alone: called with a generator it
-appends `[name, parameters]`, plain values, to `example["augmentation"]`, for `replay` in augmentation.py.
-
-The rules are those of original_behaviour.md, section a.2. `area` and `bbox` of the segments no longer hold after a
-change of geometry and are removed.
+A transform draws its parameters, and what it does is a function of the `Example` and those parameters alone: called
+with a generator it appends `[name, parameters]`, plain values, to the example's `augmentation`, for `replay` in
+augmentation.py. The rules are those of the original's dataset mappers and of detectron2's transforms.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
+
+from .example import Example
 
 IMAGE_PADDING = 128  # grey level, before normalisation
 CROP_TRIES = 10
@@ -22,18 +20,17 @@ CROP_TRIES = 10
 class Transform:
     """One step; called with an example and a generator it draws, applies and records."""
 
-    def __call__(self, example: dict, rng: np.random.Generator) -> dict:
-        check_example(example)
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         parameters = self.draw(example, rng)
-        record = [*example.get("augmentation", []), [type(self).__name__, parameters]]
-        return {**self.apply(example, parameters), "augmentation": record}
+        record = [*example.augmentation, [type(self).__name__, parameters]]
+        return replace(self.apply(example, parameters), augmentation=record)
 
-    def draw(self, example: dict, rng: np.random.Generator) -> dict:
+    def draw(self, example: Example, rng: np.random.Generator) -> dict:
         """The parameters of one application: plain values, all that is random."""
         raise NotImplementedError
 
     @staticmethod
-    def apply(example: dict, parameters: dict) -> dict:
+    def apply(example: Example, parameters: dict) -> Example:
         """The new example; the old one stays as it is."""
         raise NotImplementedError
 
@@ -52,21 +49,21 @@ class HorizontalFlip(Transform):
         return {"flip": bool(rng.random() < self.p)}
 
     @staticmethod
-    def apply(example, parameters) -> dict:
+    def apply(example, parameters) -> Example:
         if not parameters["flip"]:
             return example
-        image = Image.fromarray(example["image"]).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return _moved(example, np.array(image), example["segmentation"][..., ::-1].copy())
+        image = Image.fromarray(example.image).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return example.moved(np.array(image), example.segmentation[..., ::-1].copy())
 
 
 class _Resize(Transform):
     @staticmethod
-    def apply(example, parameters) -> dict:
+    def apply(example, parameters) -> Example:
         size = (parameters["height"], parameters["width"])
-        if size == example["image"].shape[:2]:
+        if size == example.size:
             return example
-        image = Image.fromarray(example["image"]).resize(size[::-1], Image.Resampling.BILINEAR)
-        return _moved(example, np.array(image), _resize_map(example["segmentation"], size, parameters["nearest"]))
+        image = Image.fromarray(example.image).resize(size[::-1], Image.Resampling.BILINEAR)
+        return example.moved(np.array(image), _resize_map(example.segmentation, size, parameters["nearest"]))
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,7 @@ class LargeScaleJitter(_Resize):
             )
 
     def draw(self, example, rng) -> dict:
-        sides = example["image"].shape[:2]
+        sides = example.size
         scale = rng.uniform(self.min_scale, self.max_scale)
         ratio = min(scale * box / side for box, side in zip(as_pair(self.size), sides, strict=True))
         height, width = (max(1, round(side * ratio)) for side in sides)
@@ -118,7 +115,7 @@ class ResizeShortestEdge(_Resize):
             raise ValueError(f"nearest={self.nearest!r}: must be 'centre' or 'corner'")
 
     def draw(self, example, rng) -> dict:
-        sides = example["image"].shape[:2]
+        sides = example.size
         short = int(self.choices[rng.integers(len(self.choices))])
         ratio = short / min(sides)
         sides = [short if side == min(sides) else ratio * side for side in sides]
@@ -146,7 +143,7 @@ class RandomCrop(Transform):
             raise ValueError(f"single_category_max_area={self.single_category_max_area}: must be in (0, 1]")
 
     def draw(self, example, rng) -> dict:
-        sides = example["image"].shape[:2]
+        sides = example.size
         size = [min(wanted, side) for wanted, side in zip(as_pair(self.size), sides, strict=True)]
         for _ in range(CROP_TRIES):
             top, left = (int(rng.integers(side - cut + 1)) for side, cut in zip(sides, size, strict=True))
@@ -156,9 +153,9 @@ class RandomCrop(Transform):
         return parameters
 
     def _is_mixed(self, example, parameters) -> bool:
-        categories = {segment["id"]: segment["category_id"] for segment in example["segments_info"]}
+        categories = {segment["id"]: segment["category_id"] for segment in example.segments}
         rows, columns = _window(parameters)
-        ids, counts = np.unique(example["segmentation"][..., rows, columns], return_counts=True)
+        ids, counts = np.unique(example.segmentation[..., rows, columns], return_counts=True)
         areas = {}
         for number, area in zip(ids.tolist(), counts.tolist(), strict=True):
             if number in categories:
@@ -167,11 +164,9 @@ class RandomCrop(Transform):
         return len(areas) > 1 and max(areas.values()) < self.single_category_max_area * sum(areas.values())
 
     @staticmethod
-    def apply(example, parameters) -> dict:
+    def apply(example, parameters) -> Example:
         rows, columns = _window(parameters)
-        return _moved(
-            example, example["image"][rows, columns].copy(), example["segmentation"][..., rows, columns].copy()
-        )
+        return example.moved(example.image[rows, columns].copy(), example.segmentation[..., rows, columns].copy())
 
 
 @dataclass(frozen=True)
@@ -194,8 +189,8 @@ class PadTo(Transform):
         return {"height": height, "width": width, "padding_id": self.padding_id}
 
     @staticmethod
-    def apply(example, parameters) -> dict:
-        image, ids = example["image"], example["segmentation"]
+    def apply(example, parameters) -> Example:
+        image, ids = example.image, example.segmentation
         (H, W), size = image.shape[:2], (parameters["height"], parameters["width"])
         if H > size[0] or W > size[1]:
             raise ValueError(f"the image is {H}x{W}, larger than the {size[0]}x{size[1]} to pad to: crop it before")
@@ -205,7 +200,7 @@ class PadTo(Transform):
         canvas[:H, :W] = image
         padded = np.full((*ids.shape[:-2], *size), parameters["padding_id"], dtype=np.int32)
         padded[..., :H, :W] = ids
-        return _moved(example, canvas, padded)
+        return example.moved(canvas, padded)
 
 
 @dataclass(frozen=True)
@@ -217,58 +212,27 @@ class FixedSizeCrop(PadTo):
 
     def draw(self, example, rng) -> dict:
         place, size = rng.random(), as_pair(self.size)
-        sides = zip(example["image"].shape[:2], size, strict=True)
+        sides = zip(example.size, size, strict=True)
         top, left = (round(max(side - cut, 0) * place) for side, cut in sides)
         return {"top": top, "left": left, **super().draw(example, rng)}
 
     @staticmethod
-    def apply(example, parameters) -> dict:
+    def apply(example, parameters) -> Example:
         return PadTo.apply(RandomCrop.apply(example, parameters), parameters)
 
 
 @dataclass(frozen=True)
 class DropEmptySegments(Transform):
-    """Remove segments without a pixel from `segments_info`."""
+    """Remove segments without a pixel."""
 
     def draw(self, example, rng) -> dict:
         return {}
 
     @staticmethod
-    def apply(example, parameters) -> dict:
-        ids = example["segmentation"]
-        kept = [segment for segment in example["segments_info"] if (ids == segment["id"]).any()]
-        return {**example, "segments_info": kept}
-
-
-def check_example(example: dict) -> None:
-    """Refuse an example whose image and map are of the wrong type or do not fit."""
-    image, ids = example["image"], example["segmentation"]
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,) or not image.size:
-        raise ValueError(
-            f"image is {_describe(image)}: must be an (H, W, 3) uint8 array; np.asarray(pil.convert('RGB'))"
-        )
-    if not isinstance(ids, np.ndarray) or ids.dtype != np.int32 or ids.ndim not in (2, 3):
-        raise ValueError(
-            f"segmentation is {_describe(ids)}: must be an (H, W) or (M, H, W) int32 array of segment ids"
-        )
-    if ids.shape[-2:] != image.shape[:2]:
-        raise ValueError(
-            f"segmentation is {ids.shape[-2]}x{ids.shape[-1]} but the image is {image.shape[0]}x{image.shape[1]}: "
-            "they must be of one size"
-        )
-
-
-def _describe(value) -> str:
-    return f"{value.dtype} of shape {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
-
-
-def _moved(example, image, ids) -> dict:
-    """The example with a new geometry."""
-    segments = [
-        {key: value for key, value in segment.items() if key not in ("area", "bbox")}
-        for segment in example["segments_info"]
-    ]
-    return {**example, "image": image, "segmentation": ids, "segments_info": segments}
+    def apply(example, parameters) -> Example:
+        ids = example.segmentation
+        kept = [segment for segment in example.segments if (ids == segment["id"]).any()]
+        return replace(example, segments=kept)
 
 
 def _resize_map(ids, size, nearest) -> np.ndarray:

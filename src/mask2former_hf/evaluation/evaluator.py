@@ -1,12 +1,13 @@
 """Measure a model on a dataset, image by image: only the metrics' small states are kept and sent between processes."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, Subset
 from tqdm import tqdm
 
+from ..data.example import Example
 from ..inference.known_labels import task_of
 from ..inference.results import segment_outputs
 from ..inference.rules import rules_of
@@ -24,7 +25,7 @@ KNOWN_METRICS = tuple(KINDS)
 
 
 class SegmentationEvaluator:
-    """Compares a model's results with annotated examples (`data.readers.Reader`).
+    """Compares a model's results with annotated examples (`data.example.Example`).
 
     Args:
         config: of the model, ours or transformers'; what it does not say of task and stuff is known of its labels.
@@ -81,30 +82,34 @@ class SegmentationEvaluator:
         """The kinds of results that the metrics need."""
         return tuple(self.rules)
 
-    def update(self, outputs, examples: Sequence[dict], image_ids: Sequence) -> list[dict[str, Segmentation]]:
+    def update(
+        self, outputs, examples: Sequence[Example | Mapping], image_ids: Sequence
+    ) -> list[dict[str, Segmentation]]:
         """Count a batch.
 
         Args:
             outputs: the model's, for the examples' images.
+            examples: `data.example.Example`, or mappings (`Example.of`).
             image_ids: unique over all processes.
 
         Returns:
             Per image its "panoptic", "instance" and "semantic" results at the image's own size, as far as measured.
         """
-        images = [example["image"] for example in examples]
-        sizes = [np.shape(image)[:2] for image in images]
+        examples = [Example.of(example) for example in examples]
+        images, sizes = ([getattr(example, name) for example in examples] for name in ("image", "size"))
         found = {task: segment_outputs(outputs, rules, sizes, images) for task, rules in self.rules.items()}
         results = [dict(zip(found, own, strict=True)) for own in zip(*found.values(), strict=True)]
         for example, result, image_id in zip(examples, results, image_ids, strict=True):
             self.count(result, example, image_id)
         return results
 
-    def count(self, results: dict[str, Segmentation], example: dict, image_id):
+    def count(self, results: dict[str, Segmentation], example: Example | Mapping, image_id):
         """Count an image's results, by task, as `update` returns them."""
+        example = Example.of(example)
         if "pq" in self.metrics:
             result = results["panoptic"]
             segments = [{"id": segment.id, "category_id": segment.label_id} for segment in result.segments]
-            self.metrics["pq"].update(result.map, segments, single_map(example, "pq"), example["segments_info"])
+            self.metrics["pq"].update(result.map, segments, single_map(example, "pq"), example.segments)
         if "instance" in self.rules:
             result = results["instance"]
             rows = [(s.score, s.label_id) for s in result.segments]
@@ -144,47 +149,38 @@ def headline(summaries: dict[str, dict]) -> dict[str, float]:
     return {name: float(value) for name, value in figures.items()}
 
 
-def single_map(example: dict, metric: str) -> np.ndarray:
+def single_map(example: Example, metric: str) -> np.ndarray:
     """The (H, W) map of an example without overlaps, background as void."""
-    segmentation = np.asarray(example["segmentation"])
-    if segmentation.ndim == 3 and len(segmentation) == 1:
-        segmentation = segmentation[0]
-    if segmentation.ndim != 2:
-        raise ValueError(
-            f"{example.get('file_name', 'an example')} has overlapping segments: {metric} is not defined for them; "
-            "measure 'ap'"
-        )
-    return np.maximum(segmentation, 0)
+    if len(example.layers) != 1:
+        raise ValueError(f"{example.name} has overlapping segments: {metric} is not defined for them; measure 'ap'")
+    return np.maximum(example.layers[0], 0)
 
 
-def label_map(example: dict, ignore_index: int) -> np.ndarray:
+def label_map(example: Example, ignore_index: int) -> np.ndarray:
     """(H, W) class of each pixel, `ignore_index` where there is none."""
     segmentation = single_map(example, "miou")
     table = np.full(int(segmentation.max(initial=0)) + 1, ignore_index, dtype=np.int64)
-    for segment in example["segments_info"]:
+    for segment in example.segments:
         if segment["id"] < len(table):
             table[segment["id"]] = segment["category_id"]
-    table[0] = ignore_index
     return table[segmentation]
 
 
-def true_objects(example: dict, stuff: set[int]) -> list[dict]:
+def true_objects(example: Example, stuff: set[int]) -> list[dict]:
     """The things of an example as `AveragePrecision.update` takes them."""
-    layers = np.asarray(example["segmentation"])
-    layers = layers[None] if layers.ndim == 2 else layers
+    things = [segment for segment in example.segments if segment["category_id"] not in stuff]
     return [
         {
             "category_id": segment["category_id"],
-            "segmentation": (layers == segment["id"]).any(0),
+            "segmentation": mask,
             "iscrowd": segment.get("iscrowd", 0),
             **({"area": segment["area"]} if "area" in segment else {}),
         }
-        for segment in example["segments_info"]
-        if segment["category_id"] not in stuff
+        for segment, mask in zip(things, example.masks(things), strict=True)
     ]
 
 
-def own_share(dataset) -> Iterable[tuple[int, dict]]:
+def own_share(dataset) -> Iterable[tuple[int, Example]]:
     """A data set of this process' numbered examples: each one belongs to exactly one process."""
     rank, world_size = process_rank()
     if isinstance(dataset, IterableDataset):  # a stream splits itself
@@ -217,7 +213,7 @@ class _Numbered:
     def __init__(self, dataset):
         self.dataset = dataset
 
-    def __getitem__(self, index: int) -> tuple[int, dict]:
+    def __getitem__(self, index: int) -> tuple[int, Example]:
         return index, self.dataset[index]
 
 
@@ -225,7 +221,7 @@ class _NumberedStream(IterableDataset):
     def __init__(self, dataset, rank: int, world_size: int):
         self.dataset, self.rank, self.world_size = dataset, rank, world_size
 
-    def __iter__(self) -> Iterator[tuple[int, dict]]:
+    def __iter__(self) -> Iterator[tuple[int, Example]]:
         for position, example in enumerate(self.dataset):
             yield position * self.world_size + self.rank, example
 
@@ -238,9 +234,9 @@ def evaluation_loader(dataset, batch_size: int, num_workers: int = 0) -> DataLoa
 @torch.inference_mode()
 def run_evaluation(
     model: torch.nn.Module,
-    loader: Iterable[list[tuple[int, dict]]],
+    loader: Iterable[list[tuple[int, Example]]],
     evaluator: SegmentationEvaluator,
-    on_result: Callable[[dict, dict], None] | None = None,
+    on_result: Callable[[Example, dict], None] | None = None,
     progress: bool = True,
     autocast: torch.dtype | None = None,
     tta: bool = False,
@@ -257,13 +253,13 @@ def run_evaluation(
     segmenter = Segmenter.of(model, evaluator.processor, tta=True) if tta else None
     try:
         for batch in tqdm(loader, desc="evaluating", unit="batch", disable=not progress, leave=False):
-            examples = [example for _, example in batch]
+            examples = [Example.of(example) for _, example in batch]
             numbers = [number for number, _ in batch]
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
                 if tta:
-                    results = [_augmented(segmenter, evaluator, example["image"]) for example in examples]
+                    results = [_augmented(segmenter, evaluator, example.image) for example in examples]
                 else:
-                    pictures = [example["image"] for example in examples]
+                    pictures = [example.image for example in examples]
                     inputs = evaluator.processor(pictures, input_data_format="channels_last", return_tensors="pt")
                     outputs = model(**inputs.to(device))
             if tta:
@@ -291,7 +287,7 @@ def evaluate(
     metrics: Sequence[str] | None = None,
     batch_size: int = 8,
     num_workers: int = 0,
-    on_result: Callable[[dict, dict], None] | None = None,
+    on_result: Callable[[Example, dict], None] | None = None,
     progress: bool = True,
     autocast: torch.dtype | None = None,
     tta: bool = False,
@@ -300,7 +296,7 @@ def evaluate(
     """Metrics of a model on a dataset; under `torch.distributed` every process measures its share and gets the whole.
 
     Args:
-        dataset: of annotated examples (`data.readers.Reader`); a process measures every n-th.
+        dataset: of annotated examples (`data.example.Example`) or mappings; a process measures every n-th.
         metrics, options: of `SegmentationEvaluator`.
         on_result: called with every example and its results.
         autocast, tta: see `run_evaluation`.

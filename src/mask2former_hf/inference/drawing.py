@@ -1,7 +1,7 @@
 """Pictures of results: colours that belong to classes, crisp outlines, labels that can be read.
 
-All functions take an image as PIL, or (H, W) or (H, W, C) uint8, and return a PIL image in RGB. Images whose long side
-is below 384 pixels are enlarged first, so that outlines and labels have pixels to be drawn with.
+All functions take an image as PIL or array in any form of `data.images.to_rgb`, and return a PIL image in RGB. Images
+whose long side is below 384 pixels are enlarged first, so that outlines and labels have pixels to be drawn with.
 """
 
 import colorsys
@@ -10,6 +10,8 @@ from functools import cache, lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from ..data.images import to_rgb
 
 MIN_SIDE = 384
 GROUND = (205, 205, 205)  # where there is no image
@@ -105,24 +107,13 @@ def _to_numpy(value) -> np.ndarray:
     return np.asarray(value.cpu() if hasattr(value, "cpu") else value)
 
 
-def _to_rgb(image) -> Image.Image:
-    if not isinstance(image, Image.Image):
-        array = np.asarray(image)
-        if array.dtype != np.uint8 or array.ndim not in (2, 3):
-            raise ValueError(
-                f"image is {array.dtype} of shape {array.shape}: it must be uint8, (H, W) or (H, W, channels)"
-            )
-        image = Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
-    return image.convert("RGB")
-
-
 @lru_cache(maxsize=8)
 def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size=size)
 
 
 def _draw(image, segments, id2label, void) -> Image.Image:
-    image = _to_rgb(image)
+    image = Image.fromarray(to_rgb(image, "image"))
     for mask, _, _ in segments:
         if mask.shape != (image.height, image.width):
             raise ValueError(

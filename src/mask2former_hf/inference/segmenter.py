@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..data.readers import read_image, to_rgb
-from ..model.image_processing_mask2former import to_rgb_array
+from ..data.images import read_image, to_rgb
 from .loading import load_model, load_processor, to_device
 from .results import from_scores, segment_outputs
 from .rules import Rules, rules_of
@@ -147,22 +146,6 @@ def read(image, timeout: float = DOWNLOAD_TIMEOUT) -> np.ndarray:
         image = Image.open(io.BytesIO(image))
     elif isinstance(image, str | os.PathLike):
         return read_image(Path(image))
-    if isinstance(image, Image.Image):
-        return to_rgb(image, getattr(image, "filename", "") or "the image")
-    array = to_rgb_array(image, "images", _layout(image))
-    if array.dtype != np.uint8:
-        raise ValueError(
-            f"images has a {array.dtype} array: pixels must be integers; scale floats to 0 to 255 and round"
-        )
-    return array
-
-
-def _layout(image) -> str | None:
-    """Where an array's channels are: NumPy's come last and torch's first, where either could be."""
-    shape = tuple(getattr(image, "shape", ()))
-    if len(shape) != 3:
-        return None
-    last, first = shape[2] <= 4, shape[0] <= 4
-    if isinstance(image, torch.Tensor):
-        return "channels_first" if first else "channels_last"
-    return "channels_last" if last else "channels_first"
+    if isinstance(image, torch.Tensor) and image.ndim == 3 and image.shape[0] <= 4:
+        image = image.permute(1, 2, 0)  # torch's channels come first, NumPy's last
+    return to_rgb(image, getattr(image, "filename", "") or "images")

@@ -163,9 +163,7 @@ class Mask2FormerImageProcessor(PilBackend):
         kind = getattr(return_tensors, "value", return_tensors)
         if kind not in ("pt", "np", None):
             raise ValueError(f'return_tensors={kind!r} must be "pt", "np" or None.')
-        images = [
-            to_rgb_array(x, f"images[{i}]", input_data_format) for i, x in enumerate(_to_list(images, 3, "images"))
-        ]
+        images = [_to_rgb(x, f"images[{i}]", input_data_format) for i, x in enumerate(_to_list(images, 3, "images"))]
         sizes = [x.shape[:2] for x in images]
         if do_rescale and rescale_factor < 1 and any(x.dtype == np.float32 and x.max() <= 1 for x in images):
             logger.warning_once("images are floats within [0, 1] and get rescaled again; pass do_rescale=False.")
@@ -401,12 +399,8 @@ def _load(value, name):
     return value
 
 
-def to_rgb_array(image, name, input_data_format=None):
-    """Any image that the processor takes → (h, w, 3), uint8 where the source has integers, float32 for floats.
-
-    Args:
-        name: of the argument, for errors.
-    """
+def _to_rgb(image, name, input_data_format):
+    """Any image → (h, w, 3), uint8 where the source has integers, float32 where it has floats."""
     image = _load(image, name)
     if isinstance(image, Image.Image):
         deep = image.mode[0] in "IF"  # more than 8 bits; every other mode is one that PIL converts without loss

@@ -32,7 +32,7 @@ class TrainingRun:
 
     Args:
         settings: of the run.
-        train_data, val_data: readers (`data.readers.Reader`), instead of those that the settings describe.
+        train_data, val_data: readers (`data.reader.Reader`), instead of those that the settings describe.
         show: bars while the annotations are read.
 
     Attributes:

@@ -1,7 +1,7 @@
 """A frozen teacher's answers for distillation, and their cache on disk."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..data.example import Example
 from ..model.canvas import crop_to_canvas
 
 THUMBNAIL = 8  # side of the picture of an image by which a cached answer recognises it
@@ -157,8 +158,9 @@ class WithImageIds:
     def __init__(self, collator):
         self.collator = collator
 
-    def __call__(self, examples: Sequence[dict]) -> dict:
-        return {**self.collator(examples), "image_ids": [example["image_id"] for example in examples]}
+    def __call__(self, examples: Sequence[Example | Mapping]) -> dict:
+        examples = [Example.of(example) for example in examples]
+        return {**self.collator(examples), "image_ids": [example.image_id for example in examples]}
 
 
 def _thumbnails(pixel_values: Tensor, pixel_mask: Tensor | None) -> list[Tensor]:

@@ -70,7 +70,7 @@ class Mask2FormerTrainingArguments(TrainingArguments):
 
 
 class Mask2FormerTrainer(Trainer):
-    """Trains and measures `Mask2FormerForUniversalSegmentation` on annotated examples (`data.readers.Reader`).
+    """Trains and measures `Mask2FormerForUniversalSegmentation` on annotated examples (`data.example.Example`).
 
     Besides what Trainer does: the paper's parameter groups and schedules; the loss is normalised over all processes
     and micro-batches of a step, so that gradient accumulation gives the gradient of the large batch; every term of

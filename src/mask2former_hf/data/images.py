@@ -1,0 +1,164 @@
+"""Image files: which there are, and how they become RGB, maps of ids, or panoptic ids. The only place that does it."""
+
+import contextlib
+import logging
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from .rle import to_numpy
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+MAP_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")  # lossless
+_TURNED = (5, 6, 7, 8)  # values of the EXIF orientation that swap height and width
+_ORIENTATION = 0x0112
+_SAMPLES_PER_PIXEL = 277  # TIFF
+_SAID: set[str] = set()  # kinds of warnings that this process gave
+logger = logging.getLogger(__name__)
+
+
+def to_rgb(image, where: str | Path) -> np.ndarray:
+    """(H, W, 3) uint8 of a PIL image in any mode, upright by its EXIF tag, or of an array.
+
+    16 bits are divided by 257 and rounded, so that white stays white; grey is repeated, alpha left out. The rules are
+    those of `Mask2FormerImageProcessor`, which keeps fractions besides.
+
+    Args:
+        image: PIL; or an array, list or tensor (H, W) or (H, W, C) with 1 to 4 channels, of bool, uint16, or whole
+            numbers up to 255.
+        where: file or row, for errors.
+
+    Raises:
+        ValueError: for fractions and other numbers, whose scale only their owner knows.
+    """
+    if isinstance(image, Image.Image):
+        _say_what_is_left_out(image, where)
+        image = ImageOps.exif_transpose(image)
+        deep = image.mode[0] in "IF"  # more than 8 bits
+        array = np.asarray(image if deep else image.convert("RGB"))
+        if image.mode == "I" and 0 <= array.min() and array.max() <= 65535:  # some 16-bit files are "I"
+            array = array.astype(np.uint16)
+    else:
+        array = to_numpy(image)
+    if array.ndim not in (2, 3) or 0 in array.shape or array.shape[2:] not in ((), (1,), (2,), (3,), (4,)):
+        raise ValueError(
+            f"{where}: {array.dtype} of shape {array.shape} is no image, which is (H, W) or (H, W, C) with 1 to 4 "
+            "channels and has pixels"
+        )
+    array = _eight_bits(array, where)
+    if array.ndim == 2 or array.shape[2] < 3:
+        array = (array if array.ndim == 2 else array[..., 0])[..., None].repeat(3, 2)
+    array = np.ascontiguousarray(array[..., :3])
+    return array if array.flags.writeable else array.copy()  # a view of PIL's memory is read-only
+
+
+def _eight_bits(array: np.ndarray, where) -> np.ndarray:
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype.kind == "b":
+        return array.astype(np.uint8) * 255
+    if array.dtype.kind == "u" and array.dtype.itemsize == 2:
+        return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:
+        bounds = f" from {array.min()} to {array.max()}" if array.dtype.kind in "iuf" else ""
+        raise ValueError(
+            f"{where}: image is {array.dtype}{bounds}; it must be uint8, uint16, bool or whole numbers up to 255: "
+            "which number becomes white only its owner knows, scale it first"
+        )
+    return array.astype(np.uint8)
+
+
+def to_map(image: Image.Image, where: str | Path) -> np.ndarray:
+    """(H, W) integers of an image with one channel: 8 or 16 bits, or a palette, whose positions are the ids.
+
+    Also of RGB if red, green and blue are equal everywhere, which drawing programs make of grey.
+
+    Raises:
+        ValueError: for colours, fractions, or several pages, of which only the first would be seen.
+    """
+    if getattr(image, "is_animated", False):
+        raise ValueError(f"{where}: has {image.n_frames} pages; a map of ids has one, save each as a file of its own")
+    ids = np.asarray(image)
+    if image.mode in ("RGB", "RGBA") and (ids[..., :1] == ids[..., 1:3]).all() and (ids[..., 3:] == 255).all():
+        ids = ids[..., 0]
+    if ids.ndim != 2 or ids.dtype.kind not in "iub":
+        raise ValueError(
+            f"{where}: mode {image.mode} is not a map of ids, which has one integer channel; convert colours to ids "
+            "and save them as a PNG of mode L or I;16"
+        )
+    return ids.astype(np.uint8) if ids.dtype.kind == "b" else ids
+
+
+def to_panoptic_ids(image: Image.Image, where: str | Path) -> np.ndarray:
+    """(H, W) int32 ids of COCO's panoptic PNG: red + 256 green + 65536 blue, of a palette those of its colours."""
+    if image.mode not in ("RGB", "RGBA", "P"):
+        raise ValueError(
+            f"{where}: mode {image.mode} is not a panoptic map, which stores ids as red + 256 green + 65536 blue"
+        )
+    rgb = np.asarray(image.convert("RGB")).astype(np.int32)
+    return rgb[..., 0] + (rgb[..., 1] << 8) + (rgb[..., 2] << 16)
+
+
+def read_image(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of an image file, upright."""
+    return _read(path, to_rgb)
+
+
+def read_map(path: Path) -> np.ndarray:
+    """(H, W) integers of an image file with one channel."""
+    return _read(path, to_map)
+
+
+def read_panoptic_ids(path: Path) -> np.ndarray:
+    """(H, W) int32 ids of a panoptic PNG."""
+    return _read(path, to_panoptic_ids)
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """(H, W) of an image file as it is seen, upright; only its header is read."""
+    return _read(path, _size, whole=False)
+
+
+def _size(image: Image.Image, where) -> tuple[int, int]:
+    turned = image.getexif().get(_ORIENTATION) in _TURNED
+    return image.size if turned else image.size[::-1]
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """`PIL.Image.open` of a file; of nothing else, because a pipe without a writer is waited for without end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(f"{path}: neither a file nor a link to one")
+    return Image.open(path)
+
+
+def _read(path: Path, convert, whole: bool = True):
+    with contextlib.ExitStack() as stack:
+        try:
+            image = stack.enter_context(open_image(path))
+            if whole:
+                image.load()
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # Pillow has no common class for what damaged files raise: SyntaxError, ...
+            raise OSError(f"{path}: not a readable image ({error}); replace the file or leave it out") from error
+        return convert(image, path)
+
+
+def _say_what_is_left_out(image: Image.Image, where):
+    bands = getattr(image, "tag_v2", {}).get(_SAMPLES_PER_PIXEL, 0)
+    if bands > max(len(image.getbands()), 3):
+        _say_once("bands", f"{where} has {bands} bands, of which the first {len(image.getbands())} are used")
+    if getattr(image, "is_animated", False):
+        _say_once("pages", f"{where} has {image.n_frames} pages, of which the first is used")
+    if image.has_transparency_data and image.convert("RGBA").getextrema()[-1][0] < 255:
+        _say_once("alpha", f"{where} has transparent pixels; their colours are used as if they were opaque")
+
+
+def _say_once(kind: str, message: str):
+    """The first of its kind in this process: a folder of such files is one finding."""
+    if kind not in _SAID:
+        _SAID.add(kind)
+        logger.warning("%s (said once for all images like this)", message)

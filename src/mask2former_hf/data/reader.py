@@ -1,0 +1,91 @@
+"""What all readers share: an index of examples, checking, and annotations that are packed for worker processes."""
+
+import pickle
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from .classes import ClassTable
+from .example import Example, check_size
+from .images import read_image
+
+
+class Reader(Dataset):
+    """A map-style data set of annotated images, an `Example` each.
+
+    Attributes:
+        classes: the `ClassTable`.
+        task: `"panoptic"`, `"instance"` or `"semantic"`.
+    """
+
+    classes: ClassTable
+    task: str
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> Example:
+        raise NotImplementedError
+
+    def check(self, progress: bool = True):
+        """Read every example once.
+
+        Raises:
+            ValueError: lists what is wrong with which file, for the first 20 examples that cannot be used.
+        """
+        problems = []
+        for index in tqdm(range(len(self)), desc="checking", unit="image", disable=not progress):
+            try:
+                self[index]
+            except (OSError, ValueError) as error:
+                problems.append(str(error))
+        if problems:
+            more = [f"and {len(problems) - 20} more"] if len(problems) > 20 else []
+            count = f"{len(problems)} of {len(self)} examples cannot be used:"
+            raise ValueError("\n- ".join([count, *problems[:20], *more]))
+
+    def _check_index(self, index: int):
+        if not 0 <= index < len(self):
+            raise IndexError(f"index={index}: there are {len(self)} examples, 0 to {len(self) - 1}")
+
+
+class FileReader(Reader):
+    """A reader of image files; subclasses give the annotation of an image and the image's place."""
+
+    images: Path
+
+    def annotation(self, index: int) -> Example:
+        """An example without its `image`, for counting and evaluation: of the image file no pixel is read."""
+        raise NotImplementedError
+
+    def _image_path(self, index: int) -> Path:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> Example:
+        self._check_index(index)
+        path = self._image_path(index)
+        image, annotation = read_image(path), self.annotation(index)
+        check_size(image.shape[:2], annotation.size, path)
+        return annotation.with_image(image)
+
+
+class PackedRecords(Sequence):
+    """A list of plain objects in one buffer of bytes.
+
+    Worker processes share the pages of an array; of a list of dicts each would make its own copy, because reading an
+    object writes its reference count.
+    """
+
+    def __init__(self, records: Iterable):
+        packed = [pickle.dumps(record, protocol=pickle.HIGHEST_PROTOCOL) for record in records]
+        self._ends = np.cumsum([0, *map(len, packed)])
+        self._bytes = np.frombuffer(b"".join(packed), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int):
+        return pickle.loads(self._bytes[self._ends[index] : self._ends[index + 1]].data)
