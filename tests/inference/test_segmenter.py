@@ -186,10 +186,11 @@ def test_only_panoptic_results_have_cocos_panoptic_form(segmenters):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_plot_draws_on_the_image_or_on_grey_also_without_a_segment(segmenters, task):
+def test_plot_draws_on_the_image_or_on_grey_also_without_a_segment(segmenters, task, tmp_path):
+    Image.fromarray(photo()).save(tmp_path / "photo.png")
     for threshold in (0.05, 1.0):
         result = segmenters[task](photo(), threshold=threshold)
-        for image in (None, photo(), Image.fromarray(photo())):
+        for image in (None, photo(), Image.fromarray(photo()), tmp_path / "photo.png"):
             assert result.plot(image).mode == "RGB"
 
 

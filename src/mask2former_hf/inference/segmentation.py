@@ -1,11 +1,14 @@
 """The result of segmenting an image: what every door of the package gives. NumPy and Pillow alone, no torch."""
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from ..data.images import read_image
 from ..model.run_lengths import masks_to_coco_rle
 
 
@@ -80,10 +83,13 @@ class Segmentation:
         """A picture with coloured segments and their names.
 
         Args:
-            image: what was segmented, PIL or (H, W) or (H, W, C) uint8; a grey ground by default.
+            image: what was segmented: PIL, a path, or an array as `data.images.to_rgb` takes it; a grey ground by
+                default.
         """
         from .drawing import draw_segmentation
 
+        if isinstance(image, str | os.PathLike):
+            image = read_image(Path(image))
         return draw_segmentation(self, image)
 
     def to_coco(self, image_id: int | str | None = None) -> list[dict]:
