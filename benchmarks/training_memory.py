@@ -19,9 +19,12 @@ from plot import line_chart
 from training_step import process_peak
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss as StockLoss
 
-from mask2former_hf.model.criterion import LazyMasks, Mask2FormerLoss
+from mask2former_hf.model.criterion import LossSettings, Mask2FormerLoss
+from mask2former_hf.model.mask_logits import LazyMasks
+from mask2former_hf.model.mask_losses import loss_weights
 
 LAYERS, QUERIES, CHANNELS, LABELS = 10, 100, 256, 133
+CONFIG = transformers.Mask2FormerConfig(num_labels=LABELS)
 
 
 def inputs(size: int, instances: int, device: str):
@@ -38,9 +41,7 @@ def inputs(size: int, instances: int, device: str):
 
 
 def stock_step(features, embeddings, classes, masks, labels):
-    config = transformers.Mask2FormerConfig(num_labels=LABELS)
-    weights = {"loss_cross_entropy": 2.0, "loss_mask": 5.0, "loss_dice": 5.0}
-    criterion = StockLoss(config, weights).to(features.device)
+    criterion = StockLoss(CONFIG, loss_weights(CONFIG)).to(features.device)
     logits = [torch.einsum("bqc,bchw->bqhw", layer, features) for layer in embeddings]
     earlier = [
         {"masks_queries_logits": m, "class_queries_logits": c} for m, c in zip(logits[:-1], classes[:-1], strict=True)
@@ -50,7 +51,7 @@ def stock_step(features, embeddings, classes, masks, labels):
 
 
 def our_step(features, embeddings, classes, masks, labels):
-    criterion = Mask2FormerLoss(LABELS).to(features.device)
+    criterion = Mask2FormerLoss(LossSettings.from_config(CONFIG)).to(features.device)
     terms = criterion(classes, LazyMasks(embeddings, features), [masks], [labels], canvas=tuple(masks.shape[-2:]))
     sum(term.sum() for term in terms.values()).backward()
 

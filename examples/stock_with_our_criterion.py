@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from mask2former_hf import Mask2FormerImageProcessor
 from mask2former_hf.data.scenes import ID2LABEL, ScenesDataset
-from mask2former_hf.model.criterion import Mask2FormerLoss
+from mask2former_hf.model.criterion import LossSettings, Mask2FormerLoss
+from mask2former_hf.model.mask_losses import loss_weights
 from mask2former_hf.training.collation import SegmentationCollator
 from mask2former_hf.training.optimization import parameter_groups
 
@@ -25,21 +26,8 @@ class StockWithOurCriterion(torch.nn.Module):
     def __init__(self, model: transformers.Mask2FormerForUniversalSegmentation):
         super().__init__()
         self.model, config = model, model.config
-        self.weights = {
-            "loss_cross_entropy": config.class_weight,
-            "loss_mask": config.mask_weight,
-            "loss_dice": config.dice_weight,
-        }
-        self.criterion = Mask2FormerLoss(
-            config.num_labels,
-            config.no_object_weight,
-            config.class_weight,
-            config.mask_weight,
-            config.dice_weight,
-            config.train_num_points,
-            config.oversample_ratio,
-            config.importance_sample_ratio,
-        )
+        self.weights = loss_weights(config)
+        self.criterion = Mask2FormerLoss(LossSettings.from_config(config))
 
     def forward(self, pixel_values, pixel_mask, mask_labels, class_labels, ignore_masks=None):
         output = self.model(pixel_values, pixel_mask=pixel_mask, output_auxiliary_logits=True)

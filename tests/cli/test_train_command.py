@@ -27,6 +27,7 @@ from mask2former_hf.data.json_files import write_json
 from mask2former_hf.data.scenes import Scenes
 from mask2former_hf.evaluation.evaluator import SegmentationEvaluator
 from mask2former_hf.inference.segmenter import Segmenter
+from mask2former_hf.model.mask_losses import Focal
 from mask2former_hf.training.recipes import load_recipe, recipe_names
 from mask2former_hf.training.settings import TrainingSettings, complete
 
@@ -122,7 +123,8 @@ def test_the_mask_loss_can_be_chosen(trained, tmp_path, start):
     given = [*SCENES, *SMALL, "--steps", 1, start, "tiny" if start == "--backbone" else trained]
     assert command("train", *given, "--mask-loss", "focal", "--mask-weight", 20, "--output", tmp_path) == 0
     model = Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path)
-    assert model.criterion.focal == (0.25, 2.0) and model.config.mask_weight == 20
+    assert model.criterion.settings.mask_terms["loss_mask"] == Focal(0.25, 2.0)
+    assert model.config.mask_weight == 20
 
 
 def test_a_teacher_teaches_with_labels_and_without_and_from_its_cache(trained, tmp_path, capsys):

@@ -24,15 +24,18 @@ from safetensors.torch import load_file
 from scipy.optimize import linear_sum_assignment
 from torch.nn import functional as F
 
-from mask2former_hf import Mask2FormerForUniversalSegmentation
-from mask2former_hf.model.criterion import DenseMasks, LazyMasks, Mask2FormerLoss, sample_masks
-from mask2former_hf.model.matcher import assign, pairwise_mask_costs
+from mask2former_hf import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
+from mask2former_hf.model.criterion import LossSettings, Mask2FormerLoss
+from mask2former_hf.model.mask_logits import DenseMasks, LazyMasks, sample_masks
+from mask2former_hf.model.mask_losses import CrossEntropy, Dice, Focal, loss_weights
+from mask2former_hf.model.matcher import assign
 
 TERMS = {"loss_cross_entropy": "loss_ce", "loss_mask": "loss_mask", "loss_dice": "loss_dice"}
 
 
 def small_loss(**changes):
-    return Mask2FormerLoss(**({"num_labels": 5, "num_points": 200} | changes))
+    config = Mask2FormerConfig(**({"num_labels": 5, "train_num_points": 200} | changes))
+    return Mask2FormerLoss(LossSettings.from_config(config))
 
 
 @needs_golden
@@ -117,7 +120,7 @@ def test_golden_edge_cases(case, lazy):
         "candidates": [points.unsqueeze(0) for points in candidates],
         "uniform": [points.unsqueeze(0) for points in uniform],
     }
-    criterion = small_loss(num_labels=info["num_classes"], num_points=info["num_points"])
+    criterion = small_loss(num_labels=info["num_classes"], train_num_points=info["num_points"])
     criterion.draw_points = lambda purpose, image, *rest: draws[purpose][image]
     logits = own["pred_masks"].unsqueeze(0)
     if lazy:  # features that are one-hot in the query reproduce any logits
@@ -132,8 +135,8 @@ def test_losses_equal_stock_with_the_same_points(monkeypatch):
     stock_config = transformers.Mask2FormerConfig(num_labels=5, train_num_points=50)
     from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss as StockLoss
 
-    stock = StockLoss(stock_config, {"loss_cross_entropy": 2.0, "loss_mask": 5.0, "loss_dice": 5.0})
-    ours = small_loss(num_points=50)
+    stock = StockLoss(stock_config, loss_weights(stock_config))
+    ours = small_loss(train_num_points=50)
     masks, labels = random_targets([4, 2], (48, 64))
     class_logits, mask_logits = torch.randn(1, 2, 9, 6), torch.randn(1, 2, 9, 12, 16) * 3
     rand, drawn = torch.rand, []
@@ -170,13 +173,13 @@ def test_mask_samples_equal_grid_sample_of_padded_float_masks(monkeypatch):
     torch.testing.assert_close(sample_masks(masks, points[None], (32, 64)), expected, atol=4e-6, rtol=0)
     points = torch.rand(5, 3, 100, 2)
     expected = F.grid_sample(padded[:, None], 2 * points - 1, align_corners=False)[:, 0]
-    monkeypatch.setattr("mask2former_hf.model.criterion._elements_at_once", lambda device: 1500)  # two masks at a time
+    monkeypatch.setattr("mask2former_hf.model.mask_logits.chunk_length", lambda elements, device: 2)
     torch.testing.assert_close(sample_masks(masks.bool(), points, (32, 64)), expected, atol=4e-6, rtol=0)
 
 
 def test_pairwise_costs_equal_the_published_formulas():
     logits, targets, weights = torch.randn(2, 4, 30), torch.rand(1, 3, 30), (torch.rand(1, 30) > 0.3).float()
-    entropy, dice = pairwise_mask_costs(logits, targets, weights)
+    entropy, dice = (term.pairs(logits, targets, weights) for term in (CrossEntropy(), Dice()))
     valid = weights[0].bool()
     for layer in range(2):
         for q in range(4):
@@ -187,6 +190,21 @@ def test_pairwise_costs_equal_the_published_formulas():
                 torch.testing.assert_close(entropy[layer, q, n], expected, rtol=1e-4, atol=1e-5)
                 expected = 1 - (2 * (p * t).sum() + 1) / (p.sum() + t.sum() + 1)
                 torch.testing.assert_close(dice[layer, q, n], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("term", [CrossEntropy(), Focal(0.25, 2.0), Dice()], ids=lambda term: type(term).__name__)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_both_forms_of_a_mask_term_are_one_formula(term, weighted):
+    torch.manual_seed(0)
+    logits, targets = torch.randn(2, 4, 30) * 3, torch.rand(2, 3, 30)
+    weights = (torch.rand(2, 30) > 0.3).float() if weighted else None
+    pairs = term.pairs(logits, targets, weights)
+    assert pairs.shape == (2, 4, 3)
+    for q in range(4):
+        for n in range(3):
+            torch.testing.assert_close(
+                pairs[:, q, n], term.rows(logits[:, q], targets[:, n], weights), rtol=1e-4, atol=1e-5
+            )
 
 
 def test_assignment_equals_scipy_for_every_layer_and_image():

@@ -8,7 +8,7 @@ from mask2former_hf import Mask2FormerForUniversalSegmentation, Mask2FormerImage
 from mask2former_hf.data.augmentation import AugmentedDataset, augmentation_for
 from mask2former_hf.data.coco import CocoPanoptic
 from mask2former_hf.data.scenes import ID2LABEL, ScenesDataset
-from mask2former_hf.model import criterion
+from mask2former_hf.model import criterion, mask_logits
 from mask2former_hf.training.backbones import new_model
 from mask2former_hf.training.collation import SegmentationCollator
 from mask2former_hf.training.optimization import parameter_groups
@@ -70,7 +70,7 @@ def test_autocast_training_stays_finite_and_near_float32(make, dtype):
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 def test_loss_matching_and_coordinates_stay_float32_under_autocast(dtype, monkeypatch):
     sampled, costs = [], []
-    sample, cost = criterion.sample_maps, criterion.matching_costs
+    sample, cost = mask_logits.sample_maps, criterion.matching_costs
 
     def watched_sample(maps, points):
         result = sample(maps, points)
@@ -82,7 +82,8 @@ def test_loss_matching_and_coordinates_stay_float32_under_autocast(dtype, monkey
         costs.append((point_logits.dtype, result.dtype))
         return result
 
-    monkeypatch.setattr(criterion, "sample_maps", watched_sample)
+    for module in (criterion, mask_logits):
+        monkeypatch.setattr(module, "sample_maps", watched_sample)
     monkeypatch.setattr(criterion, "matching_costs", watched_cost)
     model, _ = scenes()
     masks, labels = random_targets([3, 2], (64, 64))
@@ -104,7 +105,7 @@ def test_mask_logits_beyond_the_range_of_float16_keep_the_loss_finite():
     logits = torch.einsum("lbqc,bchw->lbqhw", embeddings.detach().float(), features.detach().float())
     assert logits.abs().max() > 65504
     terms = model.criterion(
-        torch.randn(2, 2, 16, 6), criterion.LazyMasks(embeddings, features), masks, labels, canvas=(64, 64)
+        torch.randn(2, 2, 16, 6), mask_logits.LazyMasks(embeddings, features), masks, labels, canvas=(64, 64)
     )
     total = sum(term.sum() for term in terms.values())
     assert torch.isfinite(total)

@@ -558,7 +558,7 @@ def _swin_fc1(model):
 def test_golden_deformable_attention_initialisation():
     golden = load_file(GOLDEN / "msda_op" / "module.safetensors")
     from mask2former_hf.model.deformable_attention import MultiScaleDeformableAttention
-    from mask2former_hf.model.modeling_mask2former import init_deformable_attention
+    from mask2former_hf.model.initialization import init_deformable_attention
 
     C = golden["init.value_proj.weight"].shape[0]
     h, L, P = 4, 3, 4

@@ -11,7 +11,7 @@ import torch
 from helpers import GOLDEN, needs_golden
 from safetensors.torch import load_file
 
-from mask2former_hf.model import mask_resizing
+from mask2former_hf.model import mask_resizing, postprocessing
 from mask2former_hf.model.mask_resizing import resize_mask_logits
 from mask2former_hf.model.postprocessing import (
     instance_segmentation,
@@ -315,6 +315,12 @@ def test_a_segment_survives_at_exactly_the_overlap_threshold():
         assert len(panoptic_segmentation(class_logits, masks, size, overlap_threshold=threshold)[1]) == count
 
 
+def limit_chunks(monkeypatch, limit):
+    """Work on so many float32 at a time."""
+    for module in (mask_resizing, postprocessing):
+        monkeypatch.setattr(module, "chunk_length", lambda elements, device: max(1, limit // elements))
+
+
 def test_a_score_of_exactly_the_threshold_is_dropped():
     class_logits = torch.tensor([[0.0, 0.0, -1e4]])  # probability one half, exactly
     masks = torch.ones(1, 4, 4)
@@ -322,9 +328,9 @@ def test_a_score_of_exactly_the_threshold_is_dropped():
     assert len(panoptic_segmentation(class_logits, masks, (4, 4), object_mask_threshold=0.499)[1]) == 1
 
 
-@pytest.mark.parametrize("chunk", [1, 1 << 24])
+@pytest.mark.parametrize("chunk", [1, 1 << 22])
 def test_the_first_of_equal_queries_owns_the_pixel(chunk, monkeypatch):
-    monkeypatch.setattr(mask_resizing, "CPU_CHUNK_BYTES", chunk)
+    limit_chunks(monkeypatch, chunk)
     result, segments = panoptic_segmentation(*painted([2, 1, 0], [(0, 8)] * 3))
     assert [s["label_id"] for s in segments] == [2]
     assert (result == 1).all()
@@ -411,8 +417,8 @@ def test_chunks_do_not_change_results(target, first, monkeypatch):
     logits = (*random_logits(5)[:4], target)
     whole = [function(*logits) for function in (panoptic_segmentation, instance_segmentation)]
     scores = semantic_scores(*logits, resize_masks_first=first)
-    for chunk in (1, 40_000):
-        monkeypatch.setattr(mask_resizing, "CPU_CHUNK_BYTES", chunk)
+    for chunk in (1, 10_000):
+        limit_chunks(monkeypatch, chunk)
         panoptic, instances = (function(*logits) for function in (panoptic_segmentation, instance_segmentation))
         assert torch.equal(panoptic[0], whole[0][0]) and panoptic[1] == whole[0][1]
         assert torch.equal(instances["masks"], whole[1]["masks"])

@@ -5,6 +5,7 @@ from transformers.trainer_callback import ProgressCallback
 
 from ..data.example import Example
 from ..inference.drawing import draw_instances
+from ..model.mask_losses import WEIGHT_FIELDS, short_name
 from ..training.run import TrainingRun
 
 
@@ -22,8 +23,8 @@ class LossProgress(ProgressCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.training_bar is None or not logs:
             return
-        names = {"loss": "loss", "loss_cross_entropy": "class", "loss_mask": "mask", "loss_dice": "dice"}
-        names |= {f"distillation_{term}": f"teacher {term}" for term in ("class", "mask", "dice")}
+        terms = {name: short_name(name) for name in WEIGHT_FIELDS}
+        names = {"loss": "loss", **terms} | {f"distillation_{term}": f"teacher {term}" for term in terms.values()}
         if "loss" in logs:
             self.training_bar.set_postfix(
                 {short: f"{logs[name]:.2f}" for name, short in names.items() if name in logs}

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..model.matcher import assign, pairwise_mask_costs
+from ..model.mask_losses import CrossEntropy, Dice
+from ..model.matcher import assign
 from ..model.postprocessing import logits_per_image, semantic_scores
 
 # In units of the test size: those of the original's configs for ADE20K, the test size itself first.
@@ -129,7 +130,8 @@ def _grid(shape, first_canvas, first_extent, canvas, extent, flipped) -> Tensor:
 
 def _match(probabilities, mask_logits, classes, masks) -> tuple[Tensor, Tensor]:
     """Pairs of a view's queries and the first view's, by the weights of the training loss."""
-    entropy, dice = pairwise_mask_costs(mask_logits.flatten(1)[None], masks.flatten(1)[None])  # (1, Q, Q)
+    points = mask_logits.flatten(1)[None], masks.flatten(1)[None], None  # every pixel
+    entropy, dice = CrossEntropy().pairs(*points), Dice().pairs(*points)  # (1, Q, Q)
     agreement = probabilities[:, :-1] @ classes[:, :-1].T
     queries, targets = assign([5 * entropy + 5 * dice - 2 * agreement])[0]
     return queries[0], targets[0]

@@ -4,68 +4,17 @@ Costs are evaluated at sampled points. All layers and images of a step are solve
 Letters: L supervised layers, Q queries, K classes, N targets of an image, P points, M = min(Q, N) matched pairs.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers.utils import is_scipy_available
+
+from .mask_losses import MaskTerm
 
 if is_scipy_available():
     from scipy.optimize import linear_sum_assignment
-
-
-def focal_halves(logits: Tensor, focal: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    """Focal loss (Lin et al., ICCV 2017, eq. 5) of each logit for the target 1 and for the target 0.
-
-    Args:
-        focal: (alpha, gamma); alpha weighs the target 1 and 1 - alpha the target 0.
-
-    Returns:
-        `-alpha (1 - p)^gamma log(p)` and `-(1 - alpha) p^gamma log(1 - p)`, p the predicted probability. A target t
-        between 0 and 1 counts as t times the first and 1 - t times the second.
-    """
-    alpha, gamma = focal
-    positive = alpha * torch.exp(gamma * F.logsigmoid(-logits)) * F.softplus(-logits)
-    negative = (1 - alpha) * torch.exp(gamma * F.logsigmoid(logits)) * F.softplus(logits)
-    return positive, negative
-
-
-def pairwise_mask_costs(
-    point_logits: Tensor,
-    point_targets: Tensor,
-    point_weights: Tensor | None = None,
-    focal: tuple[float, float] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Binary cross-entropy, or focal loss, and dice of every predicted mask with every target.
-
-    Args:
-        point_logits: (L, Q, P) float32 mask logits at the points.
-        point_targets: (L or 1, N, P) float32 targets in [0, 1] at the same points.
-        point_weights: (L or 1, P) float32; 0 takes a point out of the cost. None for 1 everywhere.
-        focal: (alpha, gamma) of the focal loss, None for cross-entropy.
-
-    Returns:
-        Two (L, Q, N) tensors: mean cross-entropy or focal loss over the points of weight 1, and
-        `1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1)` with p the predicted probability.
-    """
-    targets = point_targets.transpose(-1, -2)  # (L, P, N)
-    total_weight = point_logits.shape[-1]
-    # Either loss is t times that of target 1 plus (1 - t) times that of target 0, so the pairwise sum is one matrix
-    # product. For cross-entropy, softplus(-x) and softplus(x), the difference of the two is x.
-    if focal is None:
-        entropy, slope = F.softplus(point_logits), point_logits
-    else:
-        positive, entropy = focal_halves(point_logits, focal)
-        slope = entropy - positive
-    probabilities = point_logits.sigmoid()
-    if point_weights is not None:
-        weights = point_weights.unsqueeze(-2)  # (L, 1, P)
-        total_weight = weights.sum(-1, keepdim=True).clamp(min=1)
-        entropy, probabilities, targets = entropy * weights, probabilities * weights, targets * weights.mT
-    entropy = (entropy.sum(-1, keepdim=True) - slope @ targets) / total_weight
-    overlap = probabilities @ targets
-    total = probabilities.sum(-1, keepdim=True) + targets.sum(-2).unsqueeze(-2)
-    return entropy, 1 - (2 * overlap + 1) / (total + 1)
 
 
 @torch.no_grad()
@@ -75,26 +24,25 @@ def matching_costs(
     labels: Tensor,
     point_targets: Tensor,
     point_weights: Tensor | None,
-    class_weight: float,
-    mask_weight: float,
-    dice_weight: float,
-    focal: tuple[float, float] | None = None,
+    weights: Mapping[str, float],
+    mask_terms: Mapping[str, MaskTerm],
 ) -> Tensor:
     """Matching costs of one image for all layers, (L, Q, N) float32.
 
     Args:
         class_logits: (L, Q, K + 1).
-        point_logits, point_targets, point_weights, focal: see `pairwise_mask_costs`.
+        point_logits: (L, Q, P) mask logits at the points.
         labels: (N,) class of each target.
-        class_weight, mask_weight, dice_weight: weights of `-p(class)`, cross-entropy (or focal loss) and dice.
+        point_targets: (L or 1, N, P) targets in [0, 1] at the same points.
+        point_weights: (L or 1, P) float32; 0 takes a point out of the cost. None for 1 everywhere.
+        weights: of the terms, by name; "loss_cross_entropy" weighs `-p(class)`.
+        mask_terms: the others (`mask_losses`).
     """
     with torch.autocast(class_logits.device.type, enabled=False):
-        entropy, dice = pairwise_mask_costs(point_logits.float(), point_targets.float(), point_weights, focal)
-        return (
-            mask_weight * entropy
-            - class_weight * class_logits.float().softmax(-1)[..., labels]
-            + dice_weight * dice
-        )  # fmt: skip
+        cost = -weights["loss_cross_entropy"] * class_logits.float().softmax(-1)[..., labels]
+        for name, term in mask_terms.items():
+            cost += weights[name] * term.pairs(point_logits.float(), point_targets.float(), point_weights)
+        return cost
 
 
 @torch.no_grad()

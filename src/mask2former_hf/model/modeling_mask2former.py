@@ -4,102 +4,27 @@ Letters: B batch, Q queries, K classes, C channels, h heads, D head dim, L super
 S = sum of H * W over the three feature levels. Everything is batch first.
 """
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
-from transformers import initialization as init
 from transformers.core_model_loading import revert_weight_conversion
-from transformers.utils import ModelOutput
 
 from .backbone import batch_norms, feature_maps, freeze_parts, make_backbone
 from .canvas import PADDING_LOGIT, canvas_of, image_extents, image_sizes_of, merge_groups
 from .configuration_mask2former import Mask2FormerConfig
-from .criterion import LazyMasks, Mask2FormerLoss
-from .deformable_attention import MultiScaleDeformableAttention
+from .criterion import LossSettings, Mask2FormerLoss
+from .initialization import init_swin, initialize
+from .mask_logits import LazyMasks
+from .outputs import OF_THE_MODEL_ALONE, Mask2FormerForUniversalSegmentationOutput, Mask2FormerModelOutput
 from .pixel_decoder import (
     Mask2FormerPixelDecoder,
     Mask2FormerPixelDecoderEncoder,
     Mask2FormerPixelDecoderEncoderLayer,
 )
-from .transformer_decoder import (
-    Mask2FormerDecoderLayer,
-    Mask2FormerMaskedAttention,
-    Mask2FormerSelfAttention,
-    Mask2FormerTransformerModule,
-)
-
-
-@dataclass
-class Mask2FormerModelOutput(ModelOutput):
-    """Features and decoder states; maps of images with a smaller canvas than the batch's are zero beyond theirs.
-
-    Args:
-        encoder_last_hidden_state: (B, C, H/32, W/32), the backbone's last feature map.
-        pixel_decoder_last_hidden_state: (B, C, H/4, W/4) mask features.
-        transformer_decoder_last_hidden_state: (B, Q, C).
-        encoder_hidden_states: on request, the backbone's four feature maps.
-        pixel_decoder_hidden_states: on request, (B, C, ...) at strides 32, 16, 8.
-        transformer_decoder_hidden_states: on request, (B, Q, C) before the first and after each layer.
-        transformer_decoder_intermediate_states: L times (B, Q, C), layer-normalised, as the heads read them.
-        masks_queries_logits: (B, Q, H/4, W/4) of the last layer, or of all L layers if asked for.
-        attentions: on request, (B, h, Q, Q) self-attention of each layer.
-        cross_attentions: on request, (B, h, Q, H * W) masked attention of each layer over its feature level.
-        image_sizes: (B, 2) int64, (height, width) of each image without padding.
-        canvas_sizes: (B, 2) int64, (height, width) of the padded input that each image's results were computed on.
-        mask_strides: (B,) int64, input pixels along a side of a mask logit, `config.common_stride` for all.
-    """
-
-    encoder_last_hidden_state: Tensor | None = None
-    pixel_decoder_last_hidden_state: Tensor | None = None
-    transformer_decoder_last_hidden_state: Tensor | None = None
-    encoder_hidden_states: tuple[Tensor, ...] | None = None
-    pixel_decoder_hidden_states: tuple[Tensor, ...] | None = None
-    transformer_decoder_hidden_states: tuple[Tensor, ...] | None = None
-    transformer_decoder_intermediate_states: tuple[Tensor, ...] | None = None
-    masks_queries_logits: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-    cross_attentions: tuple[Tensor, ...] | None = None
-    image_sizes: Tensor | None = None
-    canvas_sizes: Tensor | None = None
-    mask_strides: Tensor | None = None
-
-
-@dataclass
-class Mask2FormerForUniversalSegmentationOutput(ModelOutput):
-    """Predictions, and the loss if labels were given; see `Mask2FormerModelOutput` for the other fields.
-
-    Args:
-        loss: weighted sum of all terms.
-        class_queries_logits: (B, Q, K + 1), the last class is "no object".
-        masks_queries_logits: (B, Q, H/4, W/4), -100 beyond an image's canvas. None in a training step, which never
-            computes them, unless `output_auxiliary_logits` is set.
-        auxiliary_logits: on request, a dict of `class_queries_logits` and `masks_queries_logits` per earlier layer.
-        loss_dict: the weighted terms that sum to `loss`: "loss_cross_entropy", "loss_mask" and "loss_dice", each (L,)
-            with the final prediction last.
-        image_sizes, canvas_sizes: what post-processing needs to crop the padding.
-    """
-
-    loss: Tensor | None = None
-    class_queries_logits: Tensor | None = None
-    masks_queries_logits: Tensor | None = None
-    auxiliary_logits: list[dict[str, Tensor]] | None = None
-    encoder_last_hidden_state: Tensor | None = None
-    pixel_decoder_last_hidden_state: Tensor | None = None
-    transformer_decoder_last_hidden_state: Tensor | None = None
-    encoder_hidden_states: tuple[Tensor, ...] | None = None
-    pixel_decoder_hidden_states: tuple[Tensor, ...] | None = None
-    transformer_decoder_hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-    cross_attentions: tuple[Tensor, ...] | None = None
-    loss_dict: dict[str, Tensor] | None = None
-    image_sizes: Tensor | None = None
-    canvas_sizes: Tensor | None = None
-    mask_strides: Tensor | None = None
+from .transformer_decoder import Mask2FormerTransformerModule
 
 
 class Mask2FormerPixelLevelModule(nn.Module):
@@ -172,95 +97,12 @@ class Mask2FormerPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """The original's initialisation; modules come children first, so parents refine what leaves got."""
-        gain = self.config.init_xavier_std
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            init_as_torch(module)
-        elif isinstance(module, nn.Embedding):
-            init.normal_(module.weight)
-        elif isinstance(module, MultiScaleDeformableAttention):
-            init_deformable_attention(module)
-        elif isinstance(module, Mask2FormerPixelDecoderEncoderLayer):
-            init.xavier_uniform_(module.fc1.weight)
-            init.xavier_uniform_(module.fc2.weight)
-        elif isinstance(module, Mask2FormerPixelDecoder):
-            init.normal_(module.level_embed)
-            for convolution, _ in module.input_projections:
-                init.xavier_uniform_(convolution.weight)
-                init.zeros_(convolution.bias)
-            init_as_caffe2(module.mask_projection)
-            if module.has_fpn_step:
-                init_as_caffe2(module.adapter_1[0])
-                init_as_caffe2(module.layer_1[0])
-        elif isinstance(module, Mask2FormerSelfAttention):
-            # The original's projection is one (3 C, C) matrix: Xavier's bound is that of 4 C units, not of 2 C.
-            for projection in (module.q_proj, module.k_proj, module.v_proj):
-                init.xavier_uniform_(projection.weight, gain=gain / math.sqrt(2))
-                init.zeros_(projection.bias)
-            init.xavier_uniform_(module.out_proj.weight, gain=gain)
-            init.zeros_(module.out_proj.bias)
-        elif isinstance(module, Mask2FormerMaskedAttention):
-            init.xavier_uniform_(module.in_proj_weight, gain=gain)
-            init.zeros_(module.in_proj_bias)
-            init.xavier_uniform_(module.out_proj.weight, gain=gain)
-            init.zeros_(module.out_proj.bias)
-        elif isinstance(module, Mask2FormerDecoderLayer):
-            init.xavier_uniform_(module.fc1.weight, gain=gain)
-            init.xavier_uniform_(module.fc2.weight, gain=gain)
-        elif isinstance(module, Mask2FormerTransformerModule):
-            for projection in module.input_projections:
-                if isinstance(projection, nn.Conv2d):
-                    init_as_caffe2(projection)
-        elif isinstance(module, Mask2FormerLoss):
-            weights = torch.ones_like(module.empty_weight)
-            weights[-1] = module.no_object_weight
-            init.copy_(module.empty_weight, weights)
-        elif isinstance(module, Mask2FormerPixelLevelModule):
+        if isinstance(module, Mask2FormerPixelLevelModule):
             freeze_parts(module.encoder, module.freezes_batch_norm)  # again: tensors missing in a file are new ones
             if self.config.backbone_config.model_type == "swin":
                 init_swin(module.encoder)
-        else:
+        elif not initialize(module, self.config.init_xavier_std):
             super()._init_weights(module)
-
-
-def init_as_torch(module: nn.Linear | nn.Conv2d):
-    """PyTorch's default, spelled out because a tensor missing in a checkpoint is created without it."""
-    init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-    if module.bias is not None:
-        bound = 1 / math.sqrt(module.weight[0].numel())
-        init.uniform_(module.bias, -bound, bound)
-
-
-def init_as_caffe2(convolution: nn.Conv2d):
-    init.kaiming_uniform_(convolution.weight, a=1)
-    if convolution.bias is not None:
-        init.zeros_(convolution.bias)
-
-
-def init_deformable_attention(module: MultiScaleDeformableAttention):
-    """Each head starts looking in its own direction, point p at p + 1 pixels (Deformable DETR, appendix A.4)."""
-    h, L, P = module.num_heads, module.num_levels, module.num_points
-    angles = torch.arange(h, dtype=torch.float32) * (2 * math.pi / h)
-    directions = torch.stack((angles.cos(), angles.sin()), dim=-1)
-    directions = directions / directions.abs().max(dim=-1, keepdim=True).values  # onto the unit square
-    steps = torch.arange(1, P + 1, dtype=torch.float32).view(1, 1, P, 1)
-    init.zeros_(module.sampling_offsets.weight)
-    bias = (directions.view(h, 1, 1, 2) * steps).expand(h, L, P, 2).flatten()
-    init.copy_(module.sampling_offsets.bias, bias.to(module.sampling_offsets.bias))
-    init.zeros_(module.attention_weights.weight)
-    init.zeros_(module.attention_weights.bias)
-    for projection in (module.value_proj, module.output_proj):
-        init.xavier_uniform_(projection.weight)
-        init.zeros_(projection.bias)
-
-
-def init_swin(backbone: nn.Module):
-    """The original's Swin from scratch: PyTorch's defaults, position biases from N(0, 0.02)."""
-    for name, module in backbone.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            init_as_torch(module)
-        elif name.endswith("relative_position_bias"):
-            init.trunc_normal_(module.relative_position_bias_table, std=0.02)
 
 
 class Mask2FormerModel(Mask2FormerPreTrainedModel):
@@ -354,8 +196,7 @@ class Mask2FormerModel(Mask2FormerPreTrainedModel):
         features, mask_features, maps = self.pixel_level_module(pixel_values)
         states = self.transformer_module(maps, mask_features, eager)
         chosen = {"none": [], "last": states.normalised[-1:], "all": states.normalised}[mask_logits]
-        embed = self.transformer_module.decoder.mask_predictor
-        masks = tuple(torch.einsum("bqc,bchw->bqhw", embed(state), mask_features) for state in chosen)
+        masks = tuple(torch.einsum("bqc,bchw->bqhw", self.mask_embeddings(state), mask_features) for state in chosen)
         return Mask2FormerModelOutput(
             encoder_last_hidden_state=features[-1],
             pixel_decoder_last_hidden_state=mask_features,
@@ -369,6 +210,14 @@ class Mask2FormerModel(Mask2FormerPreTrainedModel):
             cross_attentions=tuple(states.cross_attentions) if output_attentions else None,
         )
 
+    def normalise(self, hidden_states: Tensor) -> Tensor:
+        """(..., C) `transformer_decoder_hidden_states` -> `transformer_decoder_intermediate_states`."""
+        return self.transformer_module.decoder.layernorm(hidden_states)
+
+    def mask_embeddings(self, states: Tensor) -> Tensor:
+        """Of (..., C) normalised states, whose product with the mask features is the mask logits."""
+        return self.transformer_module.decoder.mask_predictor(states)
+
 
 class Mask2FormerForUniversalSegmentation(Mask2FormerPreTrainedModel):
     """Mask2Former with class and mask predictions, for semantic, instance and panoptic segmentation."""
@@ -377,17 +226,7 @@ class Mask2FormerForUniversalSegmentation(Mask2FormerPreTrainedModel):
         super().__init__(config)
         self.model = Mask2FormerModel(config)
         self.class_predictor = nn.Linear(config.hidden_dim, config.num_labels + 1)
-        self.criterion = Mask2FormerLoss(
-            num_labels=config.num_labels,
-            no_object_weight=config.no_object_weight,
-            class_weight=config.class_weight,
-            mask_weight=config.mask_weight,
-            dice_weight=config.dice_weight,
-            num_points=config.train_num_points,
-            oversample_ratio=config.oversample_ratio,
-            importance_sample_ratio=config.importance_sample_ratio,
-            focal=(config.focal_alpha, config.focal_gamma) if config.mask_loss == "focal" else None,
-        )
+        self.criterion = Mask2FormerLoss(LossSettings.from_config(config))
         self.post_init()
 
     def forward(
@@ -424,14 +263,8 @@ class Mask2FormerForUniversalSegmentation(Mask2FormerPreTrainedModel):
         Raises:
             ValueError: for inputs that do not fit together, and in training for predictions that are not finite.
         """
-        if (mask_labels is None) != (class_labels is None):
-            given, missing = (
-                ("mask_labels", "class_labels") if class_labels is None else ("class_labels", "mask_labels")
-            )
-            raise ValueError(f"{given} without {missing}: the loss needs both, one entry per image")
         has_labels = mask_labels is not None
-        if ignore_masks is not None and not has_labels:
-            raise ValueError("ignore_masks without mask_labels and class_labels: they only act in the loss")
+        _check_labels_given(mask_labels, class_labels, ignore_masks)
         all_layers = self.model._choose(output_auxiliary_logits, "output_auxiliary_logits")
         wants_masks = all_layers or not (has_labels and self.training)
         outputs = self.model(
@@ -445,23 +278,22 @@ class Mask2FormerForUniversalSegmentation(Mask2FormerPreTrainedModel):
         if has_labels and pixel_mask is not None:
             outputs.image_sizes = image_extents(pixel_mask)[:, :2]  # unchecked: a look at the values stalls the device
         states = outputs.transformer_decoder_intermediate_states
+        states = torch.stack(states if has_labels or all_layers else states[-1:])  # (L, B, Q, C)
+        class_logits = self.class_predictor(states)  # (L, B, Q, K + 1)
         loss = loss_dict = auxiliary_logits = None
-        if has_labels or all_layers:
-            states = torch.stack(states)
-            class_logits = self.class_predictor(states)  # (L, B, Q, K + 1)
-        else:
-            class_logits = self.class_predictor(states[-1]).unsqueeze(0)
         if has_labels:
+            canvas = tuple(pixel_values.shape[-2:])
+            _check_mask_sizes(mask_labels, canvas, outputs.image_sizes)
+            layers = slice(None) if self.config.use_auxiliary_loss else slice(-1, None)
             loss_dict = self._loss_terms(
-                class_logits,
-                states,
-                outputs,
-                canvas=tuple(pixel_values.shape[-2:]),
-                mask_labels=mask_labels,
-                class_labels=class_labels,
-                ignore_masks=ignore_masks,
-                generator=generator,
-                normalizers=normalizers,
+                class_logits[layers],
+                self.mask_logits(states[layers], outputs.pixel_decoder_last_hidden_state),
+                mask_labels,
+                class_labels,
+                ignore_masks,
+                canvas,
+                generator,
+                normalizers,
             )
             loss = sum(terms.sum() for terms in loss_dict.values())
         if all_layers:
@@ -474,44 +306,49 @@ class Mask2FormerForUniversalSegmentation(Mask2FormerPreTrainedModel):
             class_queries_logits=class_logits[-1],
             masks_queries_logits=outputs.masks_queries_logits[-1] if wants_masks else None,
             auxiliary_logits=auxiliary_logits,
-            encoder_last_hidden_state=outputs.encoder_last_hidden_state,
-            pixel_decoder_last_hidden_state=outputs.pixel_decoder_last_hidden_state,
-            transformer_decoder_last_hidden_state=outputs.transformer_decoder_last_hidden_state,
-            encoder_hidden_states=outputs.encoder_hidden_states,
-            pixel_decoder_hidden_states=outputs.pixel_decoder_hidden_states,
-            transformer_decoder_hidden_states=outputs.transformer_decoder_hidden_states,
-            attentions=outputs.attentions,
-            cross_attentions=outputs.cross_attentions,
             loss_dict=loss_dict,
-            image_sizes=outputs.image_sizes,
-            canvas_sizes=outputs.canvas_sizes,
-            mask_strides=outputs.mask_strides,
+            **{name: value for name, value in outputs.items() if name not in OF_THE_MODEL_ALONE},
         )
         return output if self.model._choose(return_dict, "return_dict") else output.to_tuple()
 
-    def _loss_terms(self, class_logits, states, outputs, canvas, mask_labels, **options) -> dict[str, Tensor]:
-        if any(tuple(masks.shape[1:]) != canvas for masks in mask_labels):
-            for image, (masks, size) in enumerate(zip(mask_labels, outputs.image_sizes.tolist(), strict=False)):
-                if tuple(masks.shape[1:]) not in (canvas, tuple(size)):
-                    raise ValueError(
-                        f"mask_labels[{image}] has shape {tuple(masks.shape)}: masks must have the size of "
-                        f"pixel_values, {canvas[0]}x{canvas[1]}, or of the image by pixel_mask, {size[0]}x{size[1]}"
-                    )
-        layers = slice(None) if self.config.use_auxiliary_loss else slice(-1, None)
-        embeddings = self.model.transformer_module.decoder.mask_predictor(states[layers])  # (L, B, Q, C)
-        terms = self.criterion(
-            class_logits[layers],
-            LazyMasks(embeddings, outputs.pixel_decoder_last_hidden_state),
-            mask_labels,
-            canvas=canvas,
-            **options,
-        )
-        weights = {
-            "loss_cross_entropy": self.config.class_weight,
-            "loss_mask": self.config.mask_weight,
-            "loss_dice": self.config.dice_weight,
-        }
-        return {name: weight * terms[name] for name, weight in weights.items()}
+    def mask_logits(self, states: Tensor, mask_features: Tensor) -> LazyMasks:
+        """Masks of (L, B, Q, C) normalised states and (B, C, H, W) mask features, to be sampled."""
+        return LazyMasks(self.model.mask_embeddings(states), mask_features)
+
+    def predictions(self, hidden_states: Tensor, mask_features: Tensor) -> tuple[Tensor, LazyMasks]:
+        """Class logits (L, B, Q, K + 1) and masks of what the output has for L layers.
+
+        Args:
+            hidden_states: (L, B, Q, C) of `transformer_decoder_hidden_states`.
+            mask_features: (B, C, H, W), `pixel_decoder_last_hidden_state`.
+        """
+        states = self.model.normalise(hidden_states)
+        return self.class_predictor(states), self.mask_logits(states, mask_features)
+
+    def _loss_terms(self, *predictions_and_targets) -> dict[str, Tensor]:
+        """The weighted terms, by the config as it is now."""
+        self.criterion.settings = settings = LossSettings.from_config(self.config)
+        terms = self.criterion(*predictions_and_targets)
+        return {name: settings.weights[name] * term for name, term in terms.items()}
+
+
+def _check_labels_given(mask_labels, class_labels, ignore_masks):
+    if (mask_labels is None) != (class_labels is None):
+        given, missing = ("mask_labels", "class_labels") if class_labels is None else ("class_labels", "mask_labels")
+        raise ValueError(f"{given} without {missing}: the loss needs both, one entry per image")
+    if ignore_masks is not None and mask_labels is None:
+        raise ValueError("ignore_masks without mask_labels and class_labels: they only act in the loss")
+
+
+def _check_mask_sizes(mask_labels: list[Tensor], canvas: tuple[int, int], image_sizes: Tensor):
+    if all(tuple(masks.shape[1:]) == canvas for masks in mask_labels):
+        return  # the common case, without a copy of the sizes to the host
+    for image, (masks, size) in enumerate(zip(mask_labels, image_sizes.tolist(), strict=False)):
+        if tuple(masks.shape[1:]) not in (canvas, tuple(size)):
+            raise ValueError(
+                f"mask_labels[{image}] has shape {tuple(masks.shape)}: masks must have the size of pixel_values, "
+                f"{canvas[0]}x{canvas[1]}, or of the image by pixel_mask, {size[0]}x{size[1]}"
+            )
 
 
 __all__ = ["Mask2FormerForUniversalSegmentation", "Mask2FormerModel", "Mask2FormerPreTrainedModel"]

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from .canvas import crop_to_canvas
-from .mask_resizing import check_sizes, chunk_bytes, query_chunks, resize_rows, source_rows
+from .cpu_layout import chunk_length
+from .mask_resizing import check_sizes, query_chunks, resize_rows, source_rows
 
 # What results are made by at every door unless told otherwise. The panoptic thresholds are the original's
 # (OBJECT_MASK_THRESHOLD, OVERLAP_THRESHOLD), and so is the number of instances (DETECTIONS_PER_IMAGE). The original
@@ -351,7 +352,7 @@ def _semantic_bands(class_logits, mask_logits, canvas_size, image_size, target_s
     Rows, not queries, are the unit here: a class score needs all queries, and all classes at once do not fit.
     """
     width = max(target_size[1], canvas_size[1] * -(-image_size[0] // target_size[0]))
-    step = max(1, chunk_bytes(mask_logits) // (4 * max(class_logits.shape) * width))
+    step = chunk_length(max(class_logits.shape) * width, mask_logits.device)
     bands = [(start, min(start + step, target_size[0])) for start in range(0, target_size[0], step)]
     if not resize_masks_first and target_size != image_size:
         scores = semantic_scores(class_logits, mask_logits, canvas_size, image_size)  # (K, *image_size)

@@ -24,7 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..model.criterion import DenseMasks, LazyMasks, sample_maps
+from ..model.criterion import LossSettings
+from ..model.mask_logits import DenseMasks, most_uncertain, sample_maps
+from ..model.mask_losses import short_name
 from ..model.matcher import assign
 from .teacher import Answer, Teacher
 
@@ -80,14 +82,15 @@ class Distillation(nn.Module):
         self._student = [student]  # in a list: neither model is a part of this module, its state or its parameters
         self._teacher = [Teacher(teacher, confidence, cache, dtype, keep_features=feature_weight > 0)]
         self.weight, self.temperature, self.feature_weight = weight, temperature, feature_weight
-        self.weights = {"class": config.class_weight, "mask": config.mask_weight, "dice": config.dice_weight}
-        self.num_labels, self.no_object_weight = config.num_labels, config.no_object_weight
+        self._config = config
         self.projection = None
         if feature_weight and config.mask_feature_size != teacher.config.mask_feature_size:
             self.projection = nn.Linear(config.mask_feature_size, teacher.config.mask_feature_size)
-        self.num_points = config.train_num_points
-        self.num_candidates = int(self.num_points * config.oversample_ratio)
-        self.num_uncertain = int(self.num_points * config.importance_sample_ratio)
+
+    @property
+    def settings(self) -> LossSettings:
+        """The labelled loss', by the config as it is now."""
+        return LossSettings.from_config(self._config)
 
     @property
     def teacher(self) -> nn.Module:
@@ -122,7 +125,7 @@ class Distillation(nn.Module):
         with torch.autocast(device.type, enabled=False):
             points, costs = [], []
             for image, answer in enumerate(answers):
-                points.append(torch.rand(1, self.num_points, 2, device=device, generator=generator))
+                points.append(torch.rand(1, self.settings.num_points, 2, device=device, generator=generator))
                 costs.append(self._cost(image, class_logits, masks, answer, points[-1], extents[image]))
             matches = assign(costs, class_logits.dtype)
             sums = class_logits.new_zeros(4, dtype=torch.float32)  # class, its weights, mask, dice
@@ -131,10 +134,12 @@ class Distillation(nn.Module):
             num_masks = sums.new_tensor([sum(len(answer.mask_logits) for answer in answers)])
             num_masks, weight = _mean_over_processes(num_masks, sums[1:2].detach() / len(class_logits))
             terms = {
-                "distillation_class": self.weights["class"] * sums[0] / weight[0],
-                "distillation_mask": self.weights["mask"] * sums[2] / num_masks[0].clamp(min=1),
-                "distillation_dice": self.weights["dice"] * sums[3] / num_masks[0].clamp(min=1),
+                "loss_cross_entropy": sums[0] / weight[0],
+                "loss_mask": sums[2] / num_masks[0].clamp(min=1),
+                "loss_dice": sums[3] / num_masks[0].clamp(min=1),
             }
+            weights = self.settings.weights
+            terms = {f"distillation_{short_name(name)}": weights[name] * term for name, term in terms.items()}
             if self.feature_weight:
                 terms["distillation_features"] = self.feature_weight * self._feature_term(
                     outputs.pixel_decoder_last_hidden_state, answers, points, extents
@@ -155,13 +160,13 @@ class Distillation(nn.Module):
             )
         else:
             states = outputs.transformer_decoder_hidden_states or (outputs.transformer_decoder_last_hidden_state,)
-            decoder = student.model.transformer_module.decoder
-            states = decoder.layernorm(torch.stack(tuple(states)))
-            class_logits = student.class_predictor(states)
-            masks = LazyMasks(decoder.mask_predictor(states), outputs.pixel_decoder_last_hidden_state)
-        if class_logits.shape[-1] != self.num_labels + 1:
+            class_logits, masks = student.predictions(
+                torch.stack(tuple(states)), outputs.pixel_decoder_last_hidden_state
+            )
+        num_labels = self.settings.num_labels
+        if class_logits.shape[-1] != num_labels + 1:
             raise ValueError(
-                f"the output has {class_logits.shape[-1] - 1} classes and the teacher {self.num_labels}: they must "
+                f"the output has {class_logits.shape[-1] - 1} classes and the teacher {num_labels}: they must "
                 "be the same classes"
             )
         return class_logits, masks
@@ -173,17 +178,18 @@ class Distillation(nn.Module):
         log_teacher = (answer.class_logits / self.temperature).log_softmax(-1)
         teacher = log_teacher.exp()
         divergence = (teacher * log_teacher).sum(-1) - log_student @ teacher.T  # (L, Q, R)
-        cost = self.weights["class"] * self.temperature**2 * self._query_weights(answer) * divergence
+        weights = self.settings.weights
+        cost = weights["loss_cross_entropy"] * self.temperature**2 * self._query_weights(answer) * divergence
         if len(answer.mask_logits):
             soft = sample_maps(answer.mask_logits[None].float(), points * _xy(answer.extent))[0].sigmoid()  # (N, P)
             layers = [slice(layer, layer + 1) for layer in range(len(cost))]
             for layer, logits in zip(layers, masks.at_points(image, points * _xy(extent), layers), strict=True):
                 entropy, dice = _pairwise(logits, soft)  # (1, Q, N)
-                cost[layer, :, : len(soft)] += self.weights["mask"] * entropy + self.weights["dice"] * dice
+                cost[layer, :, : len(soft)] += weights["loss_mask"] * entropy + weights["loss_dice"] * dice
         return cost
 
     def _query_weights(self, answer: Answer) -> Tensor:
-        weights = torch.full_like(answer.class_logits[:, 0], self.no_object_weight)
+        weights = torch.full_like(answer.class_logits[:, 0], self.settings.no_object_weight)
         weights[: len(answer.mask_logits)] = 1
         return weights
 
@@ -195,7 +201,7 @@ class Distillation(nn.Module):
         target[..., -1] = 0
         places = queries.unsqueeze(-1).expand(-1, -1, logits.shape[-1])
         target.scatter_(1, places, (answer.class_logits / self.temperature)[matched])
-        weights = logits.new_full(logits.shape[:2], self.no_object_weight)
+        weights = logits.new_full(logits.shape[:2], self.settings.no_object_weight)
         weights.scatter_(1, queries, self._query_weights(answer)[matched])
         divergence = F.kl_div(logits.log_softmax(-1), target.log_softmax(-1), reduction="none", log_target=True)
         class_sum = self.temperature**2 * (weights * divergence.sum(-1)).sum()
@@ -225,12 +231,12 @@ class Distillation(nn.Module):
 
     def _draw_points(self, logits, extent, generator) -> Tensor:
         """Points in the image, (N, P, 2): the most uncertain of many and uniform ones, as in the labelled loss."""
-        size, options = (len(logits), self.num_candidates, 2), {"device": logits.device, "generator": generator}
+        settings = self.settings
+        size, options = (len(logits), settings.num_candidates, 2), {"device": logits.device, "generator": generator}
         candidates = torch.rand(size, **options)
         certainty = sample_maps(logits.unsqueeze(1), candidates * extent).squeeze(1).abs()
-        chosen = certainty.topk(self.num_uncertain, dim=1, largest=False, sorted=False).indices
-        uncertain = candidates.gather(1, chosen.unsqueeze(-1).expand(-1, -1, 2))
-        uniform = torch.rand(len(logits), self.num_points - self.num_uncertain, 2, **options)
+        uncertain = most_uncertain(candidates, certainty, settings.num_uncertain)
+        uniform = torch.rand(len(logits), settings.num_points - settings.num_uncertain, 2, **options)
         return torch.cat([uncertain, uniform], dim=1)
 
     def _feature_term(self, features, answers, points, extents) -> Tensor:

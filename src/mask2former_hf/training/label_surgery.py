@@ -113,7 +113,6 @@ def set_labels(
     replacement.bias.copy_(classifier[:, -1])
     model.class_predictor = _like(head, replacement)
     criterion.empty_weight = torch.stack([*weights, criterion.empty_weight[-1]])
-    criterion.num_labels = len(labels)
 
     _update_config(model.config, labels, sources, stuff)
     used = {index for indices in sources for index in indices}
