@@ -181,6 +181,15 @@ def test_a_checkpoint_for_other_classes_keeps_the_rows_that_it_knows_by_name(tra
     torch.testing.assert_close(new.class_predictor.weight[[0, 2]], old.class_predictor.weight[[4, 5]])
 
 
+def test_the_learning_rate_is_printed_with_its_reason_and_three_zeros_with_advice(tmp_path, capsys):
+    run = [*SCENES, "--backbone", "tiny", *SMALL, "--steps", 3, "--clip", 0.5, "--output", tmp_path]
+    assert command("train", *run) == 0
+    said = capsys.readouterr().out
+    assert "learning rate 0.001, 1 of that in the backbone, gradients clipped at 0.5 (clip as given" in said
+    assert "as the backbone starts from random weights" in said
+    assert "pq was 0 in three evaluations. Try: " in said and "--clip 1;" in said and said.count("Try: ") == 1
+
+
 def test_setups_that_cannot_work_are_refused_before_training(tmp_path, capsys):
     output = ["--output", tmp_path / "run"]
     base = [*SCENES, "--backbone", "tiny", *output]
@@ -247,7 +256,7 @@ def test_resume_refuses_other_settings_but_not_moved_files(trained, tmp_path, ca
     shutil.copytree(trained, tmp_path / "run")
     run = [*SCENES, "--backbone", "tiny", *SMALL, "--output", tmp_path / "run", "--resume"]
     said = refused(capsys, *run, "--learning-rate", 1e-5, "--batch-size", 1)
-    assert "learning_rate 1e-05 (was 0.0001)" in said and "images_per_step 1 (was 2)" in said
+    assert "learning_rate 1e-05 (was 0.001)" in said and "images_per_step 1 (was 2)" in said
     assert not list((tmp_path / "run").glob("checkpoint-3"))
     assert command("train", *run, "--steps", 3, "--batch-size", 1, "--accumulate", 2, "--num-workers", 1) == 0
     assert (tmp_path / "run" / "checkpoint-3").is_dir()

@@ -9,7 +9,7 @@ from ..training.run_folder import how_to_go_on, steps_with_results
 from ..training.settings import TrainingSettings
 from .main import UserError
 from .settings import add_flag, in_flags, read_settings
-from .training_output import LossProgress, draw_batch, headline_names, print_summary
+from .training_output import AdviceAtZero, LossProgress, draw_batch, headline_names, print_summary
 
 GROUPS = {
     "run": "the run and what it leaves",
@@ -58,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
             print("--resume: no checkpoint was complete yet, so the run starts from the beginning")
         _draw_first_batch(training)
     trainer.replace_progress(LossProgress)
+    trainer.add_callback(AdviceAtZero(training))
     try:
         figures = training.train()
     except KeyboardInterrupt:

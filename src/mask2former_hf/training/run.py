@@ -19,9 +19,10 @@ from .backbones import BACKBONES, new_model
 from .collation import processor_for
 from .distillation import Distillation
 from .label_surgery import model_for_classes
+from .optimization import FROM_RANDOM
 from .recipes import Recipe
 from .run_folder import RESULTS, StopAtCtrlC, check_output, plain_settings, steps_with_results, write_settings
-from .settings import TrainingSettings, check, complete
+from .settings import TrainingSettings, check, complete, starts_pretrained
 from .trainer import Mask2FormerTrainer, Mask2FormerTrainingArguments, last_complete_checkpoint
 
 
@@ -38,6 +39,7 @@ class TrainingRun:
     Attributes:
         settings: with what the recipe and the defaults decided.
         recipe: the `Recipe` or None.
+        given: those of learning rate, clip and backbone multiplier that were not left to the defaults.
         train_data, val_data: the readers; `augmented`: what the model is trained on.
         model, processor: as they start; `new_classes`: names that the checkpoint did not know.
         statistics: of the training data's annotations (`data.overview.scan`).
@@ -51,6 +53,7 @@ class TrainingRun:
     """
 
     def __init__(self, settings: TrainingSettings, train_data=None, val_data=None, show: bool = True):
+        self.given = [name for name in FROM_RANDOM if getattr(settings, name) is not None]
         self.settings, self.recipe = complete(settings)
         check(self.settings)
         self.settings = settings = replace(self.settings, output=Path(self.settings.output))
@@ -161,8 +164,8 @@ def _model(settings: TrainingSettings, recipe: Recipe | None, classes, task: str
     """The model, and the names of the classes that a checkpoint did not know."""
     given = {name: getattr(settings, name) for name in ("mask_loss", "mask_weight")}
     fields = {name: value for name, value in given.items() if value is not None}
-    trained = settings.model is not None or settings.backbone not in (None, *BACKBONES)
-    if settings.freeze_batch_norm or (trained and recipe is not None and recipe.backbone.get("norm") == "FrozenBN"):
+    frozen = recipe is not None and recipe.backbone.get("norm") == "FrozenBN" and starts_pretrained(settings)
+    if settings.freeze_batch_norm or frozen:
         fields["freeze_batch_norm"] = True
     if settings.model is not None:
         try:
@@ -172,9 +175,10 @@ def _model(settings: TrainingSettings, recipe: Recipe | None, classes, task: str
             raise ValueError(f"model={settings.model}: {text}") from error
     try:
         queries = {} if settings.queries is None else {"num_queries": settings.queries}
-        return new_model(settings.backbone or recipe, classes, task, **fields, **queries), []
+        start = settings.backbone or recipe
+        return new_model(start, classes, task, settings.random_weights, **fields, **queries), []
     except LOADING_ERRORS as error:
-        if settings.backbone is None:
+        if settings.backbone in (None, *BACKBONES):
             raise
         known = ", ".join(BACKBONES)
         raise ValueError(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ..data.kinds import NEEDED, OF_A_SPLIT
 from ..model.configuration_mask2former import MASK_LOSSES, TASKS
-from .backbones import BACKBONES
-from .optimization import BACKBONE_MULTIPLIER, GRADIENT_NORM, LEARNING_RATE, WEIGHT_DECAY
+from .backbones import BACKBONES, TINY
+from .optimization import FROM_PRETRAINED, FROM_RANDOM, WEIGHT_DECAY
 from .recipes import Recipe, load_recipe
 
 DEFAULT_BATCH, DEFAULT_CROP = 4, 512  # where neither a setting nor a recipe says otherwise
@@ -29,6 +29,10 @@ def _of_split(split: str, name: str):
     return _data(f"{OF_A_SPLIT[name]}, {part}")
 
 
+def _by_start(name: str) -> str:
+    return f"(default: {FROM_PRETRAINED[name]:g}, or {FROM_RANDOM[name]:g} if the backbone starts from random weights)"
+
+
 @dataclass(kw_only=True)
 class TrainingSettings:
     """Settings of `TrainingRun`. Nothing is read or checked before the run is made of them.
@@ -42,8 +46,11 @@ class TrainingSettings:
 
     model: str | None = _setting("checkpoint to start from (folder or Hub id)", group="model")
     backbone: str | None = _setting(
-        f"instead of a checkpoint: {', '.join(BACKBONES)}, or a pretrained backbone", group="model"
+        f"instead of a checkpoint: {', '.join(BACKBONES)} with ImageNet weights of the Hub (tiny has none), or the "
+        "folder or Hub id of a pretrained backbone",
+        group="model",
     )
+    random_weights: bool = _setting("start the backbone from random weights", False, "model")
     recipe: str | None = _setting("settings of one of the original's 59 recipes, as coco-panoptic-r50", group="model")
     task: str | None = _setting(f"{', '.join(TASKS)} (default: by the data)", group="model")
     queries: int | None = _setting("number of queries (default: the model's)", group="model")
@@ -97,12 +104,10 @@ class TrainingSettings:
         f"images per process and forward pass (default: {DEFAULT_BATCH}, or the recipe's)"
     )
     accumulate: int = _setting("forward passes per optimizer step (default: 1)", 1)
-    learning_rate: float = _setting(f"(default: {LEARNING_RATE:g})", LEARNING_RATE)
-    backbone_multiplier: float = _setting(
-        f"on the backbone's learning rate (default: {BACKBONE_MULTIPLIER:g})", BACKBONE_MULTIPLIER
-    )
+    learning_rate: float | None = _setting(_by_start("learning_rate"))
+    backbone_multiplier: float | None = _setting("on the backbone's learning rate " + _by_start("backbone_multiplier"))
     weight_decay: float = _setting(f"(default: {WEIGHT_DECAY:g})", WEIGHT_DECAY)
-    clip: float = _setting(f"largest gradient norm (default: {GRADIENT_NORM:g})", GRADIENT_NORM)
+    clip: float | None = _setting("largest gradient norm " + _by_start("clip"))
     seed: int = _setting("of weights, data order and augmentation (default: 0)", 0)
 
     teacher: str | None = _setting("checkpoint with the same classes whose answers are learnt, too", group="teacher")
@@ -130,12 +135,18 @@ TrainingSettings.__doc__ += "\n    Args:\n" + "\n".join(
 )
 
 
+def starts_pretrained(settings: TrainingSettings) -> bool:
+    """Whether the backbone's weights are trained ones when the run starts."""
+    return settings.model is not None or (settings.backbone != TINY and not settings.random_weights)
+
+
 def complete(settings: TrainingSettings) -> tuple[TrainingSettings, Recipe | None]:
     """A copy with what the recipe says, or the defaults, where a setting was left open; and the recipe.
 
     Raises:
         ValueError: for a recipe that does not exist or cannot be trained here.
     """
+    settings = _filled(settings, FROM_PRETRAINED if starts_pretrained(settings) else FROM_RANDOM)
     if settings.recipe is None:
         return _filled(settings, {"batch_size": DEFAULT_BATCH, "crop": DEFAULT_CROP}), None
     try:
@@ -175,6 +186,8 @@ def check(settings: TrainingSettings):
         raise ValueError("model= and backbone=: choose one, a checkpoint to start from or a new model")
     if settings.recipe is None and settings.model is None and settings.backbone is None:
         raise ValueError("give model= (a checkpoint to start from), backbone= or recipe= (a new model)")
+    if settings.model is not None and settings.random_weights:
+        raise ValueError("random_weights= is for a new model; leave it out with model=")
     if settings.steps is None:
         raise ValueError("steps= is missing: give the number of optimizer steps, or a recipe=")
     counts = ("steps", "batch_size", "accumulate", "crop", "queries", "eval_every", "log_every", "keep")
