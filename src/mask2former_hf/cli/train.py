@@ -23,7 +23,9 @@ GROUPS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("config", nargs="?", type=Path, help="YAML file whose keys are the flags below")
+    parser.add_argument(
+        "config", nargs="?", type=Path, help="YAML file whose keys are the flags below, or a folder of data"
+    )
     for group, title in GROUPS.items():
         section = parser.add_argument_group(title)
         for entry in fields(TrainingSettings):
@@ -34,6 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser):
 def settings_of(arguments: argparse.Namespace) -> TrainingSettings:
     """Flags over the YAML file over the defaults."""
     known = {entry.name: entry.default for entry in fields(TrainingSettings)}
+    if arguments.config is not None and arguments.config.is_dir():
+        if arguments.folder is not None:
+            raise UserError(f"{arguments.config} and --folder {arguments.folder}: give one folder")
+        arguments.folder, arguments.config = str(arguments.config), None
     given = vars(read_settings(arguments, known))
     return TrainingSettings(**{name: given[name] for name in known})
 

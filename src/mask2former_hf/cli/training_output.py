@@ -42,6 +42,10 @@ class LossProgress(ProgressCallback):
 def print_summary(run: TrainingRun):
     """What will be trained on what, before anything long starts."""
     settings, model, statistics, arguments = run.settings, run.model, run.statistics, run.trainer.args
+    for name, value in run.recognised.items():
+        print(f"recognised {name.replace('_', ' ')}: {value}")
+    if run.held_out:
+        print(f"nothing to measure on was given: held out are {run.held_out}")
     print(run.train_data.classes.format_table(statistics["pixels"]))
     print(
         f"{len(run.train_data)} images to train on ({statistics['examples']} looked at: "

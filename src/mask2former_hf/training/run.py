@@ -13,6 +13,7 @@ from ..data.augmentation import AugmentedDataset, augmentation_for
 from ..data.json_files import write_json
 from ..data.kinds import load_both, load_split
 from ..data.overview import scan
+from ..data.recognise import recognise
 from ..evaluation.evaluator import METRICS, SegmentationEvaluator
 from ..inference.loading import LOADING_ERRORS, first_line, load_complete
 from .backbones import BACKBONES, new_model
@@ -22,7 +23,7 @@ from .label_surgery import model_for_classes
 from .optimization import FROM_RANDOM
 from .recipes import Recipe
 from .run_folder import RESULTS, StopAtCtrlC, check_output, plain_settings, steps_with_results, write_settings
-from .settings import TrainingSettings, check, complete, starts_pretrained
+from .settings import TrainingSettings, check, check_packages, complete, starts_pretrained
 from .trainer import Mask2FormerTrainer, Mask2FormerTrainingArguments, last_complete_checkpoint
 
 
@@ -40,6 +41,8 @@ class TrainingRun:
         settings: with what the recipe and the defaults decided.
         recipe: the `Recipe` or None.
         given: those of learning rate, clip and backbone multiplier that were not left to the defaults.
+        recognised: what was found in the folder of data, by setting.
+        held_out: in words, what was kept to measure on.
         train_data, val_data: the readers; `augmented`: what the model is trained on.
         model, processor: as they start; `new_classes`: names that the checkpoint did not know.
         statistics: of the training data's annotations (`data.overview.scan`).
@@ -54,12 +57,15 @@ class TrainingRun:
 
     def __init__(self, settings: TrainingSettings, train_data=None, val_data=None, show: bool = True):
         self.given = [name for name in FROM_RANDOM if getattr(settings, name) is not None]
-        self.settings, self.recipe = complete(settings)
-        check(self.settings)
-        self.settings = settings = replace(self.settings, output=Path(self.settings.output))
+        settings, self.recognised = _recognised(settings)
+        settings, self.recipe = complete(settings)
+        check(settings)
+        check_packages(settings)
+        settings = replace(settings, output=Path(settings.output))
         check_output(settings)
+        self.held_out = ""
         if train_data is None and val_data is None:
-            self.train_data, self.val_data = load_both(settings)
+            self.train_data, self.val_data, self.held_out = load_both(settings)
         else:
             self.train_data = load_split(settings, "train") if train_data is None else train_data
             self.val_data = load_split(settings, "val") if val_data is None else val_data
@@ -68,6 +74,7 @@ class TrainingRun:
                 f"the classes of the training and the validation data differ: {self.train_data.classes}; "
                 f"{self.val_data.classes}. Give both readers the same classes="
             )
+        self.settings = settings = _with_steps(settings, len(self.train_data))
         classes, task = self.train_data.classes, settings.task or self.train_data.task
         torch.manual_seed(settings.seed)
         self.model, self.new_classes = _model(settings, self.recipe, classes, task)
@@ -133,6 +140,24 @@ class TrainingRun:
             distillation=_distillation(settings, model),
             labelled=not settings.teacher_only,
         )
+
+
+def _recognised(settings: TrainingSettings) -> tuple[TrainingSettings, dict]:
+    """Settings with what lies in their folder, where they do not say otherwise; and what was taken from there."""
+    if settings.folder is None:
+        return settings, {}
+    found = recognise(settings.folder, settings.data)
+    taken = {name: value for name, value in found.items() if getattr(settings, name) is None}
+    return replace(settings, **taken), taken
+
+
+def _with_steps(settings: TrainingSettings, images: int) -> TrainingSettings:
+    """Epochs in steps, as Trainer counts them."""
+    if settings.epochs is None:
+        return settings
+    batches = -(-images // (settings.batch_size * int(os.environ.get("WORLD_SIZE", "1"))))
+    steps = max(1, round(settings.epochs * -(-batches // settings.accumulate)))
+    return replace(settings, steps=steps)
 
 
 def _look_through(dataset, split: str, show: bool) -> dict:
