@@ -40,9 +40,8 @@ from mask2former_hf.training.collation import SegmentationCollator, processor_fo
 from mask2former_hf.training.epochs import set_epoch
 from mask2former_hf.training.label_surgery import model_for_classes
 from mask2former_hf.training.optimization import (
-    BACKBONE_MULTIPLIER,
-    GRADIENT_NORM,
-    LEARNING_RATE,
+    FROM_PRETRAINED,
+    FROM_RANDOM,
     WEIGHT_DECAY,
     parameter_groups,
     polynomial_schedule,
@@ -64,7 +63,7 @@ def main(arguments):
         model, _ = model_for_classes(arguments.model, train.classes, train.task, arguments.queries)
     else:
         fields = {} if arguments.queries is None else {"num_queries": arguments.queries}
-        model = new_model(arguments.backbone, train.classes, train.task, **fields)
+        model = new_model(arguments.backbone, train.classes, train.task, arguments.random_weights, **fields)
     config, processor = model.config, processor_for(train.classes, arguments.crop, 2 * arguments.crop)
     augmented = AugmentedDataset(train, augmentation_for(train.task, arguments.crop), seed=arguments.seed)
     loader = DataLoader(
@@ -214,6 +213,7 @@ def parse_arguments():
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--model", help="checkpoint to start from")
     parser.add_argument("--backbone", default="tiny", help="without --model: tiny, r50, swin-t, ... or a Hub id")
+    parser.add_argument("--random-weights", action="store_true", help="of the backbone; tiny always has them")
     for split in ("train", "val"):
         parser.add_argument(f"--{split}-images", required=True)
         parser.add_argument(f"--{split}-maps", required=True)
@@ -224,10 +224,10 @@ def parse_arguments():
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--batch-size", type=int, default=4, help="images per process and micro-batch")
     parser.add_argument("--accumulate", type=int, default=1, help="micro-batches per step")
-    parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE)
-    parser.add_argument("--backbone-multiplier", type=float, default=BACKBONE_MULTIPLIER)
+    parser.add_argument("--learning-rate", type=float, help="default: by the backbone's weights, as for the next two")
+    parser.add_argument("--backbone-multiplier", type=float)
     parser.add_argument("--weight-decay", type=float, default=WEIGHT_DECAY)
-    parser.add_argument("--clip", type=float, default=GRADIENT_NORM)
+    parser.add_argument("--clip", type=float)
     parser.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"))
     parser.add_argument("--num-workers", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=500)
@@ -236,7 +236,12 @@ def parse_arguments():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--cpu", action="store_true")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    random = arguments.model is None and (arguments.random_weights or arguments.backbone == "tiny")
+    for name, value in (FROM_RANDOM if random else FROM_PRETRAINED).items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
+    return arguments
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from helpers import SHARED
 from PIL import Image
 
 import mask2former_hf
+import mask2former_hf.training.settings as training_settings
 from mask2former_hf import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
 from mask2former_hf.cli import train as train_command
 from mask2former_hf.cli.main import main
@@ -184,6 +185,15 @@ def test_a_checkpoint_for_other_classes_keeps_the_rows_that_it_knows_by_name(tra
     torch.testing.assert_close(new.class_predictor.weight[[0, 2]], old.class_predictor.weight[[4, 5]])
 
 
+def test_the_learning_rate_is_printed_with_its_reason_and_three_zeros_with_advice(tmp_path, capsys):
+    run = [*SCENES, "--backbone", "tiny", *SMALL, "--steps", 3, "--clip", 0.5, "--output", tmp_path]
+    assert command("train", *run) == 0
+    said = capsys.readouterr().out
+    assert "learning rate 0.001, 1 of that in the backbone, gradients clipped at 0.5 (clip as given" in said
+    assert "as the backbone starts from random weights" in said
+    assert "pq was 0 in three evaluations. Try: " in said and "--clip 1;" in said and said.count("Try: ") == 1
+
+
 def test_setups_that_cannot_work_are_refused_before_training(tmp_path, capsys):
     output = ["--output", tmp_path / "run"]
     base = [*SCENES, "--backbone", "tiny", *output]
@@ -212,7 +222,7 @@ def test_setups_that_cannot_work_are_refused_before_training(tmp_path, capsys):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("epochs: 3", "unknown keys ['epochs']"),
+        ("passes: 3", "unknown keys ['passes']"),
         ("data: coco", "argument --data: invalid choice: 'coco'"),
         ("steps: many", "argument --steps: invalid int value: 'many'"),
         ("steps: 1.5", "argument --steps: invalid int value: '1.5'"),
@@ -250,7 +260,7 @@ def test_resume_refuses_other_settings_but_not_moved_files(trained, tmp_path, ca
     shutil.copytree(trained, tmp_path / "run")
     run = [*SCENES, "--backbone", "tiny", *SMALL, "--output", tmp_path / "run", "--resume"]
     said = refused(capsys, *run, "--learning-rate", 1e-5, "--batch-size", 1)
-    assert "learning_rate 1e-05 (was 0.0001)" in said and "images_per_step 1 (was 2)" in said
+    assert "learning_rate 1e-05 (was 0.001)" in said and "images_per_step 1 (was 2)" in said
     assert not list((tmp_path / "run").glob("checkpoint-3"))
     assert command("train", *run, "--steps", 3, "--batch-size", 1, "--accumulate", 2, "--num-workers", 1) == 0
     assert (tmp_path / "run" / "checkpoint-3").is_dir()
@@ -405,6 +415,59 @@ def test_every_kind_of_files_trains_on_real_images(kind, tmp_path, capsys):
     assert command("train", "--data", kind, *paths, *run) == 0
     assert metric in json.loads((tmp_path / "results.json").read_text())["metrics"]
     assert "2 images to train on" in capsys.readouterr().out
+
+
+@needs_data
+@pytest.mark.parametrize(
+    "folder, kind, images",
+    [("camvid", "label-maps", 367), ("nuclei_dsb2018", "coco-instances", 81), ("coco_panoptic", "coco-panoptic", 66)],
+)
+def test_a_folder_is_enough(folder, kind, images, tmp_path, capsys):
+    """Kind, splits and classes are recognised and printed; what a flag says counts."""
+    limits = ["--train-limit", 2, "--val-limit", 1, "--queries", 400, "--backbone", "tiny", *SMALL]
+    assert command("train", DATA / folder, *limits, "--steps", 1, "--output", tmp_path) == 0
+    said = capsys.readouterr().out
+    assert f"recognised data: {kind}\n" in said and f"recognised train images: {DATA / folder}" in said
+    assert "2 images to train on" in said and "held out" not in said
+    settings = json.loads((tmp_path / "results.json").read_text())["settings"]
+    assert settings["data"] == kind and len(list(settings["train_images"])) > 0
+
+
+@needs_data
+def test_without_a_validation_split_whole_sequences_are_held_out(tmp_path, capsys):
+    camvid = DATA / "camvid"
+    data = [
+        "--data",
+        "label-maps",
+        "--classes",
+        camvid / "classes.json",
+        "--train-images",
+        camvid / "images" / "train",
+    ]
+    data += ["--train-maps", camvid / "labels" / "train", "--train-limit", 4, "--val-limit", 1]
+    run = [*data, "--backbone", "tiny", *SMALL[:2], "--batch-size", 2, "--epochs", 0.5, "--cpu"]
+    assert command("train", *run, "--output", tmp_path) == 0
+    said = capsys.readouterr().out
+    assert "held out are 62 of 367 images: the sequences 0001TP of 3" in said
+    assert "1 steps of 2 images" in said and json.loads((tmp_path / "results.json").read_text())["steps"] == 1
+
+
+def test_epochs_are_whole_passes_over_the_data_and_not_given_beside_steps(tmp_path, capsys):
+    run = [*SCENES, "--backbone", "tiny", "--crop", 64, "--batch-size", 2, "--accumulate", 2, "--cpu"]
+    assert command("train", *run, "--epochs", 2, "--output", tmp_path / "run") == 0
+    state = json.loads((tmp_path / "run" / "checkpoint-4" / "trainer_state.json").read_text())
+    assert state["epoch"] == 2 and state["global_step"] == 4  # six images: a step of four and one of two
+    said = refused(capsys, *run, "--epochs", 2, "--steps", 4, "--output", tmp_path / "other")
+    assert "--steps and --epochs: choose one" in said
+
+
+def test_all_missing_packages_are_named_at_once_before_anything_is_read(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(training_settings, "find_spec", lambda name: None)
+    data = ["--data", "coco-instances", "--train-images", "none", "--train-annotations", "none.json"]
+    run = [*data, "--backbone", "tiny", *SMALL, "--report-to", "tensorboard", "--output", tmp_path / "run"]
+    said = refused(capsys, *run)
+    assert "pip install accelerate pycocotools tensorboard faster-coco-eval" in said
+    assert "accelerate (training), pycocotools (polygons)" in said and "none.json" not in said
 
 
 @needs_data

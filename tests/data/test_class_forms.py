@@ -173,7 +173,7 @@ def both(pictures, train, val):
 
 
 def test_splits_that_list_different_classes_of_one_numbering_are_read_with_all_of_them(pictures):
-    train, val = load_both(both(pictures, {1: "cat", 7: "dog"}, {3: "cow", 7: "dog"}))
+    train, val, _ = load_both(both(pictures, {1: "cat", 7: "dog"}, {3: "cow", 7: "dog"}))
     assert train.classes.id2label == val.classes.id2label == {0: "cat", 1: "cow", 2: "dog"}
     assert train[0].segments[0]["category_id"] == val[0].segments[0]["category_id"] == 2
 

@@ -17,12 +17,11 @@ from ..evaluation.evaluator import evaluate
 from ..inference.drawing import draw_panoptic, side_by_side
 from ..training.backbones import new_model
 from ..training.collation import SegmentationCollator
-from ..training.optimization import parameter_groups, polynomial_schedule
+from ..training.optimization import FROM_RANDOM, parameter_groups, polynomial_schedule
 from .main import UserError
 
 SIZE = 128
 HELD_OUT_SEED = 1_000_003  # scenes of another seed are other scenes
-GRADIENT_NORM = 1.0  # the paper's 0.01 is tuned for a pretrained backbone
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -31,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--batch-size", type=int, default=4, help="images per step (default: %(default)s)")
     parser.add_argument("--eval-images", type=int, default=100, help="held-out scenes (default: %(default)s)")
     parser.add_argument("--pictures", type=int, default=8, help="pictures to draw (default: %(default)s)")
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--learning-rate", type=float, default=FROM_RANDOM["learning_rate"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
@@ -74,7 +73,7 @@ def train(model, processor, arguments) -> int:
         sampler=RandomSampler(dataset, generator=torch.Generator().manual_seed(arguments.seed)),
         collate_fn=SegmentationCollator(processor),
     )
-    groups = parameter_groups(model, arguments.learning_rate, backbone_multiplier=1.0)
+    groups = parameter_groups(model, arguments.learning_rate, backbone_multiplier=FROM_RANDOM["backbone_multiplier"])
     optimizer = torch.optim.AdamW(groups, lr=arguments.learning_rate)
     schedule = polynomial_schedule(optimizer, arguments.steps)
     model.train()
@@ -86,7 +85,7 @@ def train(model, processor, arguments) -> int:
                 output = model(**batch)
                 optimizer.zero_grad()
                 output.loss.backward()
-                torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
+                torch.nn.utils.clip_grad_norm_(model.parameters(), FROM_RANDOM["clip"])
                 optimizer.step()
                 schedule.step()
                 done += 1

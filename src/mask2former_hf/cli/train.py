@@ -9,7 +9,7 @@ from ..training.run_folder import how_to_go_on, steps_with_results
 from ..training.settings import TrainingSettings
 from .main import UserError
 from .settings import add_flag, in_flags, read_settings
-from .training_output import LossProgress, draw_batch, headline_names, print_summary
+from .training_output import AdviceAtZero, LossProgress, draw_batch, headline_names, print_summary
 
 GROUPS = {
     "run": "the run and what it leaves",
@@ -23,7 +23,9 @@ GROUPS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("config", nargs="?", type=Path, help="YAML file whose keys are the flags below")
+    parser.add_argument(
+        "config", nargs="?", type=Path, help="YAML file whose keys are the flags below, or a folder of data"
+    )
     for group, title in GROUPS.items():
         section = parser.add_argument_group(title)
         for entry in fields(TrainingSettings):
@@ -34,6 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser):
 def settings_of(arguments: argparse.Namespace) -> TrainingSettings:
     """Flags over the YAML file over the defaults."""
     known = {entry.name: entry.default for entry in fields(TrainingSettings)}
+    if arguments.config is not None and arguments.config.is_dir():
+        if arguments.folder is not None:
+            raise UserError(f"{arguments.config} and --folder {arguments.folder}: give one folder")
+        arguments.folder, arguments.config = str(arguments.config), None
     given = vars(read_settings(arguments, known))
     return TrainingSettings(**{name: given[name] for name in known})
 
@@ -58,6 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
             print("--resume: no checkpoint was complete yet, so the run starts from the beginning")
         _draw_first_batch(training)
     trainer.replace_progress(LossProgress)
+    trainer.add_callback(AdviceAtZero(training))
     try:
         figures = training.train()
     except KeyboardInterrupt:

@@ -1,12 +1,16 @@
 """What `train` shows: a summary before it starts, the first augmented images, and progress with the loss' terms."""
 
 from PIL import Image
+from tqdm import tqdm
+from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 from ..data.example import Example
 from ..inference.drawing import draw_instances
 from ..model.mask_losses import WEIGHT_FIELDS, short_name
+from ..training.optimization import FROM_RANDOM
 from ..training.run import TrainingRun
+from ..training.settings import starts_pretrained
 
 
 def headline_names(figures: dict) -> list[str]:
@@ -39,6 +43,10 @@ class LossProgress(ProgressCallback):
 def print_summary(run: TrainingRun):
     """What will be trained on what, before anything long starts."""
     settings, model, statistics, arguments = run.settings, run.model, run.statistics, run.trainer.args
+    for name, value in run.recognised.items():
+        print(f"recognised {name.replace('_', ' ')}: {value}")
+    if run.held_out:
+        print(f"nothing to measure on was given: held out are {run.held_out}")
     print(run.train_data.classes.format_table(statistics["pixels"]))
     print(
         f"{len(run.train_data)} images to train on ({statistics['examples']} looked at: "
@@ -58,8 +66,39 @@ def print_summary(run: TrainingRun):
     images = settings.batch_size * settings.accumulate * arguments.world_size
     print(
         f"{settings.steps} steps of {images} images ({settings.steps * images / len(run.train_data):.1f} passes over "
-        f"the data), learning rate {settings.learning_rate:g}, {arguments.schedule} schedule, seed {settings.seed}"
+        f"the data), {arguments.schedule} schedule, seed {settings.seed}"
     )
+    trained = "trained" if starts_pretrained(settings) else "random"
+    given = f"{', '.join(run.given)} as given, else " if run.given else ""
+    print(
+        f"learning rate {settings.learning_rate:g}, {settings.backbone_multiplier:g} of that in the backbone, "
+        f"gradients clipped at {settings.clip:g} ({given}as the backbone starts from {trained} weights)"
+    )
+
+
+class AdviceAtZero(TrainerCallback):
+    """One line after three evaluations at 0, when something is probably wrong."""
+
+    def __init__(self, run: TrainingRun):
+        self.metric, self.settings, self.zeros = run.trainer.args.metric_for_best_model, run.settings, 0
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        figure = (metrics or {}).get(f"eval_{self.metric}", 1.0)
+        self.zeros = 0 if figure > 0 else self.zeros + 1
+        if self.zeros == 3 and state.is_world_process_zero:
+            tqdm.write(f"{self.metric} was 0 in three evaluations. {self._advice()}")
+
+    def _advice(self) -> str:
+        """What to try, by what was not tried."""
+        tries = [f"see whether masks and names are right in {self.settings.output / 'first_batch.png'}"]
+        if not starts_pretrained(self.settings):
+            tries.append("start from a trained --model or --backbone (random weights need thousands of steps)")
+        for name, least in FROM_RANDOM.items():
+            if starts_pretrained(self.settings) and name == "clip" and self.settings.clip < least:
+                tries.append(f"--clip {least:g} if the loss hardly falls")
+            elif not starts_pretrained(self.settings) and getattr(self.settings, name) < least:
+                tries.append(f"--{name.replace('_', '-')} {least:g}")
+        return "Try: " + "; ".join([*tries, "more --steps if the loss still falls"])
 
 
 def draw_batch(examples: list[Example], id2label) -> Image.Image:

@@ -97,6 +97,10 @@ class CocoPanoptic(FileReader):
     def __len__(self) -> int:
         return len(self._records)
 
+    def file_names(self) -> list[str]:
+        """Of all images, relative to their folder."""
+        return [record[1] for record in self._records]
+
     def annotation(self, index: int) -> Example:
         self._check_index(index)
         image_id, name, png, segments = self._records[index]
@@ -191,6 +195,10 @@ class CocoInstances(FileReader):
 
     def __len__(self) -> int:
         return len(self._records)
+
+    def file_names(self) -> list[str]:
+        """Of all images, relative to their folder."""
+        return [record[1] for record in self._records]
 
     def annotation(self, index: int) -> Example:
         self._check_index(index)

@@ -51,6 +51,10 @@ class FolderReader(FileReader):
     def __len__(self) -> int:
         return len(self._names)
 
+    def file_names(self) -> list[str]:
+        """Of all images, relative to their folder."""
+        return list(self._image_files)
+
     def annotation(self, index: int) -> Example:
         self._check_index(index)
         path, names = self.maps / self._map_files[index], (self._names[index], self._image_files[index])

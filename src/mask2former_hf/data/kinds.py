@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from .coco import CocoInstances, CocoPanoptic
 from .folders import InstanceMaps, LabelMaps
+from .held_out import Part, hold_out
 from .hub_dataset import HubDataset
-from .overview import annotation
 from .scenes import Scenes
 
 NEEDED = {  # kind -> the paths of a split that it reads
@@ -54,29 +54,36 @@ def load_split(settings, split: str = ""):
         kind_of_error = OSError if isinstance(error, OSError) else ValueError
         raise kind_of_error(f"{split or 'data'}: {error}") from error
     if paths["limit"] is not None:
-        dataset = FirstExamples(dataset, paths["limit"])
+        dataset = Part(dataset, range(min(paths["limit"], len(dataset))))
     if not len(dataset):
         raise ValueError(f"{split or 'data'} has no examples")
     return dataset
 
 
 def load_both(settings):
-    """The readers of train and val, with one table of classes.
+    """The readers of train and val, with one table of classes, and in words what was held out ("" for nothing).
 
-    COCO jsons that list different classes of one numbering are read with all of them.
+    COCO jsons that list different classes of one numbering are read with all of them. Files without anything to
+    measure on are divided.
 
     Args:
-        settings: as in `load_split`, a dataclass.
+        settings: as in `load_split`, a dataclass, with `held_out` and `seed` of `held_out.hold_out`.
 
     Raises:
         ValueError: also if the classes of the two contradict each other.
     """
+    if NEEDED.get(settings.data) and not any(getattr(settings, f"val_{name}") for name in NEEDED[settings.data]):
+        whole = load_split(replace(settings, train_limit=None), "train")
+        train, val, text = hold_out(whole, settings.held_out, settings.seed)
+        parts = [(train, settings.train_limit), (val, settings.val_limit)]
+        train, val = (part if most is None else Part(part, range(min(most, len(part)))) for part, most in parts)
+        return train, val, text
     train, val = load_split(settings, "train"), load_split(settings, "val")
     if train.classes.id2label != val.classes.id2label and settings.classes is None:
         classes = train.classes.merge(val.classes, "train", "val")
         settings = replace(settings, classes=classes)
         train, val = load_split(settings, "train"), load_split(settings, "val")
-    return train, val
+    return train, val, ""
 
 
 def _read(kind: str, paths: dict, settings, split: str):
@@ -108,23 +115,3 @@ def _read(kind: str, paths: dict, settings, split: str):
         segments_info=settings.segments_info_column,
         objects=settings.objects_column,
     )
-
-
-class FirstExamples:
-    """The first examples of a reader."""
-
-    def __init__(self, dataset, count: int):
-        self.dataset, self.count = dataset, min(count, len(dataset))
-        self.classes, self.task = dataset.classes, dataset.task
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> dict:
-        if not 0 <= index < self.count:
-            raise IndexError(f"index={index}: there are {self.count} examples")
-        return self.dataset[index]
-
-    def annotation(self, index: int) -> dict:
-        """The example, without its image where the reader can do that."""
-        return annotation(self.dataset, index)

@@ -1,6 +1,11 @@
 """Backbones by name, and a new model on one of them."""
 
-from transformers import CONFIG_MAPPING, AutoBackbone, AutoConfig, ResNetConfig, SwinConfig
+import os
+
+from huggingface_hub import constants
+from huggingface_hub.utils import get_session
+from transformers import CONFIG_MAPPING, MODEL_FOR_BACKBONE_MAPPING, AutoConfig, ResNetConfig, SwinConfig
+from transformers.utils import logging
 
 from .. import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 from ..conversion.architecture import RESNET_DEPTHS, STAGES
@@ -16,6 +21,16 @@ SWIN = {  # embed_dim, depths, heads (Liu et al., "Swin Transformer", ICCV 2021,
 RESNET = {"r50": RESNET_DEPTHS[50], "r101": RESNET_DEPTHS[101]}
 TINY = "tiny"
 BACKBONES = (TINY, *RESNET, *SWIN)
+PUBLISHED = {  # short name, or that of a recipe's backbone -> weights on the Hub, of ImageNet
+    "r50": "microsoft/resnet-50",
+    "r101": "microsoft/resnet-101",
+    "swin-t": "microsoft/swin-tiny-patch4-window7-224",
+    "swin-s": "microsoft/swin-small-patch4-window7-224",
+    "swin-b": "microsoft/swin-base-patch4-window12-384",
+    "swin-b-in21k": "microsoft/swin-base-patch4-window12-384-in22k",
+    "swin-l": "microsoft/swin-large-patch4-window12-384-in22k",
+    "swin-l-in21k": "microsoft/swin-large-patch4-window12-384-in22k",
+}
 TINY_FIELDS = {
     "feature_size": 64,
     "mask_feature_size": 64,
@@ -31,7 +46,7 @@ TINY_FIELDS = {
 
 
 def backbone_config(name: str):
-    """Config of a backbone by its short name, one of `BACKBONES`; weights are random."""
+    """Config of a backbone by its short name, one of `BACKBONES`."""
     if name == TINY:
         return ResNetConfig(
             embedding_size=32,
@@ -57,15 +72,22 @@ def backbone_config(name: str):
     raise ValueError(f"backbone={name!r}: must be one of {', '.join(BACKBONES)}, or a checkpoint's folder or Hub id")
 
 
-def new_model(backbone: str | Recipe, classes: ClassTable, task: str, **fields) -> Mask2FormerForUniversalSegmentation:
-    """A model for these classes with a random head.
+def new_model(
+    backbone: str | Recipe, classes: ClassTable, task: str, random_weights: bool = False, **fields
+) -> Mask2FormerForUniversalSegmentation:
+    """A model for these classes: a backbone with its published weights, and a random head.
 
     Args:
-        backbone: a short name or a recipe (random weights; "tiny" is a model of 1.4 M parameters for a CPU), or the
-            folder or Hub id of a pretrained backbone with four stages, whose weights are loaded.
+        backbone: a short name (one of `BACKBONES`) or a recipe, whose weights are those of `PUBLISHED`; or the folder
+            or Hub id of a pretrained backbone with four stages. "tiny" is a model of 1.4 M parameters for a CPU, of
+            which no weights are published: they are random.
+        random_weights: of the backbone, too; then nothing is loaded.
         fields: of `Mask2FormerConfig`.
+
+    Raises:
+        ValueError: if the weights cannot be loaded, or are not those of the architecture.
     """
-    pretrained = None
+    name = backbone.backbone_name if isinstance(backbone, Recipe) else backbone
     if isinstance(backbone, Recipe):
         described = backbone.backbone_fields()
         config = CONFIG_MAPPING[described.pop("model_type")](**described, out_features=STAGES)
@@ -74,10 +96,47 @@ def new_model(backbone: str | Recipe, classes: ClassTable, task: str, **fields) 
         fields = (TINY_FIELDS if backbone == TINY else {}) | fields
     else:
         config = AutoConfig.from_pretrained(backbone, out_features=STAGES)
-        pretrained = AutoBackbone.from_pretrained(backbone, out_features=STAGES)
+    source = None if random_weights or name == TINY else PUBLISHED.get(name, name)
+    weights = None if source is None else _weights(name, source, config)
     model = Mask2FormerForUniversalSegmentation(
         Mask2FormerConfig(backbone_config=config, task=task, **classes.config_fields(), **fields)
     )
-    if pretrained is not None:
-        model.model.pixel_level_module.encoder.load_state_dict(pretrained.state_dict())
+    if weights is not None:
+        model.model.pixel_level_module.encoder.load_state_dict(weights)
     return model
+
+
+def _weights(name: str, source: str, config) -> dict:
+    """Tensors of a published backbone, none of them random but the norms of its maps, which classifiers lack."""
+    reachable = os.path.isdir(source) or _hub_answers()
+    backbone = MODEL_FOR_BACKBONE_MAPPING[type(config)]  # AutoBackbone takes folders for names of timm
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its table of the classifier's tensors, which have no place here
+    try:
+        options = {"output_loading_info": True, "local_files_only": not reachable}
+        loaded, report = backbone.from_pretrained(source, config=config, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = reason if reachable else "the Hub cannot be reached, and they are not in its cache"
+        raise ValueError(
+            f"backbone={name}: its weights, {source} as a folder or on the Hub, cannot be loaded ({reason}). Give a "
+            "folder that has them, or random_weights=True to start from random ones, which takes much longer to learn"
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+    missing = sorted(key for key in report["missing_keys"] if "hidden_states_norms" not in key)
+    if missing:
+        raise ValueError(
+            f"backbone={name}: {source} lacks {len(missing)} of its tensors, such as {missing[0]}: they are not "
+            "weights of this architecture"
+        )
+    return loaded.state_dict()
+
+
+def _hub_answers() -> bool:
+    """Asked once and briefly: the Hub's client tries each file five times, minutes where there is no network."""
+    try:
+        get_session().head(constants.ENDPOINT, timeout=10)
+    except Exception:  # of whatever library the client sends with
+        return False
+    return True

@@ -12,6 +12,9 @@ BACKBONE_MULTIPLIER = 0.1
 WEIGHT_DECAY = 0.05
 GRADIENT_NORM = 0.01
 POLYNOMIAL_POWER = 0.9
+# Of a backbone from random weights, which those values are too small for: mask2former-hf's own runs (docs/results.md)
+FROM_RANDOM = {"learning_rate": 1e-3, "clip": 1.0, "backbone_multiplier": 1.0}
+FROM_PRETRAINED = {"learning_rate": LEARNING_RATE, "clip": GRADIENT_NORM, "backbone_multiplier": BACKBONE_MULTIPLIER}
 MULTI_STEP_FACTOR = 0.1
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, nn.InstanceNorm2d)

@@ -63,6 +63,11 @@ class Recipe:
     overlap_threshold: float
     eval_period: int
 
+    @property
+    def backbone_name(self) -> str:
+        """Such as "r50" or "swin-l-in21k": the end of the recipe's name."""
+        return self.name.removeprefix(f"{self.class_set}-")
+
     def config_fields(self) -> dict:
         """Fields of `Mask2FormerConfig` besides the backbone's; everything else has the class' default."""
         fields = {

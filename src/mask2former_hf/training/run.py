@@ -13,15 +13,17 @@ from ..data.augmentation import AugmentedDataset, augmentation_for
 from ..data.json_files import write_json
 from ..data.kinds import load_both, load_split
 from ..data.overview import scan
+from ..data.recognise import recognise
 from ..evaluation.evaluator import METRICS, SegmentationEvaluator
 from ..inference.loading import LOADING_ERRORS, first_line, load_model
 from .backbones import BACKBONES, new_model
 from .collation import processor_for
 from .distillation import Distillation
 from .label_surgery import model_for_classes
+from .optimization import FROM_RANDOM
 from .recipes import Recipe
 from .run_folder import RESULTS, StopAtCtrlC, check_output, plain_settings, steps_with_results, write_settings
-from .settings import TrainingSettings, check, complete
+from .settings import TrainingSettings, check, check_packages, complete, starts_pretrained
 from .trainer import Mask2FormerTrainer, Mask2FormerTrainingArguments, last_complete_checkpoint
 
 
@@ -38,6 +40,9 @@ class TrainingRun:
     Attributes:
         settings: with what the recipe and the defaults decided.
         recipe: the `Recipe` or None.
+        given: those of learning rate, clip and backbone multiplier that were not left to the defaults.
+        recognised: what was found in the folder of data, by setting.
+        held_out: in words, what was kept to measure on.
         train_data, val_data: the readers; `augmented`: what the model is trained on.
         model, processor: as they start; `new_classes`: names that the checkpoint did not know.
         statistics: of the training data's annotations (`data.overview.scan`).
@@ -51,12 +56,16 @@ class TrainingRun:
     """
 
     def __init__(self, settings: TrainingSettings, train_data=None, val_data=None, show: bool = True):
-        self.settings, self.recipe = complete(settings)
-        check(self.settings)
-        self.settings = settings = replace(self.settings, output=Path(self.settings.output))
+        self.given = [name for name in FROM_RANDOM if getattr(settings, name) is not None]
+        settings, self.recognised = _recognised(settings)
+        settings, self.recipe = complete(settings)
+        check(settings)
+        check_packages(settings)
+        settings = replace(settings, output=Path(settings.output))
         check_output(settings)
+        self.held_out = ""
         if train_data is None and val_data is None:
-            self.train_data, self.val_data = load_both(settings)
+            self.train_data, self.val_data, self.held_out = load_both(settings)
         else:
             self.train_data = load_split(settings, "train") if train_data is None else train_data
             self.val_data = load_split(settings, "val") if val_data is None else val_data
@@ -65,6 +74,7 @@ class TrainingRun:
                 f"the classes of the training and the validation data differ: {self.train_data.classes}; "
                 f"{self.val_data.classes}. Give both readers the same classes="
             )
+        self.settings = settings = _with_steps(settings, len(self.train_data))
         classes, task = self.train_data.classes, settings.task or self.train_data.task
         torch.manual_seed(settings.seed)
         self.model, self.new_classes = _model(settings, self.recipe, classes, task)
@@ -132,6 +142,24 @@ class TrainingRun:
         )
 
 
+def _recognised(settings: TrainingSettings) -> tuple[TrainingSettings, dict]:
+    """Settings with what lies in their folder, where they do not say otherwise; and what was taken from there."""
+    if settings.folder is None:
+        return settings, {}
+    found = recognise(settings.folder, settings.data)
+    taken = {name: value for name, value in found.items() if getattr(settings, name) is None}
+    return replace(settings, **taken), taken
+
+
+def _with_steps(settings: TrainingSettings, images: int) -> TrainingSettings:
+    """Epochs in steps, as Trainer counts them."""
+    if settings.epochs is None:
+        return settings
+    batches = -(-images // (settings.batch_size * int(os.environ.get("WORLD_SIZE", "1"))))
+    steps = max(1, round(settings.epochs * -(-batches // settings.accumulate)))
+    return replace(settings, steps=steps)
+
+
 def _look_through(dataset, split: str, show: bool) -> dict:
     """`scan`, which also finds labels that are not in the class table."""
     hidden = not show or os.environ.get("RANK", "0") != "0"  # before torch.distributed is initialised
@@ -161,8 +189,8 @@ def _model(settings: TrainingSettings, recipe: Recipe | None, classes, task: str
     """The model, and the names of the classes that a checkpoint did not know."""
     given = {name: getattr(settings, name) for name in ("mask_loss", "mask_weight")}
     fields = {name: value for name, value in given.items() if value is not None}
-    trained = settings.model is not None or settings.backbone not in (None, *BACKBONES)
-    if settings.freeze_batch_norm or (trained and recipe is not None and recipe.backbone.get("norm") == "FrozenBN"):
+    frozen = recipe is not None and recipe.backbone.get("norm") == "FrozenBN" and starts_pretrained(settings)
+    if settings.freeze_batch_norm or frozen:
         fields["freeze_batch_norm"] = True
     if settings.model is not None:
         try:
@@ -172,9 +200,10 @@ def _model(settings: TrainingSettings, recipe: Recipe | None, classes, task: str
             raise ValueError(f"model={settings.model}: {text}") from error
     try:
         queries = {} if settings.queries is None else {"num_queries": settings.queries}
-        return new_model(settings.backbone or recipe, classes, task, **fields, **queries), []
+        start = settings.backbone or recipe
+        return new_model(start, classes, task, settings.random_weights, **fields, **queries), []
     except LOADING_ERRORS as error:
-        if settings.backbone is None:
+        if settings.backbone in (None, *BACKBONES):
             raise
         known = ", ".join(BACKBONES)
         raise ValueError(

@@ -3,12 +3,13 @@
 import math
 import os
 from dataclasses import dataclass, field, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from ..data.kinds import NEEDED, OF_A_SPLIT
 from ..model.configuration_mask2former import MASK_LOSSES, TASKS
-from .backbones import BACKBONES
-from .optimization import BACKBONE_MULTIPLIER, GRADIENT_NORM, LEARNING_RATE, WEIGHT_DECAY
+from .backbones import BACKBONES, TINY
+from .optimization import FROM_PRETRAINED, FROM_RANDOM, WEIGHT_DECAY
 from .recipes import Recipe, load_recipe
 
 DEFAULT_BATCH, DEFAULT_CROP = 4, 512  # where neither a setting nor a recipe says otherwise
@@ -20,13 +21,17 @@ def _setting(text: str, default=None, group: str = "training", **options):
     return field(default=default, metadata={"help": text, "group": group, "flag": options})
 
 
-def _data(text: str, **options):
-    return _setting(text, group="data", **options)
+def _data(text: str, default=None, **options):
+    return _setting(text, default, "data", **options)
 
 
 def _of_split(split: str, name: str):
     part = {"train": "to train on", "val": "to measure on"}[split]
     return _data(f"{OF_A_SPLIT[name]}, {part}")
+
+
+def _by_start(name: str) -> str:
+    return f"(default: {FROM_PRETRAINED[name]:g}, or {FROM_RANDOM[name]:g} if the backbone starts from random weights)"
 
 
 @dataclass(kw_only=True)
@@ -42,8 +47,11 @@ class TrainingSettings:
 
     model: str | None = _setting("checkpoint to start from (folder or Hub id)", group="model")
     backbone: str | None = _setting(
-        f"instead of a checkpoint: {', '.join(BACKBONES)}, or a pretrained backbone", group="model"
+        f"instead of a checkpoint: {', '.join(BACKBONES)} with ImageNet weights of the Hub (tiny has none), or the "
+        "folder or Hub id of a pretrained backbone",
+        group="model",
     )
+    random_weights: bool = _setting("start the backbone from random weights", False, "model")
     recipe: str | None = _setting("settings of one of the original's 59 recipes, as coco-panoptic-r50", group="model")
     task: str | None = _setting(f"{', '.join(TASKS)} (default: by the data)", group="model")
     queries: int | None = _setting("number of queries (default: the model's)", group="model")
@@ -53,6 +61,7 @@ class TrainingSettings:
     mask_weight: float | None = _setting("of the mask loss (default: the model's, 5; focal wants more)", group="model")
     freeze_batch_norm: bool = _setting("for backbones with trained statistics", False, "model")
 
+    folder: str | Path | None = _data("folder in which kind of data, splits and classes are recognised")
     data: str | None = _data("what the annotations are", choices=tuple(NEEDED))
     classes: object = _data(
         "names separated by commas, a file of them (txt, json, yaml), or the name of a class set such as "
@@ -68,6 +77,9 @@ class TrainingSettings:
     val_maps: str | Path | None = _of_split("val", "maps")
     val_split: str | None = _of_split("val", "split")
     val_limit: int | None = _of_split("val", "limit")
+    held_out: float = _data(
+        "share of the training data to measure on, where there is nothing else (default: 0.1)", 0.1
+    )
     image_suffix: str | None = _data("of the images' names, such as _leftImg8bit")
     map_suffix: str | None = _data("of the maps' names, such as _gtFine_labelIds")
     divisor: int | None = _data("instance-maps: class is id // DIVISOR (Cityscapes: 1000)")
@@ -92,17 +104,16 @@ class TrainingSettings:
         "short side, and largest long side (default: the crop, or the recipe's)", group="images", metavar="PIXELS"
     )
 
-    steps: int | None = _setting("optimizer steps (required without a recipe)")
+    steps: int | None = _setting("optimizer steps (required without epochs or a recipe)")
+    epochs: float | None = _setting("passes over the training data, instead of steps")
     batch_size: int | None = _setting(
         f"images per process and forward pass (default: {DEFAULT_BATCH}, or the recipe's)"
     )
     accumulate: int = _setting("forward passes per optimizer step (default: 1)", 1)
-    learning_rate: float = _setting(f"(default: {LEARNING_RATE:g})", LEARNING_RATE)
-    backbone_multiplier: float = _setting(
-        f"on the backbone's learning rate (default: {BACKBONE_MULTIPLIER:g})", BACKBONE_MULTIPLIER
-    )
+    learning_rate: float | None = _setting(_by_start("learning_rate"))
+    backbone_multiplier: float | None = _setting("on the backbone's learning rate " + _by_start("backbone_multiplier"))
     weight_decay: float = _setting(f"(default: {WEIGHT_DECAY:g})", WEIGHT_DECAY)
-    clip: float = _setting(f"largest gradient norm (default: {GRADIENT_NORM:g})", GRADIENT_NORM)
+    clip: float | None = _setting("largest gradient norm " + _by_start("clip"))
     seed: int = _setting("of weights, data order and augmentation (default: 0)", 0)
 
     teacher: str | None = _setting("checkpoint with the same classes whose answers are learnt, too", group="teacher")
@@ -130,12 +141,18 @@ TrainingSettings.__doc__ += "\n    Args:\n" + "\n".join(
 )
 
 
+def starts_pretrained(settings: TrainingSettings) -> bool:
+    """Whether the backbone's weights are trained ones when the run starts."""
+    return settings.model is not None or (settings.backbone != TINY and not settings.random_weights)
+
+
 def complete(settings: TrainingSettings) -> tuple[TrainingSettings, Recipe | None]:
     """A copy with what the recipe says, or the defaults, where a setting was left open; and the recipe.
 
     Raises:
         ValueError: for a recipe that does not exist or cannot be trained here.
     """
+    settings = _filled(settings, FROM_PRETRAINED if starts_pretrained(settings) else FROM_RANDOM)
     if settings.recipe is None:
         return _filled(settings, {"batch_size": DEFAULT_BATCH, "crop": DEFAULT_CROP}), None
     try:
@@ -146,7 +163,7 @@ def complete(settings: TrainingSettings) -> tuple[TrainingSettings, Recipe | Non
     images = settings.accumulate * int(os.environ.get("WORLD_SIZE", "1"))  # the recipe's batch is that of a step
     implied = {
         "task": recipe.task,
-        "steps": recipe.iterations,
+        "steps": None if settings.epochs else recipe.iterations,
         "eval_every": recipe.eval_period or None,
         "queries": recipe.num_queries,
         "batch_size": max(1, recipe.batch_size // max(1, images)),
@@ -175,8 +192,16 @@ def check(settings: TrainingSettings):
         raise ValueError("model= and backbone=: choose one, a checkpoint to start from or a new model")
     if settings.recipe is None and settings.model is None and settings.backbone is None:
         raise ValueError("give model= (a checkpoint to start from), backbone= or recipe= (a new model)")
-    if settings.steps is None:
-        raise ValueError("steps= is missing: give the number of optimizer steps, or a recipe=")
+    if settings.model is not None and settings.random_weights:
+        raise ValueError("random_weights= is for a new model; leave it out with model=")
+    if settings.steps is None and settings.epochs is None:
+        raise ValueError("steps= is missing: give the number of optimizer steps, epochs=, or a recipe=")
+    if settings.steps is not None and settings.epochs is not None:
+        raise ValueError("steps= and epochs=: choose one")
+    if settings.epochs is not None and not 0 < settings.epochs < math.inf:
+        raise ValueError(f"epochs={settings.epochs}: must be above 0")
+    if not 0 < settings.held_out < 1:
+        raise ValueError(f"held_out={settings.held_out}: must be above 0 and below 1")
     counts = ("steps", "batch_size", "accumulate", "crop", "queries", "eval_every", "log_every", "keep")
     check_numbers(settings, 1, (*counts, "short_sides", "test_size"))
     factors = ("learning_rate", "clip", "mask_weight", "weight_decay", "backbone_multiplier", "teacher_weight")
@@ -195,6 +220,28 @@ def check(settings: TrainingSettings):
         raise ValueError("short_sides= needs augmentation=resize-crop")
     if settings.bf16 and settings.fp16:
         raise ValueError("bf16= and fp16=: choose one")
+
+
+def check_packages(settings: TrainingSettings):
+    """Name all packages that a run will need and that are not installed.
+
+    Raises:
+        ImportError: with the line that installs them.
+    """
+    needed = {"accelerate": "training"}
+    if settings.data == "hub":
+        needed["datasets"] = "data=hub"
+    if settings.data == "coco-instances":
+        needed["pycocotools"] = "polygons"
+    if settings.report_to in ("tensorboard", "trackio", "wandb"):  # transformers refuses what it does not know
+        needed[settings.report_to] = f"report_to={settings.report_to}"
+    average = settings.task == "instance" or settings.data in ("coco-instances", "instance-maps")
+    if {"ap", "box_ap"} & set(settings.metrics or (["ap"] if average else [])) and find_spec("pycocotools") is None:
+        needed["faster_coco_eval"] = "average precision"
+    missing = {name: why for name, why in needed.items() if find_spec(name) is None}
+    if missing:
+        why = ", ".join(f"{name} ({reason})" for name, reason in missing.items())
+        raise ImportError(f"missing packages: {why}; pip install {' '.join(missing).replace('_', '-')}")
 
 
 def check_numbers(settings, least: float, names, most: float = math.inf):
