@@ -117,12 +117,12 @@ def read_panoptic_ids(path: Path) -> np.ndarray:
     return _read(path, to_panoptic_ids)
 
 
-def read_size(path: Path) -> tuple[int, int]:
-    """(H, W) of an image file as it is seen, upright; only its header is read."""
-    return _read(path, _size, whole=False)
+def read_size(path: Path, upright: bool = True) -> tuple[int, int]:
+    """(H, W) of an image file, of which only the header is read; as it is seen, or `upright=False` as it is stored."""
+    return _read(path, _upright_size if upright else lambda image, where: image.size[::-1], whole=False)
 
 
-def _size(image: Image.Image, where) -> tuple[int, int]:
+def _upright_size(image: Image.Image, where) -> tuple[int, int]:
     turned = image.getexif().get(_ORIENTATION) in _TURNED
     return image.size if turned else image.size[::-1]
 
