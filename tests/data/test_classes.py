@@ -9,8 +9,9 @@ import transformers
 from helpers import SHARED
 
 from mask2former_hf import Mask2FormerConfig
-from mask2former_hf.data.classes import IGNORE, ClassTable, count_ids, count_pixels
+from mask2former_hf.data.classes import IGNORE, ClassTable, count_ids
 from mask2former_hf.data.scenes import ScenesDataset
+from mask2former_hf.data.statistics import look_through
 
 METADATA = SHARED / "data" / "metadata"
 needs_metadata = pytest.mark.skipif(not METADATA.is_dir(), reason="class lists (../shared/data/metadata) not found")
@@ -176,7 +177,7 @@ def test_pixels_are_counted_by_class_over_any_iterable_of_examples():
     for scene in scenes:
         for segment in scene.segments:
             expected[segment["category_id"]] += (scene.segmentation == segment["id"]).sum()
-    assert count_pixels(scenes, progress=False) == expected
+    assert look_through(scenes).pixels == tuple(expected)
 
 
 def test_counting_runs_equals_counting_pixels():

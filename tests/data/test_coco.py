@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 
 from mask2former_hf.data.annotations import decode_mask, stack_masks
-from mask2former_hf.data.classes import BACKGROUND_ID, ClassTable, count_pixels
+from mask2former_hf.data.classes import BACKGROUND_ID, ClassTable
 from mask2former_hf.data.coco import CocoInstances, CocoPanoptic
 from mask2former_hf.data.reader import PackedRecords
 from mask2former_hf.data.rle import read_counts, to_rle
+from mask2former_hf.data.statistics import look_through
 
 mask_tools = pytest.importorskip("pycocotools.mask", reason="pycocotools is not installed")
 H, W = 20, 30
@@ -212,7 +213,7 @@ def test_crowds_overlaps_and_images_without_objects(instances):
     ]
     assert (second.image_id, second.segments) == (2, ())
     assert (second.segmentation == BACKGROUND_ID).all()
-    assert count_pixels(dataset, progress=False) == [0, 36]
+    assert look_through(dataset).pixels == tuple([0, 36])
     assert len(instances([crowd], skip_empty=False)) == 2
     with pytest.raises(ValueError, match="no image with an object"):
         instances([crowd], skip_empty=True)
@@ -283,7 +284,7 @@ def test_sparse_panoptic_categories_become_indices_in_the_order_of_ids(panoptic)
         (70000, 0, 1, 0, 150),
     ]
     assert np.unique(example.segmentation).tolist() == [0, 1, 300, 70000]
-    assert count_pixels(dataset, progress=False) == [150, 150]
+    assert look_through(dataset).pixels == tuple([150, 150])
 
 
 def test_a_category_that_the_table_ignores_becomes_void(panoptic):

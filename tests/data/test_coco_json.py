@@ -143,6 +143,17 @@ def said(caplog):
     return lambda: " ".join(record.getMessage() for record in caplog.records)
 
 
+@pytest.mark.parametrize("outside", ["../secret.png", "{}/secret.png", "a.png/../../secret.png"])
+@pytest.mark.parametrize(
+    "kind, path", [("instances", ("images", 0)), ("panoptic", ("images", 0)), ("panoptic", ("annotations", 0))]
+)
+def test_a_name_that_leaves_the_folder_is_never_opened(read, folder, kind, path, outside):
+    Image.fromarray(np.full((H, W, 3), [9, 0, 0], np.uint8)).save(folder.parent / "secret.png")
+    data = changed(KINDS[kind], (*path, "file_name"), outside.format(folder.parent))
+    with pytest.raises(FileNotFoundError, match="it points out of the folder"):
+        read(data, kind)
+
+
 def test_the_group_category_of_roboflow_is_no_class(read, said):
     group = {"id": 0, "name": "animal", "supercategory": "none"}
     dataset, _ = read(INSTANCES | {"categories": [group, *INSTANCES["categories"]]})

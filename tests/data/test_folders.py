@@ -152,6 +152,28 @@ def test_missing_empty_double_and_unfit_files_are_named(tmp_path):
         LabelMaps(images, maps, LABELS)
 
 
+def test_headers_show_files_that_cannot_be_opened_and_sizes_that_differ_before_a_run(tmp_path):
+    images, maps = label_folder(tmp_path, names=("a", "b", "c", "d", "e"))
+    dataset = LabelMaps(images, maps, LABELS)
+    dataset.check_headers(progress=False)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    save(images / "a.jpg", noise(7, 8))
+    save(images / "b.jpg", noise(), exif=turned)  # its map was drawn on the stored pixels
+    save(images / "c.jpg", noise(8, 6), exif=turned)  # upright, it has the size of its map
+    (images / "d.jpg").write_bytes(b"no image")
+    whole = (images / "e.jpg").read_bytes()
+    (images / "e.jpg").write_bytes(whole[: len(whole) - 40])
+    with pytest.raises(ValueError, match="3 of 5 examples cannot be used") as caught:
+        dataset.check_headers(progress=False)
+    first, second, third = str(caught.value).split("\n")[1:]
+    assert "a.jpg: the image is 7 x 8 (height x width) and its annotation 6 x 8" in first
+    assert "b.jpg: the image is 8 x 6" in second and "EXIF" in second
+    assert "d.jpg: not a readable image" in third
+    with pytest.raises(OSError, match=r"e\.jpg: not a readable image .*truncated"):
+        dataset[4]  # headers do not show it, reading names it
+
+
 def test_colours_are_no_label_map(tmp_path):
     images, maps = label_folder(tmp_path, names=("a",))
     save(maps / "a.png", noise())

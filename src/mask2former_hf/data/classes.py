@@ -318,32 +318,6 @@ def without_double_keys(pairs: list[tuple[str, object]]) -> dict:
     return dict(pairs)
 
 
-def count_pixels(dataset, progress: bool = True) -> list[int]:
-    """Pixels of every class in all examples of a reader; crowds do not count, overlapping segments count fully.
-
-    Args:
-        dataset: has `classes` and yields examples; readers of files are asked for annotations only, no image is read.
-        progress: show a bar.
-
-    Returns:
-        A number per class, in the order of the table.
-    """
-    from tqdm import tqdm
-
-    counts = np.zeros(len(dataset.classes), dtype=np.int64)
-    if hasattr(dataset, "annotation"):
-        examples = (dataset.annotation(index) for index in range(len(dataset)))
-    else:
-        examples = iter(dataset)
-    total = len(dataset) if hasattr(dataset, "__len__") else None
-    for example in tqdm(examples, total=total, desc="counting pixels", unit="image", disable=not progress):
-        label = {segment["id"]: segment["category_id"] for segment in example.objects}
-        for number, area in zip(*count_ids(example.segmentation), strict=True):
-            if number in label:
-                counts[label[number]] += area
-    return counts.tolist()
-
-
 def count_ids(ids: np.ndarray) -> tuple[list[int], list[int]]:
     """The different values of a map, ascending, and how many pixels have each.
 

@@ -24,7 +24,7 @@ from .coco_json import (
     same_id,
     say_if_mixed,
 )
-from .example import Example, check_size
+from .example import Example
 from .images import read_panoptic_ids, read_size
 from .paths import locate
 from .reader import FileReader, PackedRecords
@@ -111,6 +111,9 @@ class CocoPanoptic(FileReader):
     def _image_path(self, index: int) -> Path:
         return self.images / self._records[index][1]
 
+    def _annotated_size(self, index: int) -> tuple[int, int]:
+        return read_size(self.segmentation / self._records[index][2], upright=False)
+
 
 class CocoInstances(FileReader):
     """COCO instance annotations, which may overlap: an example per entry of `images`.
@@ -167,6 +170,7 @@ class CocoInstances(FileReader):
                 f"{self.source}: no image{' with an object' if skip_empty else ''}, there is nothing to read{crowds}; "
                 "a json for training lists images, and objects that are no crowds"
             )
+        self.left_out = len(images_by_id) - len(kept)
         images = [images_by_id[number] for number in kept]
         names = locate(self.images, "images", [image["file_name"] for image in images], self.source)
         self._records = PackedRecords(
@@ -202,9 +206,8 @@ class CocoInstances(FileReader):
 
     def annotation(self, index: int) -> Example:
         self._check_index(index)
+        self._check_header(index)  # the json's size is how much memory its masks take
         image_id, name, size, objects = self._records[index]
-        # The json's size is how much memory its masks take: no more than the image's.
-        check_size(read_size(self.images / name), size, self.images / name)
         masks = [
             decode_mask(entry["segmentation"], size, f"{self.source}, annotation {entry.get('id')}")
             for entry in objects
@@ -214,6 +217,9 @@ class CocoInstances(FileReader):
 
     def _image_path(self, index: int) -> Path:
         return self.images / self._records[index][1]
+
+    def _annotated_size(self, index: int) -> tuple[int, int]:
+        return self._records[index][2]
 
 
 def _check_once(image_ids: list, source: Path):

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from .classes import ClassTable
 
+_NESTED = frozenset((list, dict))
 logger = logging.getLogger(__name__)
 
 
@@ -34,6 +35,8 @@ def _whole(value, least: float = -math.inf, below: float = math.inf) -> int:
 
 
 def _id(value) -> int | str:
+    if type(value) is int:  # nearly all of a million annotations
+        return value
     return value if isinstance(value, str) and value else _whole(value)
 
 
@@ -56,7 +59,7 @@ def _flag(value) -> int:
 
 
 def _box(value) -> list | None:
-    numbers = isinstance(value, list) and all(type(x) in (int, float) and abs(x) < math.inf for x in value)
+    numbers = isinstance(value, list) and {int, float}.issuperset(map(type, value)) and all(map(math.isfinite, value))
     if not numbers or len(value) not in (0, 4):
         raise ValueError
     return value or None
@@ -73,9 +76,9 @@ def _mask(value) -> list | dict | None:
 def _is_flat(value: list | dict, levels: int) -> bool:
     """Whether lists and dicts in it are nested no deeper than so many levels; pickling fails on thousands."""
     values = value.values() if isinstance(value, dict) else value
-    if {list, dict}.isdisjoint(map(type, values)):
+    if _NESTED.isdisjoint(map(type, values)):  # the types that json makes
         return True
-    return levels > 0 and all(_is_flat(inner, levels - 1) for inner in values if isinstance(inner, list | dict))
+    return levels > 0 and all(_is_flat(inner, levels - 1) for inner in values if type(inner) in _NESTED)
 
 
 def _list(value) -> list:
@@ -152,7 +155,7 @@ def read_entry(entry, rules: Mapping[str, Rule], where: str) -> dict:
             continue
         try:
             value = rule.convert(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             shown = reprlib.repr(value)
             raise ValueError(f"{where} has {field}={shown}; it must be {rule.text}: correct it") from None
         if value is not None:

@@ -157,9 +157,16 @@ def check_size(image: tuple[int, int], annotation: tuple[int, int], where):
 
 def _check_segments(segments, name: str):
     for segment in segments:
-        missing = [key for key in ("id", "category_id") if key not in segment]
-        if missing:
-            raise ValueError(f"a segment of {name} has no {' and no '.join(missing)}: {dict(segment)}; add it")
+        for key in ("id", "category_id"):
+            if key not in segment:
+                raise ValueError(f"a segment of {name} has no {key}: {dict(segment)}; add it")
+            number = segment[key]
+            if isinstance(number, bool) or not isinstance(number, int | np.integer):
+                raise ValueError(f"a segment of {name} has {key}={number!r}: it must be a whole number")
+        if segment["category_id"] < 0:
+            raise ValueError(
+                f"a segment of {name} has category_id={segment['category_id']}: it is the index of a class, 0 or more"
+            )
     listed = [segment["id"] for segment in segments]
     if len(set(listed)) < len(listed):
         double = sorted({number for number in listed if listed.count(number) > 1})

@@ -11,7 +11,7 @@ from .annotations import label_lookup, semantic_annotation
 from .class_forms import class_table
 from .classes import BACKGROUND_ID, ClassTable, count_ids, without_double_keys
 from .example import Example
-from .images import IMAGE_SUFFIXES, MAP_SUFFIXES, read_map
+from .images import IMAGE_SUFFIXES, MAP_SUFFIXES, read_map, read_size
 from .paths import files_by_name
 from .reader import FileReader
 
@@ -65,6 +65,9 @@ class FolderReader(FileReader):
 
     def _image_path(self, index: int) -> Path:
         return self.images / self._image_files[index]
+
+    def _annotated_size(self, index: int) -> tuple[int, int]:
+        return read_size(self.maps / self._map_files[index], upright=False)
 
 
 class LabelMaps(FolderReader):

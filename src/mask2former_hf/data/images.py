@@ -79,8 +79,7 @@ def to_map(image: Image.Image, where: str | Path) -> np.ndarray:
     Raises:
         ValueError: for colours, fractions, or several pages, of which only the first would be seen.
     """
-    if getattr(image, "is_animated", False):
-        raise ValueError(f"{where}: has {image.n_frames} pages; a map of ids has one, save each as a file of its own")
+    _refuse_pages(image, where)
     ids = np.asarray(image)
     if image.mode in ("RGB", "RGBA") and (ids[..., :1] == ids[..., 1:3]).all() and (ids[..., 3:] == 255).all():
         ids = ids[..., 0]
@@ -94,12 +93,18 @@ def to_map(image: Image.Image, where: str | Path) -> np.ndarray:
 
 def to_panoptic_ids(image: Image.Image, where: str | Path) -> np.ndarray:
     """(H, W) int32 ids of COCO's panoptic PNG: red + 256 green + 65536 blue, of a palette those of its colours."""
+    _refuse_pages(image, where)
     if image.mode not in ("RGB", "RGBA", "P"):
         raise ValueError(
             f"{where}: mode {image.mode} is not a panoptic map, which stores ids as red + 256 green + 65536 blue"
         )
     rgb = np.asarray(image.convert("RGB")).astype(np.int32)
     return rgb[..., 0] + (rgb[..., 1] << 8) + (rgb[..., 2] << 16)
+
+
+def _refuse_pages(image: Image.Image, where):
+    if getattr(image, "is_animated", False):
+        raise ValueError(f"{where}: has {image.n_frames} pages; a map of ids has one, save each as a file of its own")
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -117,12 +122,12 @@ def read_panoptic_ids(path: Path) -> np.ndarray:
     return _read(path, to_panoptic_ids)
 
 
-def read_size(path: Path) -> tuple[int, int]:
-    """(H, W) of an image file as it is seen, upright; only its header is read."""
-    return _read(path, _size, whole=False)
+def read_size(path: Path, upright: bool = True) -> tuple[int, int]:
+    """(H, W) of an image file, of which only the header is read; as it is seen, or `upright=False` as it is stored."""
+    return _read(path, _upright_size if upright else lambda image, where: image.size[::-1], whole=False)
 
 
-def _size(image: Image.Image, where) -> tuple[int, int]:
+def _upright_size(image: Image.Image, where) -> tuple[int, int]:
     turned = image.getexif().get(_ORIENTATION) in _TURNED
     return image.size if turned else image.size[::-1]
 

@@ -1,7 +1,7 @@
 """What all readers share: an index of examples, checking, and annotations that are packed for worker processes."""
 
 import pickle
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from .classes import ClassTable
 from .example import Example, check_size
-from .images import read_image
+from .images import read_image, read_size
 
 
 class Reader(Dataset):
@@ -19,10 +19,12 @@ class Reader(Dataset):
     Attributes:
         classes: the `ClassTable`.
         task: `"panoptic"`, `"instance"` or `"semantic"`.
+        left_out: images that are not among the examples because they have no object.
     """
 
     classes: ClassTable
     task: str
+    left_out: int = 0
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -36,10 +38,22 @@ class Reader(Dataset):
         Raises:
             ValueError: lists what is wrong with which file, for the first 20 examples that cannot be used.
         """
+        self._check_all(self.__getitem__, progress)
+
+    def check_headers(self, progress: bool = True):
+        """Before a long run: whether each image file can be opened and has its annotation's size, by headers alone.
+
+        `check` finds more, such as truncated files, in the time of an epoch. Data that are not in files pass.
+
+        Raises:
+            ValueError: as `check`.
+        """
+
+    def _check_all(self, read: Callable[[int], object], progress: bool):
         problems = []
         for index in tqdm(range(len(self)), desc="checking", unit="image", disable=not progress):
             try:
-                self[index]
+                read(index)
             except (OSError, ValueError) as error:
                 problems.append(str(error))
         if problems:
@@ -61,8 +75,19 @@ class FileReader(Reader):
         """An example without its `image`, for counting and evaluation: of the image file no pixel is read."""
         raise NotImplementedError
 
+    def check_headers(self, progress: bool = True):
+        self._check_all(self._check_header, progress)
+
     def _image_path(self, index: int) -> Path:
         raise NotImplementedError
+
+    def _annotated_size(self, index: int) -> tuple[int, int]:
+        """(H, W) of the annotation, without reading it."""
+        raise NotImplementedError
+
+    def _check_header(self, index: int):
+        path = self._image_path(index)
+        check_size(read_size(path), self._annotated_size(index), path)
 
     def __getitem__(self, index: int) -> Example:
         self._check_index(index)
