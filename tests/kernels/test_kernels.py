@@ -203,7 +203,7 @@ def test_one_node_in_compiled_and_exported_graphs():
 
     program = torch.export.export(Module(), inputs)
     targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
-    assert targets == ["mask2former_hf.model.deformable_attention.default"]
+    assert targets == ["mask2former_hf.deformable_attention.default"]
 
 
 def _in_child(queue, arguments):
