@@ -194,7 +194,9 @@ def test_samples_that_are_not_finite_count_as_zero_and_logits_that_are_no_number
         output = kernels.deformable_attention(value, shapes, points, offsets, logits).unflatten(2, (4, -1))
     assert (output[0, :3] == 0).all() and output[0].isfinite().all()
     assert output[1, 2, 3].isnan().all() and output.isnan().sum() == output.shape[-1]
-    gradients = triton_gpu.backward(torch.ones_like(output[:1]), value[:1], shapes, offsets[:1], logits[:1], points)
+    gradients = triton_gpu.backward(
+        torch.ones_like(output[:1].flatten(2)), value[:1], shapes, offsets[:1], logits[:1], points
+    )
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 

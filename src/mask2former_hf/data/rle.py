@@ -124,9 +124,13 @@ def _check_bounds(numbers: np.ndarray, area: int, where, least: int = 0):
 def _decode(text: bytes, area: int, where) -> np.ndarray:
     codes = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - 48
     last = np.flatnonzero(codes & 32 == 0)
-    if not last.size:
+    if not len(codes):
         return np.zeros(0, dtype=np.int64)
-    codes = codes[: last[-1] + 1]
+    # The COCO packages raise only when they draw the mask.
+    if not last.size or last[-1] + 1 < len(codes) or ((codes < 0) | (codes > 63)).any():
+        raise ValueError(
+            f"the text of an RLE, {text[-9:]!r} at its end, stops inside a number or has other characters"
+        )
     first = np.concatenate([[0], last[:-1] + 1])
     lengths = last - first + 1
     if lengths.max() > MAX_GROUPS:

@@ -5,10 +5,18 @@ runs the plain PyTorch formula. Kernels: "cpp" on CPUs (float32, bfloat16), "tri
 bfloat16). "reference" is the PyTorch formula.
 """
 
+import torch
 from torch import Tensor
 
+from . import problem
 from .choosing import ENVIRONMENT_VARIABLE, KERNELS, kernel_report, select, use_kernel
 from .operators import dtype_under_autocast, fused
+
+
+def leaving_pytorch() -> bool:
+    """Whether the model is being traced for another system, which knows no operators of ours."""
+    return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+
 
 __all__ = ["ENVIRONMENT_VARIABLE", "KERNELS", "deformable_attention", "kernel_report", "select", "use_kernel"]
 
@@ -33,8 +41,13 @@ def deformable_attention(
         (B, Q, h * D) in value's dtype, under autocast in autocast's.
 
     Raises:
+        ValueError: if the tensors do not fit one another; also where no kernel applies.
         RuntimeError: if a kernel asked for by name cannot run.
     """
+    if leaving_pytorch():
+        return None
     if select(value.device, dtype_under_autocast(value)) is None:
+        if not torch.compiler.is_compiling():  # a bound would become a condition of the graph
+            problem.check(value, spatial_shapes, offsets, logits, reference_points)
         return None
     return fused(value, [side for shape in spatial_shapes for side in shape], reference_points, offsets, logits)

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from . import problem
+
 INTERFACE_VERSION = 1
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 LIBRARY = Path(__file__).with_name(f"_msda_cpu{SUFFIX}")
@@ -51,8 +53,9 @@ def forward(
     padding: Tensor | None = None,
 ) -> Tensor:
     """(B, S, h, D) values -> (B, Q, h * D); the fused form if `reference_points` is given (see msda_cpu.cpp)."""
+    problem.check(value, spatial_shapes, positions, weights, reference_points, padding)
     arguments, keep, (B, Q, h, D) = _arguments(value, spatial_shapes, positions, weights, reference_points, padding)
-    output = torch.empty(B, Q, h * D, dtype=value.dtype)
+    output = value.new_empty(B, Q, h * D)
     library().msda_forward(*arguments, _pointer(output))
     del keep
     return output
@@ -68,12 +71,12 @@ def backward(
     padding: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of value, positions (offsets or locations) and weights (logits or weights)."""
+    problem.check(value, spatial_shapes, positions, weights, reference_points, padding, output_gradient)
     arguments, keep, _ = _arguments(value, spatial_shapes, positions, weights, reference_points, padding)
     output_gradient = output_gradient.float().contiguous()
     gradients = [
-        torch.zeros(value.shape, dtype=torch.float32),
-        torch.empty(positions.shape, dtype=torch.float32),
-        torch.empty(weights.shape, dtype=torch.float32),
+        value.new_zeros(value.shape, dtype=torch.float32),
+        *(x.new_empty(x.shape, dtype=torch.float32) for x in (positions, weights)),
     ]
     library().msda_backward(*arguments, _pointer(output_gradient), *map(_pointer, gradients))
     del keep
@@ -88,18 +91,18 @@ def _pointer(tensor: Tensor | None):
 def _arguments(value, spatial_shapes, positions, weights, reference_points, padding):
     """C arguments, the tensors that own their memory, and (B, Q, h, D)."""
     B, S, h, D = value.shape
-    L = len(spatial_shapes)
-    Q, P = positions.shape[1], positions[0].numel() // (positions.shape[1] * h * L * 2) if positions.numel() else 1
-    if sum(H * W for H, W in spatial_shapes) != S:
-        raise ValueError(f"spatial_shapes={spatial_shapes} have another number of cells than value, {S}")
+    L, Q, P = len(spatial_shapes), positions.shape[1], positions.shape[4]
     if L * P > library().msda_max_samples():
-        raise ValueError(f"{L} levels x {P} points: at most {library().msda_max_samples()} samples per query and head")
+        raise ValueError(
+            f"{L} levels x {P} points: this kernel takes at most {library().msda_max_samples()} samples per query and "
+            'head; use mask2former_hf.kernels.use_kernel("reference")'
+        )
     value = value.contiguous()
     positions, weights = positions.float().contiguous(), weights.float().contiguous()
     reference = None if reference_points is None else reference_points.float().contiguous()
     padding = None if padding is None else padding.to(torch.uint8).contiguous()
-    shapes = torch.tensor(spatial_shapes, dtype=torch.int64)
-    sizes = torch.tensor([B, S, Q, h, D, L, P], dtype=torch.int64)
-    keep = [value, positions, weights, reference, padding, shapes, sizes]
+    tensors = (value, positions, weights, reference, padding)
+    shapes = (ctypes.c_int64 * (2 * L))(*(side for shape in spatial_shapes for side in shape))
+    sizes = (ctypes.c_int64 * 7)(B, S, Q, h, D, L, P)
     flags = (reference is not None, value.dtype == torch.bfloat16, torch.get_num_threads())
-    return (*map(_pointer, keep), *map(ctypes.c_int64, flags)), keep, (B, Q, h, D)
+    return (*map(_pointer, tensors), shapes, sizes, *map(ctypes.c_int64, flags)), tensors, (B, Q, h, D)

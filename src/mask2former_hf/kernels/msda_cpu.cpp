@@ -14,10 +14,13 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <condition_variable>
 #include <cstdint>
 #include <cstring>
+#include <exception>
+#include <memory>
+#include <mutex>
 #include <thread>
-#include <vector>
 
 #define INLINE static inline __attribute__((always_inline))
 #if defined(__x86_64__) && defined(__linux__) && !defined(MSDA_NO_CLONES)
@@ -30,6 +33,17 @@
 namespace {
 
 constexpr int kMaxSamples = 64;  // L * P of one head
+// Multiplications: 10^7 take about 1 ms forward and 4 ms backward (one core with AVX-512). A call of less than 2 ms runs
+// on one thread: a second one would save half of that at best, and on a busy machine costs 6 to 20 ms (measured), because
+// the call waits for whoever lost its core in the middle of a task. A thread more for each 0.5 ms from there on.
+struct Work {
+  double alone, share;
+};
+#ifdef MSDA_THREADS_ALWAYS  // for tests
+constexpr Work kForwardWork{1, 1}, kBackwardWork{1, 1};
+#else
+constexpr Work kForwardWork{2e7, 5e6}, kBackwardWork{5e6, 1.25e6};
+#endif
 typedef float vec __attribute__((vector_size(32), aligned(4)));
 typedef uint16_t half_vec __attribute__((vector_size(16), aligned(2)));
 typedef uint32_t bit_vec __attribute__((vector_size(32), aligned(4)));
@@ -92,7 +106,9 @@ INLINE float sum(vec x) { return ((x[0] + x[4]) + (x[1] + x[5])) + ((x[2] + x[6]
 // exp for x <= 0 to 2 units in the last place, without a call, so that loops over it become vector code.
 INLINE float exp_of_negative(float x) {
   x = x < -87.0f ? -87.0f : x;  // so that NaN stays NaN
-  const float n = static_cast<float>(static_cast<int32_t>(x * 1.44269504f - 0.5f));  // nearest, as x <= 0
+  const float finite = x > -87.0f ? x : -87.0f;  // for the exponent, an integer: there is none for NaN
+  const int32_t exponent = static_cast<int32_t>(finite * 1.44269504f - 0.5f);  // nearest, as x <= 0
+  const float n = static_cast<float>(exponent);
   const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   float e = 1.9875691500e-4f;
   e = e * r + 1.3981999507e-3f;
@@ -101,7 +117,7 @@ INLINE float exp_of_negative(float x) {
   e = e * r + 1.6666665459e-1f;
   e = e * r + 5.0000001201e-1f;
   e = e * r * r + r + 1.0f;
-  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+  const uint32_t bits = static_cast<uint32_t>(exponent + 127) << 23;
   float scale;
   std::memcpy(&scale, &bits, sizeof(scale));
   return e * scale;
@@ -291,18 +307,45 @@ CLONES void backward_task(const Problem& p, const Levels& levels, const Gradient
 #undef CALL
 }
 
+struct Progress {
+  std::atomic<int64_t> next{0};  // task to take
+  int64_t finished = 0;
+  std::mutex mutex;
+  std::condition_variable all_finished;
+};
+
 // Tasks 0 .. count - 1 on up to `threads` threads. Threads are started for the call: that costs about 20 us and leaves
-// nothing behind that a fork or a second Python thread could trip over, as a pool (OpenMP's included) would.
+// nothing behind that a fork or a second Python thread could trip over, as a pool (OpenMP's included) would. Waiting is
+// sleeping, and only for tasks that somebody has begun: on a busy machine a new thread may get a core long after the
+// others have done its share (10 ms, measured), so threads are detached, and a late one finds no task and ends.
 template <typename Task>
-void parallel(int64_t count, int64_t threads, Task task) {
-  std::atomic<int64_t> next{0};
-  auto work = [&] {
-    for (int64_t i = next++; i < count; i = next++) task(i);
+void parallel(int64_t count, int64_t threads, const Task& task) {
+  threads = std::min(threads, count);
+  if (threads < 2) {
+    for (int64_t i = 0; i < count; ++i) task(i);
+    return;
+  }
+  const auto progress = std::make_shared<Progress>();
+  const auto work = [progress, count, &task] {  // `task` lives as long as there are tasks
+    int64_t own = 0;
+    for (int64_t i = progress->next++; i < count; i = progress->next++, ++own) task(i);
+    std::lock_guard<std::mutex> lock(progress->mutex);
+    progress->finished += own;
+    if (progress->finished == count) progress->all_finished.notify_one();
   };
-  std::vector<std::thread> pool;
-  for (int64_t i = 1; i < std::min(threads, count); ++i) pool.emplace_back(work);
+  try {
+    for (int64_t i = 1; i < threads; ++i) std::thread(work).detach();
+  } catch (const std::exception&) {  // no memory or no right to another thread: the ones at hand do the work
+  }
   work();
-  for (auto& thread : pool) thread.join();
+  std::unique_lock<std::mutex> lock(progress->mutex);
+  progress->all_finished.wait(lock, [&] { return progress->finished == count; });
+}
+
+int64_t useful_threads(const Problem& p, int64_t threads, const Work& of_a_thread) {
+  const double work = 4.0 * p.B * p.Q * p.h * p.L * p.P * (p.D + 8);  // 8: what a sample costs besides its channels
+  if (work < of_a_thread.alone) return 1;
+  return static_cast<int64_t>(std::min<double>(threads, work / of_a_thread.share));
 }
 
 }  // namespace
@@ -321,7 +364,7 @@ void msda_forward(const void* value, const float* positions, const float* weight
   const Levels levels = levels_of(p);
   constexpr int64_t kTile = 2048;  // queries: small enough to balance, large enough to keep a head in cache
   const int64_t tiles = (p.Q + kTile - 1) / kTile;
-  parallel(p.B * p.h * tiles, threads, [&](int64_t i) {
+  parallel(p.B * p.h * tiles, useful_threads(p, threads, kForwardWork), [&](int64_t i) {
     const int64_t b = i / (p.h * tiles), head = i / tiles % p.h, first = i % tiles * kTile;
     forward_task(p, levels, b, head, first, std::min(first + kTile, p.Q), out);
   });
@@ -335,6 +378,7 @@ void msda_backward(const void* value, const float* positions, const float* weigh
                   sizes[2], sizes[3],  sizes[4], sizes[5],  sizes[6], fused != 0, bfloat16 != 0};
   const Gradients g{output_gradient, value_gradient, positions_gradient, weights_gradient};
   const Levels levels = levels_of(p);
-  parallel(p.B * p.h, threads, [&](int64_t i) { backward_task(p, levels, g, i / p.h, i % p.h); });
+  parallel(p.B * p.h, useful_threads(p, threads, kBackwardWork),
+           [&](int64_t i) { backward_task(p, levels, g, i / p.h, i % p.h); });
 }
 }

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 
 from .choosing import IMPLEMENTATIONS, kernel_for_operator
+from .problem import check_devices
+
+AUTOCAST_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 
 
 def _pairs(flat: list[int]) -> list[tuple[int, int]]:
@@ -79,21 +82,25 @@ def standard_backward(
 
 @fused.register_fake
 def _(value, spatial_shapes, reference_points, offsets, logits):
+    check_devices(value, reference_points, offsets, logits)
     return value.new_empty(value.shape[0], offsets.shape[1], value.shape[2] * value.shape[3])
 
 
 @standard.register_fake
 def _(value, spatial_shapes, sampling_locations, attention_weights, padding=None):
+    check_devices(value, sampling_locations, attention_weights, padding)
     return value.new_empty(value.shape[0], sampling_locations.shape[1], value.shape[2] * value.shape[3])
 
 
 @fused_backward.register_fake
 def _(output_gradient, value, spatial_shapes, reference_points, offsets, logits, kernel=""):
+    check_devices(output_gradient, value, reference_points, offsets, logits)
     return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (value, offsets, logits))
 
 
 @standard_backward.register_fake
 def _(output_gradient, value, spatial_shapes, sampling_locations, attention_weights, padding=None, kernel=""):
+    check_devices(output_gradient, value, sampling_locations, attention_weights, padding)
     inputs = (value, sampling_locations, attention_weights)
     return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs)
 
@@ -129,7 +136,8 @@ standard.register_autograd(_standard_gradients, setup_context=_save_standard)
 def dtype_under_autocast(value: Tensor) -> torch.dtype:
     """The dtype in which the operators will get `value`."""
     device_type = value.device.type
-    if value.dtype != torch.float64 and torch.is_autocast_enabled(device_type):
+    autocast = device_type in AUTOCAST_KEYS and torch.is_autocast_enabled(device_type)  # meta has no autocast
+    if autocast and value.dtype != torch.float64:
         return torch.get_autocast_dtype(device_type)
     return value.dtype
 
@@ -145,6 +153,6 @@ def _autocast_rule(operator, device_type: str):
 
 # torch.library.register_autocast (torch 2.7) would convert every argument.
 _library = torch.library.Library("mask2former_hf", "FRAGMENT")
-for _device_type, _key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+for _device_type, _key in AUTOCAST_KEYS.items():
     _library.impl("deformable_attention", _autocast_rule(fused, _device_type), _key)
     _library.impl("multi_scale_deformable_attention", _autocast_rule(standard, _device_type), _key)

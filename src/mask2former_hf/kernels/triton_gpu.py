@@ -11,6 +11,8 @@ from functools import cache, lru_cache
 import torch
 from torch import Tensor
 
+from . import problem
+
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # (warps, 16-byte vectors of `value` per thread). With one vector and up to 8 warps Triton keeps a query's scalars in
 # the threads that use them: no barrier in the loop (seen in its code for compute capability 9.0, Triton 3.9).
@@ -59,6 +61,7 @@ def forward(
     padding: Tensor | None = None,
 ) -> Tensor:
     """(B, S, h, D) values -> (B, Q, h * D); the fused form if `reference_points` is given (see msda_triton.py)."""
+    problem.check(value, spatial_shapes, positions, weights, reference_points, padding)
     inputs, numbers, constants = _arguments(value, spatial_shapes, positions, weights, reference_points, padding)
     B, Q, h, D = value.shape[0], positions.shape[1], value.shape[2], value.shape[3]
     output = value.new_empty(B, Q, h * D)
@@ -83,6 +86,7 @@ def backward(
     `torch.use_deterministic_algorithms(True)` its terms are sorted and added in a fixed order, one image at a time:
     slower, and 20 bytes of memory for each of an image's Q * h * L * P * 4 corners, and as much again for sorting.
     """
+    problem.check(value, spatial_shapes, positions, weights, reference_points, padding, output_gradient)
     B, Q, (S, h, D) = value.shape[0], positions.shape[1], value.shape[1:]
     deterministic = torch.are_deterministic_algorithms_enabled()
     if deterministic and B > 1:
@@ -160,8 +164,6 @@ def _arguments(value, spatial_shapes, positions, weights, reference_points, padd
     """Tensors, numbers and compile-time constants that both kernels take."""
     B, S, h, D = value.shape
     L, Q = len(spatial_shapes), positions.shape[1]
-    if sum(H * W for H, W in spatial_shapes) != S:
-        raise ValueError(f"spatial_shapes={spatial_shapes} have another number of cells than value, {S}")
     P = positions.shape[4]
     value, positions, weights = value.contiguous(), positions.contiguous(), weights.contiguous()
     reference = value if reference_points is None else reference_points.float().contiguous()  # any pointer: unread

@@ -28,9 +28,19 @@ def multi_scale_deformable_attention(
 
     Returns:
         (B, Q, h * D) in value's dtype; samples outside the map count as zero. Half precision is computed in float32.
+
+    Raises:
+        ValueError: if the shapes of locations and weights do not fit value's.
     """
     B, _, h, D = value.shape
     Q, P = sampling_locations.shape[1], sampling_locations.shape[4]
+    shape = (B, Q, h, len(spatial_shapes), P)  # products of other shapes would broadcast
+    if tuple(sampling_locations.shape) != (*shape, 2) or tuple(attention_weights.shape) != shape:
+        raise ValueError(
+            f"sampling_locations are {tuple(sampling_locations.shape)} and attention_weights "
+            f"{tuple(attention_weights.shape)}; with B = {B}, h = {h} and L = {len(spatial_shapes)} they must be "
+            "(B, Q, h, L, P, 2) and (B, Q, h, L, P)"
+        )
     dtype = value.dtype
     if dtype in (torch.float16, torch.bfloat16):
         value, attention_weights = value.float(), attention_weights.float()

@@ -1,0 +1,86 @@
+// The C++ kernel without Python, for the address and undefined-behaviour sanitizers: `driver SEED COUNT SECONDS`.
+//
+// Every buffer has exactly the size the interface promises, in memory of its own: one element too far is reported.
+// First the sizes where code branches, then random ones; among the numbers are those that no computation likes.
+
+#include SOURCE
+
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <random>
+#include <vector>
+
+std::mt19937_64 generator;
+
+int64_t whole(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(generator); }
+
+std::unique_ptr<float[]> random_floats(int64_t count, float low, float high, int64_t strange_in_100) {
+  const float strange[] = {std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity(),
+                           std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::max(),
+                           std::numeric_limits<float>::lowest(), std::numeric_limits<float>::denorm_min(),
+                           -1e30f, 3e9f, -2147483648.0f, 16777217.0f, -1.0f, 0.0f, -0.0f, 0.5f, 1.0f};
+  std::unique_ptr<float[]> numbers(new float[count]);
+  std::uniform_real_distribution<float> distribution(low, high);
+  for (int64_t i = 0; i < count; ++i)
+    numbers[i] = whole(0, 99) < strange_in_100 ? strange[whole(0, 14)] : distribution(generator);
+  return numbers;
+}
+
+void run(const std::vector<int64_t>& shapes, int64_t B, int64_t Q, int64_t h, int64_t D, int64_t P, bool fused,
+         bool half, bool padded, int64_t threads) {
+  const int64_t L = shapes.size() / 2;
+  int64_t S = 0;
+  for (int64_t l = 0; l < L; ++l) S += shapes[2 * l] * shapes[2 * l + 1];
+  const int64_t rows = B * S * h * D, samples = B * Q * h * L * P, outputs = B * Q * h * D;
+  auto value = random_floats(rows, -1, 1, 2);
+  std::unique_ptr<uint16_t[]> half_value(new uint16_t[rows]);
+  for (int64_t i = 0; i < rows; ++i) half_value[i] = round_to_bfloat16(value[i]);
+  auto positions = random_floats(samples * 2, fused ? -9 : -0.5f, fused ? 9 : 1.5f, 20);
+  auto weights = random_floats(samples, -4, 4, 5), reference = random_floats(Q * 2, 0, 1, 5);
+  std::unique_ptr<uint8_t[]> padding(new uint8_t[B * S]);
+  for (int64_t i = 0; i < B * S; ++i) padding[i] = whole(0, 1);
+  std::unique_ptr<int64_t[]> sizes(new int64_t[7]{B, S, Q, h, D, L, P}), sides(new int64_t[2 * L]);
+  std::copy(shapes.begin(), shapes.end(), sides.get());
+  const void* in = half ? static_cast<const void*>(half_value.get()) : value.get();
+  std::unique_ptr<float[]> out(new float[outputs]), positions_gradient(new float[samples * 2]),
+      weights_gradient(new float[samples]), value_gradient(new float[rows]());
+  std::unique_ptr<uint16_t[]> half_out(new uint16_t[outputs]);
+  auto incoming = random_floats(outputs, -1, 1, 2);
+  const float* points = fused ? reference.get() : nullptr;
+  const uint8_t* mask = padded ? padding.get() : nullptr;
+  msda_forward(in, positions.get(), weights.get(), points, mask, sides.get(), sizes.get(), fused, half, threads,
+               half ? static_cast<void*>(half_out.get()) : out.get());
+  msda_backward(in, positions.get(), weights.get(), points, mask, sides.get(), sizes.get(), fused, half, threads,
+                incoming.get(), value_gradient.get(), positions_gradient.get(), weights_gradient.get());
+}
+
+void run_random() {
+  std::vector<int64_t> shapes(2 * whole(1, 5));
+  for (auto& side : shapes) side = whole(0, 3) ? whole(1, 6) : whole(1, 40);
+  const int64_t common[] = {8, 16, 24, 32, 64}, D = whole(0, 1) ? common[whole(0, 4)] : whole(1, 70);
+  const int64_t P = whole(1, kMaxSamples / (shapes.size() / 2));
+  run(shapes, whole(0, 3), whole(0, 9) ? whole(0, 12) : 2048 + whole(0, 2), whole(1, 3), D, std::min<int64_t>(P, 12),
+      whole(0, 1), whole(0, 1), whole(0, 1), whole(1, 5));
+}
+
+int main(int, char** arguments) {
+  generator.seed(std::atoll(arguments[1]));
+  const int64_t count = std::atoll(arguments[2]);
+  const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(std::atof(arguments[3]));
+  for (bool fused : {false, true})
+    for (bool half : {false, true})
+      for (bool padded : {false, true}) {
+        for (int64_t D : {1, 3, 8, 16, 24, 32, 40, 64})
+          run({3, 5, 1, 7, 6, 1}, 2, 5, 3, D, 3, fused, half, padded, 2);
+        run({1, 1}, 1, 1, 1, 8, 1, fused, half, padded, 2);
+        run({2, 3, 4, 4}, 1, 2, 1, 32, 32, fused, half, padded, 2);  // 64 samples, the most there may be
+        run({9, 11}, 1, 2100, 1, 8, 1, fused, half, padded, 2);      // more than one tile of queries
+        run({2, 2}, 0, 3, 2, 8, 1, fused, half, padded, 2);
+        run({2, 2}, 2, 0, 2, 8, 1, fused, half, padded, 2);
+      }
+  int64_t done = 0;
+  while (done != count && std::chrono::steady_clock::now() < end) run_random(), ++done;
+  std::printf("%lld\n", static_cast<long long>(done));
+}
