@@ -47,12 +47,15 @@ def print_summary(run: TrainingRun):
         print(f"recognised {name.replace('_', ' ')}: {value}")
     if run.held_out:
         print(f"nothing to measure on was given: held out are {run.held_out}")
-    print(run.train_data.classes.format_table(statistics["pixels"]))
+    print(run.train_data.classes.format_table(statistics.pixels))
     print(
-        f"{len(run.train_data)} images to train on ({statistics['examples']} looked at: "
-        f"{statistics['segments']['mean']:.1f} segments each, at most {statistics['segments']['largest']}, "
-        f"{statistics['empty']} without any), {len(run.val_data)} to measure"
+        f"{len(run.train_data)} images to train on ({statistics.examples} looked at: {statistics.mean:.1f} segments "
+        f"each, at most {statistics.most}), {len(run.val_data)} to measure"
     )
+    for line in statistics.lines():
+        print(f"  {line}")
+    for line in statistics.warnings():
+        print(f"Warning: {line}")
     start = settings.model or settings.backbone or f"the backbone of {settings.recipe}, random"
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     print(

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .overview import annotation
+from .example import Example
+from .reader import Reader, annotation
 
 # "0001TP_006690" -> "0001TP", "clip-3/frame0012" -> "clip-3/frame": what stands before the number of the frame
 _FRAME = re.compile(r"^(.*?)[-_. ]*[a-zA-Z]?\d+$")
 
 
-class Part:
-    """Examples of a reader, by their indices."""
+class Part(Reader):
+    """Examples of a data set, by their indices."""
 
     def __init__(self, dataset, indices: Sequence[int]):
         self.dataset, self.indices = dataset, indices
@@ -22,16 +23,23 @@ class Part:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> Example:
         return self.dataset[self._index(index)]
 
-    def annotation(self, index: int) -> dict:
+    def annotation(self, index: int) -> Example:
         """The example, without its image where the reader can do that."""
         return annotation(self.dataset, self._index(index))
 
+    def check_headers(self, progress: bool = True):
+        if hasattr(self.dataset, "check_header"):
+            self._check_all(self.check_header, progress)
+
+    def check_header(self, index: int):
+        """As `FileReader.check_header`."""
+        self.dataset.check_header(self._index(index))
+
     def _index(self, index: int) -> int:
-        if not 0 <= index < len(self):
-            raise IndexError(f"index={index}: there are {len(self)} examples")
+        self._check_index(index)
         return self.indices[index]
 
 

@@ -76,7 +76,7 @@ class FileReader(Reader):
         raise NotImplementedError
 
     def check_headers(self, progress: bool = True):
-        self._check_all(self._check_header, progress)
+        self._check_all(self.check_header, progress)
 
     def _image_path(self, index: int) -> Path:
         raise NotImplementedError
@@ -85,7 +85,8 @@ class FileReader(Reader):
         """(H, W) of the annotation, without reading it."""
         raise NotImplementedError
 
-    def _check_header(self, index: int):
+    def check_header(self, index: int):
+        """Of one image file; raises ValueError or OSError for what cannot be used."""
         path = self._image_path(index)
         check_size(read_size(path), self._annotated_size(index), path)
 
@@ -95,6 +96,11 @@ class FileReader(Reader):
         image, annotation = read_image(path), self.annotation(index)
         check_size(image.shape[:2], annotation.size, path)
         return annotation.with_image(image)
+
+
+def annotation(dataset, index: int) -> Example:
+    """An example of any data set, without its image where the reader can do that."""
+    return Example.of(dataset.annotation(index) if hasattr(dataset, "annotation") else dataset[index])
 
 
 class PackedRecords(Sequence):

@@ -7,6 +7,7 @@ from itertools import islice
 
 from .classes import BACKGROUND_ID, ClassTable, count_ids
 from .example import Example
+from .reader import annotation
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,5 @@ def _annotations(dataset, most: int, progress) -> Iterator[Example]:
     if not hasattr(dataset, "__len__"):
         yield from map(Example.of, progress(islice(dataset, most)))
         return
-    read = getattr(dataset, "annotation", dataset.__getitem__)
     for index in progress(range(0, len(dataset), max(1, len(dataset) // most))):
-        yield Example.of(read(index))
+        yield annotation(dataset, index)

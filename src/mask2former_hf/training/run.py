@@ -12,8 +12,8 @@ from tqdm import tqdm
 from ..data.augmentation import AugmentedDataset, augmentation_for
 from ..data.json_files import write_json
 from ..data.kinds import load_both, load_split
-from ..data.overview import scan
 from ..data.recognise import recognise
+from ..data.statistics import Statistics, look_through
 from ..evaluation.evaluator import METRICS, SegmentationEvaluator
 from ..inference.loading import LOADING_ERRORS, first_line, load_model
 from .backbones import BACKBONES, new_model
@@ -45,7 +45,7 @@ class TrainingRun:
         held_out: in words, what was kept to measure on.
         train_data, val_data: the readers; `augmented`: what the model is trained on.
         model, processor: as they start; `new_classes`: names that the checkpoint did not know.
-        statistics: of the training data's annotations (`data.overview.scan`).
+        statistics: of the training data's annotations (`data.statistics.Statistics`).
         trainer: the `Mask2FormerTrainer`.
         last: the checkpoint that the run goes on from, or None; `finished`: it is the last one, and the results are
             there.
@@ -79,8 +79,12 @@ class TrainingRun:
         torch.manual_seed(settings.seed)
         self.model, self.new_classes = _model(settings, self.recipe, classes, task)
         self.statistics = _look_through(self.train_data, "train", show)
+        self.statistics.check()
         _check_segments(settings, self.model, self.statistics, _look_through(self.val_data, "val", show))
-        self.model.config.class_table = classes.config_fields(self.statistics["pixels"])["class_table"]
+        self.model.config.class_table = classes.config_fields(self.statistics.pixels)["class_table"]
+        if not settings.no_check:
+            _check_headers(self.train_data, "train", show)
+            _check_headers(self.val_data, "val", show)
         self.augmented, self.processor = _images(settings, self.recipe, self.train_data, task)
         try:
             SegmentationEvaluator(self.model.config, self.processor, settings.metrics)  # not after the first steps
@@ -160,27 +164,40 @@ def _with_steps(settings: TrainingSettings, images: int) -> TrainingSettings:
     return replace(settings, steps=steps)
 
 
-def _look_through(dataset, split: str, show: bool) -> dict:
-    """`scan`, which also finds labels that are not in the class table."""
-    hidden = not show or os.environ.get("RANK", "0") != "0"  # before torch.distributed is initialised
+def _first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"  # before torch.distributed is initialised
+
+
+def _check_headers(dataset, split: str, show: bool):
+    """Find out before the first step which image files cannot be opened or have another size than their annotation."""
+    check = getattr(dataset, "check_headers", None)
+    if check is not None and _first_process():
+        try:
+            check(progress=show)
+        except ValueError as error:
+            raise ValueError(f"{split}: {error}") from error
+
+
+def _look_through(dataset, split: str, show: bool) -> Statistics:
+    """`look_through`, which also finds labels that are not in the class table."""
+    hidden = not show or not _first_process()
     try:
-        return scan(dataset, progress=partial(tqdm, desc=f"reading {split} annotations", disable=hidden))
+        return look_through(dataset, progress=partial(tqdm, desc=f"reading {split} annotations", disable=hidden))
     except (OSError, ValueError) as error:
         raise ValueError(f"{split}: {error}") from error
 
 
-def _check_segments(settings: TrainingSettings, model, train: dict, val: dict):
+def _check_segments(settings: TrainingSettings, model, train: Statistics, val: Statistics):
     """Refuse more segments than queries, and overlaps where the metric has no meaning for them."""
-    largest = train["segments"]["largest"]
-    if largest > model.config.num_queries:
+    if train.most > model.config.num_queries:
         raise ValueError(
-            f"an image has {largest} segments and the model {model.config.num_queries} queries, each of which finds "
-            f"one: give queries={largest} or more"
+            f"an image has {train.most} segments and the model {model.config.num_queries} queries, each of which "
+            f"finds one: give queries={train.most} or more"
         )
     undefined = [m for m in ("pq", "miou") if m in (settings.metrics or METRICS[model.config.task])]
-    if val["overlapping"] and undefined:
+    if val.overlapping and undefined:
         raise ValueError(
-            f"val: {val['overlapping']} of {val['examples']} images have overlapping segments, and there "
+            f"val: {val.overlapping} of {val.examples} images have overlapping segments, and there "
             f"is no {' and no '.join(undefined)} of those: give metrics=ap"
         )
 

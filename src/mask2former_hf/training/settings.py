@@ -82,6 +82,7 @@ class TrainingSettings:
     )
     image_suffix: str | None = _data("of the images' names, such as _leftImg8bit")
     map_suffix: str | None = _data("of the maps' names, such as _gtFine_labelIds")
+    no_check: bool = _data("do not look at the headers of all image files before the first step", False)
     divisor: int | None = _data("instance-maps: class is id // DIVISOR (Cityscapes: 1000)")
     dataset: str | None = _data("hub: id or folder of the data set")
     image_column: str | None = _data("hub: name of the column of images (default: image)")
