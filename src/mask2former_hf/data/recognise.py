@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from .readers import IMAGE_FILES, MAP_FILES
+from .images import IMAGE_SUFFIXES, MAP_SUFFIXES
 
 TRAIN, VAL = ("train", "training"), ("val", "valid", "validation")
 MAP_WORDS = ("label", "mask", "annotation", "map", "gt", "seg", "instance", "panoptic", "truth", "target")
@@ -110,7 +110,7 @@ def _folder_with(files: dict[Path, list[str]], name: str, split: str) -> Path | 
 
 def _maps(folder: Path, files: dict[Path, list[str]], kind: str | None) -> dict:
     """Pairs of folders with equal file names, of which one is called like maps."""
-    stems = {place: _stems(names, IMAGE_FILES) for place, names in files.items()}
+    stems = {place: _stems(names, IMAGE_SUFFIXES) for place, names in files.items()}
     stems = {place: found for place, found in stems.items() if found}
     found = {}
     for maps in stems:
@@ -140,7 +140,7 @@ def _stems(names: Iterable[str], endings: tuple[str, ...]) -> set[str]:
 def _are_maps(folder: Path, names: list[str]) -> bool:
     """Whether the first picture has one channel of a lossless format."""
     for name in names:
-        if os.path.splitext(name)[1].lower() in MAP_FILES:
+        if os.path.splitext(name)[1].lower() in MAP_SUFFIXES:
             try:
                 with Image.open(folder / name) as image:
                     return len(image.getbands()) == 1
