@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers.image_utils import SizeDict
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # at the top, 5.17 wants torchvision
+from transformers.models.beit.image_processing_pil_beit import BeitImageProcessorPil
 from transformers.models.mask2former.image_processing_pil_mask2former import (
     Mask2FormerImageProcessorPil as StockProcessor,
 )
@@ -348,6 +349,46 @@ def test_a_class_that_reduction_leaves_without_number_is_refused():
         id_map_to_targets(np.array([[3]]), (1, 1), {3: 0}, 255, True)
     with pytest.raises(ValueError, match="do_reduce_labels=True"):
         Mask2FormerImageProcessor(do_reduce_labels=True)(photo(2, 2), np.zeros((2, 2), int))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.int64, np.uint16])
+def test_reduced_labels_equal_transformers_own_reduction(dtype):
+    """`reduce_label` of transformers' semantic processors: 0 and 255 become 255, every other label one less."""
+    ids = np.random.default_rng(0).choice([0, 1, 2, 150, 253, 254, 255], (12, 20)).astype(dtype)
+    expected = torch.from_numpy(BeitImageProcessorPil().reduce_label(ids.copy()).astype(np.int64))
+    masks, labels, ignored = id_map_to_targets(ids, (12, 20), None, 255, True)
+    assert labels.tolist() == [0, 1, 149, 252, 253]
+    assert torch.equal(ignored, expected == 255)
+    assert torch.equal(masks.bool(), expected == labels[:, None, None])
+
+
+def test_reduction_of_the_smallest_map():
+    ids = np.repeat(np.array([0, 1, 255], np.uint8), [20, 20, 24])[:, None]
+    masks, labels, ignored = id_map_to_targets(ids, (64, 1), None, 255, True)
+    assert labels.tolist() == [0] and masks.sum() == 20 and ignored.sum() == 44
+
+
+@pytest.mark.parametrize("ignore_index", [255, 0, -1, 300])
+def test_reduction_makes_no_label_equal_to_ignore_index(ignore_index):
+    ids = np.array([[0, 1, 254, 256, 301, ignore_index]])
+    masks, labels, ignored = id_map_to_targets(ids, (1, 6), None, ignore_index, True)
+    kept = sorted({1, 254, 256, 301} - {ignore_index})
+    assert labels.tolist() == [label - 1 for label in kept]
+    assert ignored[0].tolist() == [True, False, False, False, False, True] and (masks.sum(0) + ignored == 1).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
+def test_reduced_instance_maps_equal_transformers(dtype):
+    ids = np.random.default_rng(0).choice([0, 3, 7, 200, 255], (12, 20)).astype(dtype)
+    classes = {3: 1, 7: 5, 200: 5, 255: 2}  # 255 is an instance here, because it is named
+    their_masks, their_labels = stock_targets(ids, classes, 255, True)
+    masks, labels, ignored = id_map_to_targets(ids, (12, 20), classes, 255, True)
+    assert labels.tolist() == their_labels.tolist() == [0, 4, 4, 1]
+    assert torch.equal(masks.float(), torch.from_numpy(their_masks))
+    assert torch.equal(ignored, torch.from_numpy(ids == 0))
+    unnamed = {key: value for key, value in classes.items() if key != 255}
+    _, labels, ignored = id_map_to_targets(ids, (12, 20), unnamed, 255, True)
+    assert labels.tolist() == [0, 4, 4] and torch.equal(ignored, torch.from_numpy((ids == 0) | (ids == 255)))
 
 
 def test_a_map_with_nothing_but_ignored_pixels_has_no_targets():

@@ -1,11 +1,69 @@
 """Configuration of Mask2Former: transformers' fields, defaults and file format, for any backbone of `AutoBackbone`."""
 
+import copy
+import dataclasses
+
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 
 TASKS = ("semantic", "instance", "panoptic")
 MASK_LOSSES = ("bce", "focal")
+
+# Fields that become modules, as those of the backbone's config do: a model that is made cannot follow their change.
+# All others act when they are changed.
+BUILT_IN_FIELDS = (
+    "feature_size", "mask_feature_size", "hidden_dim", "encoder_feedforward_dim",
+    "activation_function", "encoder_layers", "decoder_layers", "num_attention_heads", "dropout", "dim_feedforward",
+    "pre_norm", "enforce_input_projection", "common_stride", "num_queries", "feature_strides", "freeze_batch_norm",
+)  # fmt: skip
+
+_RULES = {  # what a field must be whatever the others are
+    "feature_size": (lambda value: value % 32 == 0, "a multiple of 32, the groups of its group norm"),
+    "activation_function": (lambda value: value in ACT2FN, "an activation that transformers knows"),
+    "decoder_layers": (lambda value: value >= 1, "at least 1 (the learned queries alone)"),
+    "common_stride": (lambda value: value in (4, 8), "4 or 8"),
+    "num_queries": (lambda value: value >= 1, "at least 1"),
+    "train_num_points": (lambda value: value >= 1, "at least 1"),
+    "no_object_weight": (lambda value: value >= 0, "0 or more"),
+    "class_weight": (lambda value: value >= 0, "0 or more"),
+    "mask_weight": (lambda value: value >= 0, "0 or more"),
+    "dice_weight": (lambda value: value >= 0, "0 or more"),
+    "oversample_ratio": (lambda value: value >= 1, "at least 1"),
+    "importance_sample_ratio": (lambda value: 0 <= value <= 1, "between 0 and 1"),
+    "mask_loss": (lambda value: value in MASK_LOSSES, f"one of {', '.join(MASK_LOSSES)}"),
+    "focal_alpha": (lambda value: 0 <= value <= 1, "between 0 and 1"),
+    "focal_gamma": (lambda value: value >= 0, "0 or more"),
+    "task": (lambda value: value is None or value in TASKS, f"one of {', '.join(TASKS)}, or None"),
+}
+_BACKBONE = "backbone_config."
+_GENERAL_FIELDS = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+
+
+def built_in_values(config: PreTrainedConfig) -> dict:
+    """The fields of a config that a model's modules are made from; those of the backbone's begin with `_BACKBONE`."""
+    values = {name: getattr(config, name) for name in BUILT_IN_FIELDS}
+    for name, value in vars(config.backbone_config).items():
+        if name == "_out_features" or not (name in _GENERAL_FIELDS or name.startswith("_")):
+            values[_BACKBONE + name] = copy.copy(value)
+    return values
+
+
+def check_built_in(config: PreTrainedConfig, values: dict):
+    """Refuse a config that differs from `values`, which a model's modules were made from.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    for path, value in values.items():
+        owner = config.backbone_config if path.startswith(_BACKBONE) else config
+        now = getattr(owner, path.removeprefix(_BACKBONE))
+        if now != value:
+            raise ValueError(
+                f"config.{path} was changed from {value!r} to {now!r} after the model was made, whose modules cannot "
+                "follow: make or load a model with it; for other labels or another number of queries of a trained "
+                "model see training.label_surgery"
+            )
 
 
 @strict
@@ -14,7 +72,8 @@ class Mask2FormerConfig(PreTrainedConfig):
 
     Names, defaults and meaning are those of `transformers.Mask2FormerConfig`, and either class reads the other's
     `config.json`. `freeze_batch_norm`, `task`, `stuff_label_ids` and the fields of the mask loss are additional and
-    optional.
+    optional. Once a model is made, the fields that became modules (`BUILT_IN_FIELDS` and the backbone's config) must
+    stay as they are; the others act whenever they are changed.
 
     Args:
         backbone_config: config (or its dict) of a backbone that `AutoBackbone` knows, with four feature maps at
@@ -108,6 +167,16 @@ class Mask2FormerConfig(PreTrainedConfig):
     task: str | None = None
     stuff_label_ids: list[int] | tuple[int, ...] | None = None
 
+    def __setattr__(self, name: str, value):
+        name = self.attribute_map.get(name, name)
+        if name == "id2label" and value is not None:
+            value = _with_integer_keys(value)
+        if name in _RULES:
+            holds, rule = _RULES[name]
+            if not holds(value):
+                raise ValueError(f"{name}={value!r}: must be {rule}")
+        super().__setattr__(name, value)
+
     def __post_init__(self, **kwargs):
         backbone = kwargs.pop("backbone", None)
         for legacy in ("use_timm_backbone", "use_pretrained_backbone", "backbone_kwargs"):
@@ -134,7 +203,6 @@ class Mask2FormerConfig(PreTrainedConfig):
     def validate_architecture(self):
         super().validate_architecture()
         rules = {
-            "feature_size": (self.feature_size % 32 == 0, "a multiple of 32, the groups of its group norm"),
             "hidden_dim": (
                 self.hidden_dim % 4 == 0 and self.hidden_dim % max(1, self.num_attention_heads) == 0,
                 f"a multiple of 4 and of num_attention_heads={self.num_attention_heads}",
@@ -143,21 +211,6 @@ class Mask2FormerConfig(PreTrainedConfig):
                 self.num_attention_heads > 0 and self.feature_size % self.num_attention_heads == 0,
                 f"a divisor of feature_size={self.feature_size}",
             ),
-            "activation_function": (self.activation_function in ACT2FN, "an activation that transformers knows"),
-            "decoder_layers": (self.decoder_layers >= 1, "at least 1 (the learned queries alone)"),
-            "common_stride": (self.common_stride in (4, 8), "4 or 8"),
-            "num_queries": (self.num_queries >= 1, "at least 1"),
-            "train_num_points": (self.train_num_points >= 1, "at least 1"),
-            "no_object_weight": (self.no_object_weight >= 0, "0 or more"),
-            "class_weight": (self.class_weight >= 0, "0 or more"),
-            "mask_weight": (self.mask_weight >= 0, "0 or more"),
-            "dice_weight": (self.dice_weight >= 0, "0 or more"),
-            "oversample_ratio": (self.oversample_ratio >= 1, "at least 1"),
-            "importance_sample_ratio": (0 <= self.importance_sample_ratio <= 1, "between 0 and 1"),
-            "mask_loss": (self.mask_loss in MASK_LOSSES, f"one of {', '.join(MASK_LOSSES)}"),
-            "focal_alpha": (0 <= self.focal_alpha <= 1, "between 0 and 1"),
-            "focal_gamma": (self.focal_gamma >= 0, "0 or more"),
-            "task": (self.task is None or self.task in TASKS, f"one of {', '.join(TASKS)}, or None"),
         }
         for name, (holds, rule) in rules.items():
             if not holds:
@@ -168,6 +221,16 @@ class Mask2FormerConfig(PreTrainedConfig):
                 f"stuff_label_ids contains {unknown}: every id must be a label, 0 to num_labels - 1 = "
                 f"{self.num_labels - 1}; give id2label first or remove these ids"
             )
+
+
+def _with_integer_keys(id2label: dict) -> dict[int, str]:
+    """As they are needed; json has strings."""
+    try:
+        return {int(label): name for label, name in id2label.items()}
+    except ValueError:
+        raise ValueError(
+            f"id2label has the keys {list(id2label)}: they must be label ids, 0 to num_labels - 1"
+        ) from None
 
 
 __all__ = ["Mask2FormerConfig"]

@@ -159,6 +159,11 @@ class Mask2FormerLoss(nn.Module):
         weights[-1] = self.settings.no_object_weight
         return weights
 
+    @torch.no_grad()
+    def write_no_object_weight(self, weight: float):
+        """Into the buffer, for those who read a saved one."""
+        self.empty_weight[-1] = weight
+
     @torch.compiler.disable  # numbers of targets vary and the assignment runs on the host: one break, not many
     def forward(
         self,

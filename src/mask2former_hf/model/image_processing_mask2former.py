@@ -75,7 +75,7 @@ class Mask2FormerImageProcessor(PilBackend):
         resample, do_resize, do_rescale, rescale_factor, do_normalize, image_mean, image_std: pixel values become
             (x * rescale_factor - image_mean) / image_std, in float32, after a PIL resize of the 8-bit image.
         ignore_index: id of pixels without a label.
-        do_reduce_labels: id 0 becomes ignore_index and every other id one less (ADE20k).
+        do_reduce_labels: id 0 is ignored as ignore_index is, and every other id becomes one less (ADE20k).
         num_labels: number of classes; a label outside it is warned about.
         label_ids_to_fuse: classes that are stuff: the panoptic default, and no instances. Optional field of ours.
     """
@@ -339,24 +339,26 @@ def id_map_to_targets(id_map, canvas_size, instance_id_to_semantic_id=None, igno
         instance_id_to_semantic_id, ignore_index, do_reduce_labels: as in `Mask2FormerImageProcessor`.
 
     Returns:
-        masks (N, H, W) uint8, labels (N,) int64, and (H, W) bool, True where the map says ignore_index.
+        masks (N, H, W) uint8, labels (N,) int64, and (H, W) bool, True where the map says ignore_index, or 0 with
+        do_reduce_labels. With both, ignore_index is an id like others if instance_id_to_semantic_id names it.
     """
+    if do_reduce_labels and ignore_index is None:
+        raise ValueError("do_reduce_labels=True turns id 0 into ignore_index, which is None; set it, usually 255.")
     ids = np.asarray(id_map).astype(np.int64)
     height, width = ids.shape
+    # What counts is what the map says: once every id is one less, another one would equal ignore_index.
+    reserved = {ignore_index} - {None}
     if do_reduce_labels:
-        if ignore_index is None:
-            raise ValueError("do_reduce_labels=True turns id 0 into ignore_index, which is None; set it, usually 255.")
-        ids = np.where(ids == 0, ignore_index, ids - 1)
+        reserved = {0} | (reserved - set(instance_id_to_semantic_id or ()))
+    keys = np.setdiff1d(np.unique(ids), list(reserved))
     ignored = torch.zeros(*canvas_size, dtype=torch.bool)
-    labels = np.unique(ids)
-    if ignore_index is not None:
-        ignored[:height, :width] = torch.from_numpy(ids == ignore_index)
-        labels = labels[labels != ignore_index]
-    masks = torch.zeros(len(labels), *canvas_size, dtype=torch.uint8)
-    torch.eq(torch.from_numpy(ids), torch.from_numpy(labels)[:, None, None], out=masks[:, :height, :width])
+    ignored[:height, :width] = torch.from_numpy(np.isin(ids, list(reserved)))
+    masks = torch.zeros(len(keys), *canvas_size, dtype=torch.uint8)
+    torch.eq(torch.from_numpy(ids), torch.from_numpy(keys)[:, None, None], out=masks[:, :height, :width])
+    shift = int(do_reduce_labels)
+    labels = keys - shift
     if instance_id_to_semantic_id is not None:
-        shift = int(do_reduce_labels)
-        keys = (labels + shift).tolist()
+        keys = keys.tolist()
         missing = [key for key in keys if key not in instance_id_to_semantic_id]
         if missing:
             raise ValueError(

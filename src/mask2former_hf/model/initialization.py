@@ -10,9 +10,10 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
+from .backbone import freeze_parts
 from .criterion import Mask2FormerLoss
 from .deformable_attention import MultiScaleDeformableAttention
-from .pixel_decoder import Mask2FormerPixelDecoder, Mask2FormerPixelDecoderEncoderLayer
+from .pixel_decoder import Mask2FormerPixelDecoder, Mask2FormerPixelDecoderEncoderLayer, Mask2FormerPixelLevelModule
 from .transformer_decoder import (
     Mask2FormerDecoderLayer,
     Mask2FormerMaskedAttention,
@@ -22,7 +23,7 @@ from .transformer_decoder import (
 
 
 def initialize(module: nn.Module, gain: float) -> bool:
-    """Initialise a module outside the backbone; False if it has no rule here.
+    """Initialise a module; False if it has no rule here.
 
     Args:
         gain: of the Xavier initialisation in the transformer decoder.
@@ -55,6 +56,10 @@ def initialize(module: nn.Module, gain: float) -> bool:
             for projection in module.input_projections:
                 if isinstance(projection, nn.Conv2d):
                     init_as_caffe2(projection)
+        case Mask2FormerPixelLevelModule():
+            freeze_parts(module.encoder, module.freezes_batch_norm)  # again: tensors missing in a file are new ones
+            if module.encoder.config.model_type == "swin":
+                init_swin(module.encoder)
         case Mask2FormerLoss():
             init.copy_(module.empty_weight, module.initial_weights().to(module.empty_weight))
         case _:

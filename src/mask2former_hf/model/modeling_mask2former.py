@@ -4,6 +4,7 @@ Letters: B batch, Q queries, K classes, C channels, h heads, D head dim, L super
 S = sum of H * W over the three feature levels. Everything is batch first.
 """
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -11,54 +12,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
+from transformers.utils import logging
 
-from .backbone import batch_norms, feature_maps, freeze_parts, make_backbone
 from .canvas import PADDING_LOGIT, canvas_of, image_extents, image_sizes_of, merge_groups
-from .configuration_mask2former import Mask2FormerConfig
+from .configuration_mask2former import Mask2FormerConfig, built_in_values, check_built_in
 from .criterion import LossSettings, Mask2FormerLoss
-from .initialization import init_swin, initialize
+from .initialization import initialize
 from .mask_logits import LazyMasks
 from .outputs import OF_THE_MODEL_ALONE, Mask2FormerForUniversalSegmentationOutput, Mask2FormerModelOutput
-from .pixel_decoder import (
-    Mask2FormerPixelDecoder,
-    Mask2FormerPixelDecoderEncoder,
-    Mask2FormerPixelDecoderEncoderLayer,
-)
+from .pixel_decoder import Mask2FormerPixelLevelModule
 from .transformer_decoder import Mask2FormerTransformerModule
 
-
-class Mask2FormerPixelLevelModule(nn.Module):
-    """Backbone (`encoder`) and pixel decoder (`decoder`)."""
-
-    def __init__(self, config: Mask2FormerConfig):
-        super().__init__()
-        self.freezes_batch_norm = config.freeze_batch_norm
-        self.encoder, channels = make_backbone(config.backbone_config, config.feature_strides, self.freezes_batch_norm)
-        layers = [
-            Mask2FormerPixelDecoderEncoderLayer(
-                config.feature_size, config.num_attention_heads, config.encoder_feedforward_dim, config.dropout
-            )
-            for _ in range(config.encoder_layers)
-        ]
-        self.decoder = Mask2FormerPixelDecoder(
-            channels,
-            config.feature_size,
-            config.mask_feature_size,
-            config.common_stride,
-            Mask2FormerPixelDecoderEncoder(layers),
-        )
-
-    def train(self, mode: bool = True):
-        super().train(mode)
-        if self.freezes_batch_norm:
-            for module in batch_norms(self.encoder):
-                module.eval()
-        return self
-
-    def forward(self, pixel_values: Tensor) -> tuple[tuple[Tensor, ...], Tensor, list[Tensor]]:
-        """(B, 3, H, W) -> the backbone's four maps, mask features, and maps at strides 32, 16, 8."""
-        features = feature_maps(self.encoder, pixel_values)
-        return features, *self.decoder(list(features))
+logger = logging.get_logger(__name__)
 
 
 class Mask2FormerPreTrainedModel(PreTrainedModel):
@@ -71,6 +36,14 @@ class Mask2FormerPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _no_split_modules = ["Mask2FormerPixelDecoderEncoderLayer", "Mask2FormerDecoderLayer", "SwinStage", "ResNetStage"]
     _keys_to_ignore_on_load_missing = [r"encoder\.swin\.layernorm\."]
+
+    def __init__(self, config: Mask2FormerConfig):
+        config.validate_architecture()  # again, because from_pretrained sets fields after the config has been checked
+        super().__init__(config)
+
+    def save_pretrained(self, *args, **kwargs):
+        self.check_config()  # the file would describe another model
+        super().save_pretrained(*args, **kwargs)
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False):
         # For classes outside transformers the base skips modules without parameters of their own, in case their
@@ -97,11 +70,7 @@ class Mask2FormerPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        if isinstance(module, Mask2FormerPixelLevelModule):
-            freeze_parts(module.encoder, module.freezes_batch_norm)  # again: tensors missing in a file are new ones
-            if self.config.backbone_config.model_type == "swin":
-                init_swin(module.encoder)
-        elif not initialize(module, self.config.init_xavier_std):
+        if not initialize(module, self.config.init_xavier_std):
             super()._init_weights(module)
 
 
@@ -112,7 +81,19 @@ class Mask2FormerModel(Mask2FormerPreTrainedModel):
         super().__init__(config)
         self.pixel_level_module = Mask2FormerPixelLevelModule(config)
         self.transformer_module = Mask2FormerTransformerModule(config)
+        self._built_in = built_in_values(config)
         self.post_init()
+
+    def check_config(self):
+        """Refuse a config that was changed where the modules cannot follow (`BUILT_IN_FIELDS`).
+
+        Raises:
+            ValueError: naming the field.
+        """
+        if torch.compiler.is_compiling():
+            return  # the fields are constants of the graph
+        num_queries = self.transformer_module.queries_embedder.num_embeddings  # may be resized with the config
+        check_built_in(self.config, self._built_in | {"num_queries": num_queries})
 
     def forward(
         self,
@@ -134,6 +115,7 @@ class Mask2FormerModel(Mask2FormerPreTrainedModel):
             return_dict: a tuple of the fields that are not None, if False.
             mask_logits: of which layers to compute mask logits: "last", "all" or "none".
         """
+        self.check_config()
         if mask_logits not in ("last", "all", "none"):
             raise ValueError(f"mask_logits={mask_logits!r}: must be 'last', 'all' or 'none'")
         if pixel_values.ndim != 4:
@@ -229,6 +211,43 @@ class Mask2FormerForUniversalSegmentation(Mask2FormerPreTrainedModel):
         self.criterion = Mask2FormerLoss(LossSettings.from_config(config))
         self.post_init()
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As transformers', with a warning where `no_object_weight` of the checkpoint's config and weights differ."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model._follow_no_object_weight(pretrained_model_name_or_path, **kwargs)
+        return loaded
+
+    def load_state_dict(self, *args, **kwargs):
+        result = super().load_state_dict(*args, **kwargs)
+        self._follow_no_object_weight()
+        return result
+
+    def _follow_no_object_weight(self, checkpoint=None, **kwargs):
+        """Let the config's weight act, where loading a checkpoint has filled the criterion's buffer with another."""
+        found, wanted = self.criterion.empty_weight[-1], self.config.no_object_weight
+        if found.device.type != "meta" and not math.isclose(found.item(), wanted, rel_tol=0.01):  # bfloat16's digits
+            if not math.isclose(found.item(), _no_object_weight_of(checkpoint, kwargs), rel_tol=0.01):
+                logger.warning_once(
+                    f"criterion.empty_weight of the checkpoint says that 'no object' weighs {found.item():.6g}, and "
+                    f"no_object_weight of the config {wanted:.6g}: the config acts. Load it with "
+                    f"no_object_weight={found.item():.6g} for the other"
+                )
+        self.criterion.write_no_object_weight(wanted)
+
+    def state_dict(self, *args, **kwargs):
+        self.criterion.write_no_object_weight(self.config.no_object_weight)
+        return super().state_dict(*args, **kwargs)
+
+    def check_config(self):
+        self.model.check_config()
+        self._check_num_labels()
+
+    def _check_num_labels(self):
+        if not torch.compiler.is_compiling():
+            check_built_in(self.config, {"num_labels": self.class_predictor.out_features - 1})
+
     def forward(
         self,
         pixel_values: Tensor,
@@ -263,6 +282,7 @@ class Mask2FormerForUniversalSegmentation(Mask2FormerPreTrainedModel):
         Raises:
             ValueError: for inputs that do not fit together, and in training for predictions that are not finite.
         """
+        self._check_num_labels()
         has_labels = mask_labels is not None
         _check_labels_given(mask_labels, class_labels, ignore_masks)
         all_layers = self.model._choose(output_auxiliary_logits, "output_auxiliary_logits")
@@ -330,6 +350,19 @@ class Mask2FormerForUniversalSegmentation(Mask2FormerPreTrainedModel):
         self.criterion.settings = settings = LossSettings.from_config(self.config)
         terms = self.criterion(*predictions_and_targets)
         return {name: settings.weights[name] * term for name, term in terms.items()}
+
+
+def _no_object_weight_of(checkpoint, kwargs: dict) -> float:
+    """What a checkpoint's own config.json says, whatever arguments to `from_pretrained` have made of it."""
+    if checkpoint is None:
+        return math.nan
+    hub = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+    options = {name: kwargs[name] for name in hub if name in kwargs}
+    try:
+        fields, _ = Mask2FormerConfig.get_config_dict(checkpoint, **options)
+    except OSError:  # there is none
+        return math.nan
+    return fields.get("no_object_weight", Mask2FormerConfig.no_object_weight)
 
 
 def _check_labels_given(mask_labels, class_labels, ignore_masks):

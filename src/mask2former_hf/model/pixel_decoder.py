@@ -1,4 +1,4 @@
-"""The pixel decoder: deformable attention over three feature levels (section 3.2; Deformable DETR, section 4).
+"""Pixel decoder: deformable attention over the backbone's feature maps (section 3.2; Deformable DETR, section 4).
 
 Letters: B batch, C channels, S = sum of H * W over the three levels.
 """
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .backbone import batch_norms, feature_maps, make_backbone
+from .configuration_mask2former import Mask2FormerConfig
 from .cpu_layout import ConvolutionNorm, PointwiseConvolution, channels_last_on_cpu, in_blocks, map_of, tokens_of
 from .deformable_attention import MultiScaleDeformableAttention
 
@@ -141,3 +143,37 @@ class Mask2FormerPixelDecoder(nn.Module):
             upsampled = F.interpolate(finest, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
             finest = self.layer_1(self.adapter_1(lateral, plus=upsampled))
         return self.mask_projection(finest), maps
+
+
+class Mask2FormerPixelLevelModule(nn.Module):
+    """Backbone (`encoder`) and pixel decoder (`decoder`)."""
+
+    def __init__(self, config: Mask2FormerConfig):
+        super().__init__()
+        self.freezes_batch_norm = config.freeze_batch_norm
+        self.encoder, channels = make_backbone(config.backbone_config, config.feature_strides, self.freezes_batch_norm)
+        layers = [
+            Mask2FormerPixelDecoderEncoderLayer(
+                config.feature_size, config.num_attention_heads, config.encoder_feedforward_dim, config.dropout
+            )
+            for _ in range(config.encoder_layers)
+        ]
+        self.decoder = Mask2FormerPixelDecoder(
+            channels,
+            config.feature_size,
+            config.mask_feature_size,
+            config.common_stride,
+            Mask2FormerPixelDecoderEncoder(layers),
+        )
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if self.freezes_batch_norm:
+            for module in batch_norms(self.encoder):
+                module.eval()
+        return self
+
+    def forward(self, pixel_values: Tensor) -> tuple[tuple[Tensor, ...], Tensor, list[Tensor]]:
+        """(B, 3, H, W) -> the backbone's four maps, mask features, and maps at strides 32, 16, 8."""
+        features = feature_maps(self.encoder, pixel_values)
+        return features, *self.decoder(list(features))
