@@ -1,5 +1,6 @@
 """`train` and `evaluate` as a user runs them: on generated scenes, on real data, and when something is wrong."""
 
+import csv
 import json
 import os
 import re
@@ -76,6 +77,41 @@ def test_a_run_leaves_a_checkpoint_its_figures_and_a_picture_of_the_first_batch(
     assert result["steps"] == 2 and 0 <= result["metrics"]["pq"] <= 1
     width, height = Image.open(trained / "first_batch.png").size
     assert width == 2 * height  # two square images
+
+
+def test_a_run_leaves_its_log_and_a_table_of_its_figures(trained):
+    log = (trained / "log.txt").read_text().splitlines()
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ", line) for line in log)
+    assert any("6 images to train on" in line for line in log) and any("step 2: eval_pq" in line for line in log)
+    with (trained / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["1", "2"]
+    assert float(rows[-1]["pq"]) == json.loads((trained / "results.json").read_text())["metrics"]["pq"]
+
+
+def test_the_card_has_its_data_the_install_line_and_figures_in_percent(trained):
+    text = (trained / "README.md").read_text()
+    assert f"# {trained.name}\n" in text and f"name: {trained.name}\n" in text and "pip install mask2former-hf" in text
+    figures = json.loads((trained / "results.json").read_text())["metrics"]
+    assert "## Results on scenes\n\n| metric | value in percent |" in text
+    assert f"| pq | {100 * figures['pq']:.4g} |" in text
+
+
+def test_the_terminal_shows_no_noise(tmp_path, capfd):
+    run = [*SCENES, "--backbone", "tiny", *SMALL, "--steps", 1, "--metrics", "ap", "--output", tmp_path]
+    assert command("train", *run) == 0
+    said = "".join(capfd.readouterr())
+    for noise in ("pin_memory", "Writing model shards", "Loading weights", "not a supported model", "nan"):
+        assert noise not in said, noise
+
+
+def test_help_is_in_groups_and_explains_every_flag(capsys):
+    with pytest.raises(SystemExit):
+        command("train", "--help")
+    said = capsys.readouterr().out
+    for title in train_command.GROUPS.values():
+        assert f"\n{title}:\n" in said
+    assert len(said.split("options:")[0].splitlines()) < 12  # no list of all flags before they are explained
 
 
 def test_evaluate_gives_the_figures_that_training_ended_with(trained, tmp_path, capsys):

@@ -30,9 +30,15 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--batch-size", type=int, default=4, help="images per step (default: %(default)s)")
     parser.add_argument("--eval-images", type=int, default=100, help="held-out scenes (default: %(default)s)")
     parser.add_argument("--pictures", type=int, default=8, help="pictures to draw (default: %(default)s)")
-    parser.add_argument("--learning-rate", type=float, default=FROM_RANDOM["learning_rate"])
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--learning-rate", type=float, default=FROM_RANDOM["learning_rate"], help="(default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of weights, scenes and their order (default: 0)")
+    parser.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="where the model runs, as torch names it: cpu, cuda, cuda:1 (default here: %(default)s)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -4,12 +4,14 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
+from transformers.utils import logging as transformers_logging
+
 from ..training.run import TrainingRun
 from ..training.run_folder import how_to_go_on, steps_with_results
 from ..training.settings import TrainingSettings
 from .main import UserError
 from .settings import add_flag, in_flags, read_settings
-from .training_output import AdviceAtZero, LossProgress, draw_batch, headline_names, print_summary
+from .training_output import AdviceAtZero, LossProgress, draw_batch, headline_names, summary
 
 GROUPS = {
     "run": "the run and what it leaves",
@@ -23,6 +25,7 @@ GROUPS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser):
+    parser.usage = "%(prog)s [FILE or FOLDER] --output FOLDER (--model NAME | --backbone NAME | --recipe NAME) ..."
     parser.add_argument(
         "config", nargs="?", type=Path, help="YAML file whose keys are the flags below, or a folder of data"
     )
@@ -46,6 +49,7 @@ def settings_of(arguments: argparse.Namespace) -> TrainingSettings:
 
 def run(arguments: argparse.Namespace) -> int:
     settings = settings_of(arguments)
+    transformers_logging.disable_progress_bar()
     try:
         training = TrainingRun(settings)
     except (OSError, ValueError, ImportError) as error:
@@ -59,7 +63,9 @@ def run(arguments: argparse.Namespace) -> int:
             print("To go on, give more --steps; for another run, another --output.")
         return 0
     if trainer.is_world_process_zero():
-        print_summary(training)
+        text = summary(training)
+        print(text)
+        training.log.write(text)
         if settings.resume and training.last is None:
             print("--resume: no checkpoint was complete yet, so the run starts from the beginning")
         _draw_first_batch(training)

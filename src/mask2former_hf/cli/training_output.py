@@ -1,5 +1,7 @@
 """What `train` shows: a summary before it starts, the first augmented images, and progress with the loss' terms."""
 
+import math
+
 from PIL import Image
 from tqdm import tqdm
 from transformers import TrainerCallback
@@ -14,8 +16,9 @@ from ..training.settings import starts_pretrained
 
 
 def headline_names(figures: dict) -> list[str]:
-    """The metrics among Trainer's figures (the others are times)."""
-    return [name for name in figures if name.split("_")[0] in ("pq", "sq", "rq", "box") or name in _OTHER_METRICS]
+    """The metrics among Trainer's figures (the others are times) that have a value in these data."""
+    named = [name for name in figures if name.split("_")[0] in ("pq", "sq", "rq", "box") or name in _OTHER_METRICS]
+    return [name for name in named if figures[name] is not None and math.isfinite(figures[name])]
 
 
 _OTHER_METRICS = ("ap", "ap50", "ap75", "aps", "apm", "apl", "miou", "fwiou", "macc", "pacc")
@@ -35,48 +38,48 @@ class LossProgress(ProgressCallback):
             )
         figures = {name: value for name, value in logs.items() if name.startswith("eval_")}
         if figures:
-            names = headline_names({name.removeprefix("eval_"): 0 for name in figures})
+            names = headline_names({name.removeprefix("eval_"): value for name, value in figures.items()})
             shown = ", ".join(f"{name} {100 * figures['eval_' + name]:.2f}" for name in names[:6])
             self.training_bar.write(f"step {state.global_step}: {shown}")
 
 
-def print_summary(run: TrainingRun):
+def summary(run: TrainingRun) -> str:
     """What will be trained on what, before anything long starts."""
+    lines = []
     settings, model, statistics, arguments = run.settings, run.model, run.statistics, run.trainer.args
     for name, value in run.recognised.items():
-        print(f"recognised {name.replace('_', ' ')}: {value}")
+        lines.append(f"recognised {name.replace('_', ' ')}: {value}")
     if run.held_out:
-        print(f"nothing to measure on was given: held out are {run.held_out}")
-    print(run.train_data.classes.format_table(statistics.pixels))
-    print(
+        lines.append(f"nothing to measure on was given: held out are {run.held_out}")
+    lines.append(run.train_data.classes.format_table(statistics.pixels))
+    lines.append(
         f"{len(run.train_data)} images to train on ({statistics.examples} looked at: {statistics.mean:.1f} segments "
         f"each, at most {statistics.most}), {len(run.val_data)} to measure"
     )
-    for line in statistics.lines():
-        print(f"  {line}")
-    for line in statistics.warnings():
-        print(f"Warning: {line}")
+    lines += [f"  {line}" for line in statistics.lines()]
+    lines += [f"Warning: {line}" for line in statistics.warnings()]
     start = settings.model or settings.backbone or f"the backbone of {settings.recipe}, random"
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    print(
+    lines.append(
         f"{model.config.task} segmentation, {millions:.1f} M parameters from {start}, "
         f"{model.config.num_queries} queries, on {arguments.device} x {arguments.world_size}"
     )
     if settings.teacher:
-        print(f"taught by {settings.teacher}" + (", without the labels" if settings.teacher_only else ""))
+        lines.append(f"taught by {settings.teacher}" + (", without the labels" if settings.teacher_only else ""))
     if run.new_classes:
-        print(f"new to {start}, so with random rows in the classifier: {', '.join(run.new_classes)}")
+        lines.append(f"new to {start}, so with random rows in the classifier: {', '.join(run.new_classes)}")
     images = settings.batch_size * settings.accumulate * arguments.world_size
-    print(
+    lines.append(
         f"{settings.steps} steps of {images} images ({settings.steps * images / len(run.train_data):.1f} passes over "
         f"the data), {arguments.schedule} schedule, seed {settings.seed}"
     )
     trained = "trained" if starts_pretrained(settings) else "random"
     given = f"{', '.join(run.given)} as given, else " if run.given else ""
-    print(
+    lines.append(
         f"learning rate {settings.learning_rate:g}, {settings.backbone_multiplier:g} of that in the backbone, "
         f"gradients clipped at {settings.clip:g} ({given}as the backbone starts from {trained} weights)"
     )
+    return "\n".join(lines)
 
 
 class AdviceAtZero(TrainerCallback):

@@ -11,6 +11,7 @@ from .. import __version__
 from ..inference.known_labels import stuff_of, task_of
 
 TAGS = ["mask2former", "mask2former_hf", "vision", "image-segmentation"]
+INSTALL = "pip install mask2former-hf"
 _ARGUMENTS = (
     "learning_rate backbone_multiplier weight_decay max_grad_norm schedule milestones lr_scheduler_type warmup_steps "
     "optim per_device_train_batch_size gradient_accumulation_steps max_steps num_train_epochs bf16 fp16 seed"
@@ -30,6 +31,7 @@ def write_model_card(
     base_model: str | None = None,
     with_code: bool = False,
     parity: Mapping | None = None,
+    unit: str | None = None,
 ) -> Path:
     """Write `directory/README.md`: metadata for the Hub, and text for people. What is not known is left out.
 
@@ -46,6 +48,7 @@ def write_model_card(
         base_model: id of the checkpoint that training started from.
         with_code: the checkpoint was saved by `save_with_code`.
         parity: the report of `mask2former-hf verify --json`.
+        unit: of the metrics, such as "percent".
 
     Returns:
         The file's path.
@@ -79,7 +82,7 @@ def write_model_card(
         f"# {name.split('/')[-1]}",
         _introduction(model.config, base_model),
         _facts(model, processor, dataset),
-        _results(figures, dataset),
+        _results(figures, dataset, unit),
         _parity(parity),
         _usage(name, model.config, with_code),
         _training(training_arguments),
@@ -137,12 +140,12 @@ def _input(processor) -> str:
     return ", ".join(f"{side.replace('_', ' ')} {length}" for side, length in size.items())
 
 
-def _results(figures: Mapping[str, float], dataset: str | None) -> str:
+def _results(figures: Mapping[str, float], dataset: str | None, unit: str | None) -> str:
     if not figures:
         return ""
     where = f" on {dataset}" if dataset else ""
     rows = [(metric, f"{value:.4g}") for metric, value in figures.items()]
-    return f"## Results{where}\n\n" + _table(("metric", "value"), rows)
+    return f"## Results{where}\n\n" + _table(("metric", f"value in {unit}" if unit else "value"), rows)
 
 
 def _parity(parity: Mapping | None) -> str:
@@ -180,7 +183,7 @@ segments = pipe("photo.jpg", subtask="{task_of(config)}")
     )
     return f"""## Use
 
-With the package mask2former_hf, which gives the results of the paper's code:
+With the package mask2former_hf (`{INSTALL}`), which gives the results of the paper's code:
 
 ```python
 import mask2former_hf

@@ -23,6 +23,7 @@ from .label_surgery import model_for_classes
 from .optimization import FROM_RANDOM
 from .recipes import Recipe
 from .run_folder import RESULTS, StopAtCtrlC, check_output, plain_settings, steps_with_results, write_settings
+from .run_log import RunLog
 from .settings import TrainingSettings, check, check_packages, complete, starts_pretrained
 from .trainer import Mask2FormerTrainer, Mask2FormerTrainingArguments, last_complete_checkpoint
 
@@ -47,6 +48,7 @@ class TrainingRun:
         model, processor: as they start; `new_classes`: names that the checkpoint did not know.
         statistics: of the training data's annotations (`data.statistics.Statistics`).
         trainer: the `Mask2FormerTrainer`.
+        log: the `RunLog`, which writes `log.txt` and `metrics.csv` into the output.
         last: the checkpoint that the run goes on from, or None; `finished`: it is the last one, and the results are
             there.
 
@@ -91,6 +93,8 @@ class TrainingRun:
             self.trainer = self._trainer()
         except RuntimeError as error:  # transformers about settings that do not fit the machine
             raise ValueError(first_line(error)) from error
+        self.log = RunLog(settings.output)
+        self.trainer.add_callback(self.log)
         self.last = last_complete_checkpoint(settings.output) if settings.resume else None
         self.finished = self.last is not None and steps_with_results(settings.output) >= settings.steps
 
@@ -120,7 +124,7 @@ class TrainingRun:
         figures = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
         if trainer.is_world_process_zero():
             trainer.save_model(str(settings.output))
-            trainer.create_model_card(finetuned_from=settings.model)
+            trainer.create_model_card(finetuned_from=settings.model, dataset=_data_name(settings))
             result = {"metrics": figures, "steps": trainer.state.global_step, "settings": plain_settings(settings)}
             write_json(settings.output / RESULTS, result)
         return figures
@@ -153,6 +157,18 @@ def _recognised(settings: TrainingSettings) -> tuple[TrainingSettings, dict]:
     found = recognise(settings.folder, settings.data)
     taken = {name: value for name, value in found.items() if getattr(settings, name) is None}
     return replace(settings, **taken), taken
+
+
+def _data_name(settings: TrainingSettings) -> str | None:
+    """What the data are called, for the card: no path, which is of this machine."""
+    if settings.dataset and not Path(settings.dataset).exists():
+        return settings.dataset
+    place = settings.dataset or settings.folder
+    if place is None:
+        parts = [settings.train_images, settings.train_annotations, settings.train_maps]
+        parts = [os.path.abspath(part) for part in parts if part is not None]
+        place = os.path.commonpath(parts) if parts else settings.data
+    return Path(place).name if place else None
 
 
 def _with_steps(settings: TrainingSettings, images: int) -> TrainingSettings:

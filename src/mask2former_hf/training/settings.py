@@ -134,7 +134,11 @@ class TrainingSettings:
     bf16: bool = _setting("mixed precision in bfloat16", False, "machine")
     fp16: bool = _setting("mixed precision in float16 with loss scaling", False, "machine")
     gradient_checkpointing: bool = _setting("less memory, a third more time", False, "machine")
-    cpu: bool = _setting("do not use a GPU", False, "machine")
+    cpu: bool = _setting(
+        "run on the CPU (default: on the GPU if there is one; under torchrun each process on its own)",
+        False,
+        "machine",
+    )
 
 
 TrainingSettings.__doc__ += "\n    Args:\n" + "\n".join(

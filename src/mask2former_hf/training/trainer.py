@@ -60,6 +60,8 @@ class Mask2FormerTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.device.type == "cpu":  # where torch warns that pinning does nothing
+            self.dataloader_pin_memory = False
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule={self.schedule!r}: must be one of {', '.join(SCHEDULES)}")
         if (self.schedule == "multistep") != bool(self.milestones):
@@ -269,7 +271,8 @@ class Mask2FormerTrainer(Trainer):
             self.processor,
             repo_id=self.hub_model_id if self.args.push_to_hub else None,
             dataset=dataset,
-            metrics={name: value for name, value in figures.items() if name not in times},
+            metrics={name: 100 * value for name, value in figures.items() if name not in times},
+            unit="percent",
             training_arguments=self.args,
             license=license,
             base_model=finetuned_from,
