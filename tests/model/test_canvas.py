@@ -24,3 +24,9 @@ def test_crop_undoes_what_merging_groups_has_padded():
     assert merged.shape == (2, 2, 24, 16)
     assert torch.equal(crop_to_canvas(merged[1], (32, 64), 4), wide[0])
     assert torch.equal(crop_to_canvas(merged[0], canvas_of((90, 31)), 4), tall[0])
+
+
+def test_groups_of_different_size_are_merged_in_batch_order():
+    parts = [torch.ones(2, 1, 2), torch.full((1, 2, 1), 2.0)]
+    merged = merge_groups(parts, [[0, 2], [1]], fill=-1)
+    assert merged.tolist() == [[[1, 1], [-1, -1]], [[2, -1], [2, -1]], [[1, 1], [-1, -1]]]

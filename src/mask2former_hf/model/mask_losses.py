@@ -27,7 +27,7 @@ WEIGHT_FIELDS = {  # every term of the loss, and the config field of its weight
 
 def loss_weights(config) -> dict[str, float]:
     """Weight of every term in matching cost and loss, from this package's config or transformers'."""
-    return {name: getattr(config, field) for name, field in WEIGHT_FIELDS.items()}
+    return {name: getattr(config, field, 0) for name, field in WEIGHT_FIELDS.items()}
 
 
 def short_name(term: str) -> str:
