@@ -212,67 +212,7 @@ def test_gradient_checkpointing_gives_equal_gradients(backbone):
         torch.testing.assert_close(gradient, plain[name], rtol=1e-5, atol=1e-6, msg=name)
 
 
-<<<<<<< HEAD
-def test_frozen_batch_norm_keeps_statistics_and_affine_parameters():
-    model = tiny_model("resnet", freeze_batch_norm=True).train()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items() if ".normalization." in name}
-    masks, labels = random_targets([3, 2], (64, 64))
-    model(torch.randn(2, 3, 64, 64), mask_labels=masks, class_labels=labels).loss.backward()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.grad is not None:
-                parameter -= parameter.grad
-    assert before and all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())
-    pixels = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        training = model(pixels).class_queries_logits
-        assert torch.equal(training, model.eval()(pixels).class_queries_logits)
-
-
-def test_frozen_batch_norm_has_torch_s_values_and_gradient_and_keeps_no_input():
-    torch.manual_seed(0)
-    plain = torch.nn.BatchNorm2d(3).double().eval().requires_grad_(False)
-    for tensor in (plain.weight, plain.bias, plain.running_mean, plain.running_var):
-        tensor.data.copy_(torch.rand(3) + 0.1)
-    frozen = copy.deepcopy(plain)
-    frozen.__class__ = FrozenBatchNorm
-    x = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
-    assert torch.equal(frozen.train()(x), plain(x)) and torch.equal(frozen(x.detach()), plain(x))
-    torch.autograd.gradcheck(frozen, x)
-    expected, found = (torch.autograd.grad((norm(x) ** 3).sum(), x)[0] for norm in (plain, frozen))
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda t: t):
-        frozen(x)
-    assert kept and max(kept) == 3
-    half = x.detach().bfloat16().requires_grad_()
-    frozen.float()(half).sum().backward()
-    assert half.grad.dtype == torch.bfloat16
-
-
-def test_swin_drops_both_branches_of_a_block():
-    """With a drop path of nearly 1 a block is the identity; stock's still adds the MLP."""
-    backbone = tiny_config("swin").backbone_config
-    backbone.drop_path_rate = 0.999999
-    ours = copy.deepcopy(
-        Mask2FormerForUniversalSegmentation(Mask2FormerConfig(backbone_config=backbone, **tiny_fields()))
-    )
-    stock = transformers.Mask2FormerForUniversalSegmentation(
-        transformers.Mask2FormerConfig(backbone_config=backbone, **tiny_fields())
-    )
-    blocks = [
-        model.model.pixel_level_module.encoder.train().swin.encoder.layers[-1].blocks[-1] for model in (ours, stock)
-    ]
-    x = torch.randn(1, 16, 128)
-    ours, stock = ((block(x, (4, 4))[0] - x).abs().max().item() for block in blocks)
-    assert ours == 0 and stock > 0.01
-    assert (blocks[0].eval()(x, (4, 4))[0] - x).abs().max() > 0.01
-
-
 def test_sdpa_and_eager_attention_agree():
-=======
-def test_row_13_sdpa_and_eager_attention_agree():
->>>>>>> b-model
     model, pixels = tiny_model(), torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         assert model.config._attn_implementation == "sdpa"
