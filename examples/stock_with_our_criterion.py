@@ -12,12 +12,18 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from mask2former_hf import Mask2FormerImageProcessor
-from mask2former_hf.data.scenes import ID2LABEL, ScenesDataset
-from mask2former_hf.model.criterion import LossSettings, Mask2FormerLoss
-from mask2former_hf.model.mask_losses import loss_weights
-from mask2former_hf.training.collation import SegmentationCollator
-from mask2former_hf.training.optimization import parameter_groups
+from mask2former_hf import (
+    LossSettings,
+    Mask2FormerImageProcessor,
+    Mask2FormerLoss,
+    Scenes,
+    ScenesDataset,
+    SegmentationCollator,
+    loss_weights,
+    parameter_groups,
+)
+
+NAMES = Scenes.classes.id2label
 
 
 class StockWithOurCriterion(torch.nn.Module):
@@ -52,7 +58,7 @@ def small_model():
     config = transformers.Mask2FormerConfig(
         backbone_config=backbone, feature_size=64, mask_feature_size=64, hidden_dim=64, encoder_feedforward_dim=128,
         encoder_layers=2, decoder_layers=4, num_attention_heads=4, dim_feedforward=128, num_queries=20,
-        train_num_points=512, id2label=ID2LABEL, label2id={name: label for label, name in ID2LABEL.items()},
+        train_num_points=512, id2label=NAMES, label2id={name: label for label, name in NAMES.items()},
     )  # fmt: skip
     return transformers.Mask2FormerForUniversalSegmentation(config)
 
@@ -64,7 +70,7 @@ def main(checkpoint: str | None = None, steps: int = 20, learning_rate: float = 
         stock = small_model()
     else:
         stock = transformers.Mask2FormerForUniversalSegmentation.from_pretrained(
-            checkpoint, id2label=ID2LABEL, ignore_mismatched_sizes=True
+            checkpoint, id2label=NAMES, ignore_mismatched_sizes=True
         )
     model = StockWithOurCriterion(stock).train()
     optimizer = torch.optim.AdamW(parameter_groups(stock, learning_rate, backbone_multiplier=1.0))

@@ -23,28 +23,28 @@ from accelerate.utils import DataLoaderConfiguration, set_seed
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from mask2former_hf.data.augmentation import AugmentedDataset, augmentation_for
-from mask2former_hf.data.classes import ClassTable
-from mask2former_hf.data.coco import CocoPanoptic
-from mask2former_hf.data.folders import LabelMaps
-from mask2former_hf.evaluation.evaluator import (
-    SegmentationEvaluator,
-    evaluation_loader,
-    headline,
-    merge_processes,
-    run_evaluation,
-)
-from mask2former_hf.model.criterion import loss_normalizers
-from mask2former_hf.training.backbones import new_model
-from mask2former_hf.training.collation import SegmentationCollator, processor_for
-from mask2former_hf.training.epochs import set_epoch
-from mask2former_hf.training.label_surgery import model_for_classes
-from mask2former_hf.training.optimization import (
+from mask2former_hf import (
     FROM_PRETRAINED,
     FROM_RANDOM,
     WEIGHT_DECAY,
+    AugmentedDataset,
+    ClassTable,
+    CocoPanoptic,
+    LabelMaps,
+    SegmentationCollator,
+    SegmentationEvaluator,
+    augmentation_for,
+    evaluation_loader,
+    headline,
+    loss_normalizers,
+    merge_processes,
+    model_for_classes,
+    new_model,
     parameter_groups,
     polynomial_schedule,
+    processor_for,
+    run_evaluation,
+    set_epoch,
 )
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}

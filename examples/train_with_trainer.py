@@ -9,19 +9,18 @@ import sys
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from mask2former_hf import (
-    Mask2FormerForUniversalSegmentation,
-    Mask2FormerImageProcessor,
+    AugmentedDataset,
+    ClassTable,
+    LabelMaps,
     Mask2FormerTrainer,
     Mask2FormerTrainingArguments,
+    Segmenter,
+    augmentation_for,
     new_model,
+    processor_for,
 )
-from mask2former_hf.data.augmentation import AugmentedDataset, augmentation_for
-from mask2former_hf.data.classes import ClassTable
-from mask2former_hf.data.folders import LabelMaps
-from mask2former_hf.training.collation import processor_for
 
 
 def main(data: Path, output: Path, steps: int = 2000, crop: int = 192, limit: int | None = None):
@@ -60,14 +59,9 @@ def main(data: Path, output: Path, steps: int = 2000, crop: int = 192, limit: in
     trainer.train()
     trainer.save_model(output)
 
-    model = Mask2FormerForUniversalSegmentation.from_pretrained(output)
-    processor = Mask2FormerImageProcessor.from_pretrained(output)
-    image = Image.fromarray(val[0].image)
-    with torch.inference_mode():
-        outputs = model(**processor(image, return_tensors="pt"))
-    labels = processor.post_process_semantic_segmentation(outputs, target_sizes=[(image.height, image.width)])[0]
-    for label, pixels in zip(*labels.unique(return_counts=True), strict=True):
-        print(f"{model.config.id2label[int(label)]:12} {100 * pixels / labels.numel():.1f} % of the first image")
+    result = Segmenter(output)(val[0].image)
+    for segment in result.segments:
+        print(f"{segment.label:12} {100 * segment.area / result.map.size:.1f} % of the first image")
 
 
 if __name__ == "__main__":

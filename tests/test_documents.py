@@ -57,3 +57,11 @@ def headings(text):
     """Anchors as GitHub makes them: lower case, punctuation dropped, spaces to hyphens."""
     titles = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_every_file_that_the_architecture_names_exists():
+    named = set(re.findall(r"`((?:\w+/)+\w+\.py)`", (ROOT / "docs" / "architecture.md").read_text()))
+    missing = [
+        name for name in named if not any((base / name).exists() for base in (ROOT, ROOT / "src/mask2former_hf"))
+    ]
+    assert len(named) > 30 and sorted(missing) == []

@@ -1,6 +1,7 @@
 """What the package promises about itself: imports, side effects, the on-disk contract, the architecture's arrows."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ from helpers import tiny_model
 import mask2former_hf
 
 ROOT = Path(mask2former_hf.__file__).parent
+REPOSITORY = Path(__file__).resolve().parents[1]
+INNER = re.compile(r"\s*(from mask2former_hf\.|import mask2former_hf\.)")
 
 
 def run(code, *arguments, cwd=None):
@@ -28,7 +31,8 @@ def test_importing_the_package_imports_no_torch():
 
 def test_every_public_name_can_be_imported():
     for name in mask2former_hf.__all__:
-        assert getattr(mask2former_hf, name).__name__ == name
+        value = getattr(mask2former_hf, name)
+        assert name.isupper() or value.__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         mask2former_hf.Nothing  # noqa: B018
 
@@ -117,3 +121,11 @@ def test_sources_name_no_machine():
         if path.exists():
             text = path.read_text()
             assert not [word for word in words if word in text], path
+
+
+def test_examples_and_documents_import_from_the_top_alone():
+    files = [*(REPOSITORY / "examples").glob("*.py"), *(REPOSITORY / "docs").glob("*.md"), REPOSITORY / "README.md"]
+    if not (REPOSITORY / "examples").is_dir():
+        pytest.skip("not in a clone")
+    inner = [(path.name, line) for path in files for line in path.read_text().splitlines() if INNER.match(line)]
+    assert inner == [] and len(files) > 8

@@ -32,7 +32,7 @@ def folder(tmp_path):
         ("./cat//0.jpg", "cat/0.jpg"),
         ("cat\\0.jpg", "cat/0.jpg"),
         ("C:\\Users\\me\\images\\cat\\0.jpg", "cat/0.jpg"),
-        ("/home/other/images/cat/0.jpg", "cat/0.jpg"),
+        ("/data/other/images/cat/0.jpg", "cat/0.jpg"),
         ("../images/cat/0.jpg", "cat/0.jpg"),
         ("dog/../cat/0.jpg", "cat/0.jpg"),
         ("cat/0.JPG", "cat/0.jpg"),
