@@ -11,7 +11,7 @@ demo: $(VENV)/installed
 	$(BIN)/mask2former-hf demo --output demo_output
 
 test: $(VENV)/installed-for-tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/installed-for-tests
 	$(BIN)/ruff check .

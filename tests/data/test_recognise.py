@@ -87,7 +87,7 @@ def test_a_share_is_held_out_and_nothing_is_in_both_parts():
     assert "5 of 50 images, drawn by the seed" in text
     again = hold_out(Named([f"{number:012d}.jpg" for number in range(50)]), 0.1, seed=3)[1]
     assert list(again.indices) == list(val.indices)
-    assert np.array_equal(val[0]["image"], Scenes("val")[val.indices[0]]["image"])
+    assert np.array_equal(val[0].image, Scenes("val")[val.indices[0]].image)
     for share, number in ((0.0, 5), (1.0, 5), (0.5, 1)):
         with pytest.raises(ValueError, match="held_out="):
             hold_out(Named([str(index) for index in range(number)]), share)

@@ -32,7 +32,7 @@ def test_2000_mutated_checkpoints_load_or_are_refused_and_do_nothing_else(tmp_pa
 
 
 def test_mutated_run_lengths_are_refused_or_equal_the_coco_package(tmp_path):
-    assert fuzz("run_lengths", 300, tmp_path).startswith("run_lengths: 300 mutated, ")
+    assert fuzz("run_lengths", 2000, tmp_path).startswith("run_lengths: 2000 mutated, ")
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")

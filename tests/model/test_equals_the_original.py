@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from mask2former_hf import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 from mask2former_hf.conversion.original import convert_state_dict, restore_state_dict
-from mask2former_hf.model.criterion import Mask2FormerLoss
+from mask2former_hf.model.criterion import LossSettings, Mask2FormerLoss
 from mask2former_hf.model.deformable_attention import MultiScaleDeformableAttention, multi_scale_deformable_attention
 from mask2former_hf.model.matcher import assign
 from mask2former_hf.model.postprocessing import (
@@ -178,7 +178,8 @@ def test_losses_at_the_edges(case):
         "candidates": [points.unsqueeze(0) for points in golden["rand.2"].split(matched)],
         "uniform": [points.unsqueeze(0) for points in golden["rand.3"].split(matched)],
     }
-    criterion = Mask2FormerLoss(num_labels=info["num_classes"], num_points=info["num_points"])
+    config = Mask2FormerConfig(num_labels=info["num_classes"], train_num_points=info["num_points"])
+    criterion = Mask2FormerLoss(LossSettings.from_config(config))
     criterion.draw_points = lambda purpose, image, *rest: draws[purpose][image]
     losses = criterion(golden["pred_logits"].unsqueeze(0), golden["pred_masks"].unsqueeze(0), masks, labels)
     for term, name in TERMS.items():

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -141,7 +142,7 @@ def test_a_stream_of_the_hub_is_shuffled_anew_in_every_pass(tmp_path, way):
 
         def __iter__(self):
             for row in rows:
-                yield ScenesDataset(6, size=64)[row["number"]] | {"image_id": row["number"]}
+                yield replace(ScenesDataset(6, size=64)[row["number"]], image_id=row["number"])
 
         def set_epoch(self, epoch):
             rows.set_epoch(epoch)
@@ -149,7 +150,7 @@ def test_a_stream_of_the_hub_is_shuffled_anew_in_every_pass(tmp_path, way):
     trainer = training_worker.build(arguments_of(tmp_path, way=way))
     collate = trainer.data_collator
     trainer.train_dataset = Stream()
-    trainer.data_collator = lambda examples: collate(examples) | {"numbers": [e["image_id"] for e in examples]}
+    trainer.data_collator = lambda examples: collate(examples) | {"numbers": [e.image_id for e in examples]}
     compute_loss = trainer.compute_loss
 
     def record(model, inputs, **kwargs):

@@ -206,7 +206,7 @@ class CocoInstances(FileReader):
 
     def annotation(self, index: int) -> Example:
         self._check_index(index)
-        self._check_header(index)  # the json's size is how much memory its masks take
+        self.check_header(index)  # the json's size is how much memory its masks take
         image_id, name, size, objects = self._records[index]
         masks = [
             decode_mask(entry["segmentation"], size, f"{self.source}, annotation {entry.get('id')}")

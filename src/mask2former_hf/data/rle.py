@@ -129,7 +129,8 @@ def _decode(text: bytes, area: int, where) -> np.ndarray:
     # The COCO packages raise only when they draw the mask.
     if not last.size or last[-1] + 1 < len(codes) or ((codes < 0) | (codes > 63)).any():
         raise ValueError(
-            f"the text of an RLE, {text[-9:]!r} at its end, stops inside a number or has other characters"
+            f"{where}: the text of an RLE, {text[-9:]!r} at its end, stops inside a number or has other characters; "
+            "the mask is damaged"
         )
     first = np.concatenate([[0], last[:-1] + 1])
     lengths = last - first + 1
