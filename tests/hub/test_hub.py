@@ -96,7 +96,7 @@ print(json.dumps(report))
     whole = hub.repositories["tester/whole"]
     assert len(whole.messages) == 3, "an initial commit and one per push: nothing is ever half there"
     card = whole.files("main")["README.md"].decode()
-    assert 'model="tester/whole"' in card
+    assert 'Segmenter("tester/whole")' in card
     metadata = yaml.safe_load(card.split("---")[1])
     assert metadata["datasets"] == ["tester/photos"] and metadata["license"] == "mit"
     assert metadata["model-index"][0]["results"][0]["metrics"] == [{"type": "pq", "value": 0.25}]

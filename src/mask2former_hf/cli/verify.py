@@ -13,6 +13,7 @@ from .. import __version__
 from ..data.images import read_image
 from ..data.json_files import write_json
 from ..evaluation.evaluator import evaluate, headline
+from ..inference.loading import default_device
 from ..kernels import select
 from ..model.canvas import image_sizes_of
 from .datasets import add_data_arguments, load_split
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     )
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each per image (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report, for the model card, to this file")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=default_device(), help="cpu, cuda, cuda:1, ... (default: %(default)s)")
     add_data_arguments(parser.add_argument_group("data set, to measure both on"), "data")
 
 
@@ -83,10 +84,14 @@ def read_images(paths: list[Path] | None) -> list[np.ndarray]:
 
 def load_stock(checkpoint: str, device: str) -> torch.nn.Module:
     """transformers' own class, in float32, whatever is registered."""
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # it warns of every backbone but Swin, and of missing buffers
     try:
         model = transformers.Mask2FormerForUniversalSegmentation.from_pretrained(checkpoint, dtype=torch.float32)
     except (OSError, ValueError, RuntimeError, TypeError) as error:
         raise UserError(f"{checkpoint}: stock transformers cannot load it ({str(error).splitlines()[0]})") from error
+    finally:
+        transformers.logging.set_verbosity(verbosity)
     return model.eval().to(device)
 
 

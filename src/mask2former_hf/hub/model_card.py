@@ -174,6 +174,8 @@ def _usage(name: str, config, with_code: bool) -> str:
 This checkpoint carries the code of mask2former_hf. Without installing it:
 
 ```python
+from transformers import pipeline
+
 pipe = pipeline("image-segmentation", model="{name}", trust_remote_code=True)
 segments = pipe("photo.jpg", subtask="{task_of(config)}")
 ```
@@ -186,11 +188,10 @@ segments = pipe("photo.jpg", subtask="{task_of(config)}")
 With the package mask2former_hf (`{INSTALL}`), which gives the results of the paper's code:
 
 ```python
-import mask2former_hf
-from transformers import pipeline
+from mask2former_hf import Segmenter
 
-mask2former_hf.register()
-segments = pipeline("image-segmentation", model="{name}")("photo.jpg")
+result = Segmenter("{name}")("photo.jpg")
+result.plot("photo.jpg").save("segments.png")
 ```
 {code}
 With transformers alone:
