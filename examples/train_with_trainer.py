@@ -21,6 +21,7 @@ from mask2former_hf import (
 from mask2former_hf.data.augmentation import AugmentedDataset, augmentation_for
 from mask2former_hf.data.classes import ClassTable
 from mask2former_hf.data.folders import LabelMaps
+from mask2former_hf.evaluation.processes import process_group
 from mask2former_hf.training.collation import processor_for
 
 
@@ -73,4 +74,5 @@ def main(data: Path, output: Path, steps: int = 2000, crop: int = 192, limit: in
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         raise SystemExit(__doc__)
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    with process_group():  # also under torchrun or accelerate launch
+        main(Path(sys.argv[1]), Path(sys.argv[2]))

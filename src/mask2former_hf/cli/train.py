@@ -4,6 +4,7 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
+from ..evaluation.processes import process_group
 from ..training.run import TrainingRun
 from ..training.run_folder import how_to_go_on, steps_with_results
 from ..training.settings import TrainingSettings
@@ -45,7 +46,11 @@ def settings_of(arguments: argparse.Namespace) -> TrainingSettings:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    settings = settings_of(arguments)
+    with process_group():
+        return _train(settings_of(arguments))
+
+
+def _train(settings: TrainingSettings) -> int:
     try:
         training = TrainingRun(settings)
     except (OSError, ValueError, ImportError) as error:

@@ -17,9 +17,9 @@ from ..evaluation.evaluator import (
     evaluation_loader,
     headline,
     merge_processes,
-    process_rank,
     run_evaluation,
 )
+from ..evaluation.processes import process_rank
 from ..hub.model_card import write_model_card
 from ..model.criterion import loss_normalizers
 from ..model.image_processing_mask2former import Mask2FormerImageProcessor
@@ -31,6 +31,7 @@ from .optimization import (
     GRADIENT_NORM,
     LEARNING_RATE,
     WEIGHT_DECAY,
+    match_gradient_strides,
     multi_step_schedule,
     parameter_groups,
     polynomial_schedule,
@@ -107,6 +108,8 @@ class Mask2FormerTrainer(Trainer):
         kwargs.setdefault("data_collator", collator)
         super().__init__(*args, processing_class=processor, **kwargs)
         self.add_callback(EpochReachesData())
+        if self.args.world_size > 1:
+            match_gradient_strides(self.model)
         self.processor, self.eval_thresholds = processor, eval_thresholds or {}
         # The model gets normalisers of the whole step: Trainer must not divide by the number of micro-batches.
         self.model_accepts_loss_kwargs = True
