@@ -7,6 +7,7 @@ from pathlib import Path
 from ..evaluation.processes import process_group
 from ..training.run import TrainingRun
 from ..training.run_folder import how_to_go_on, steps_with_results
+from ..training.run_lock import FolderInUse
 from ..training.settings import TrainingSettings
 from .main import UserError
 from .settings import add_flag, in_flags, read_settings
@@ -72,6 +73,13 @@ def _train(settings: TrainingSettings) -> int:
     trainer.add_callback(AdviceAtZero(training))
     try:
         figures = training.train()
+    except FolderInUse as error:
+        raise UserError(in_flags(str(error), ["output"])) from error
+    except OSError as error:
+        if error.errno is None:
+            raise
+        place = error.filename or training.settings.output
+        raise UserError(f"{place}: {error.strerror}. {how_to_go_on(training.settings.output)}") from error
     except KeyboardInterrupt:
         if trainer.is_world_process_zero():
             step, output = trainer.state.global_step, training.settings.output
