@@ -37,11 +37,13 @@ from mask2former_hf import (
     evaluation_loader,
     headline,
     loss_normalizers,
+    match_gradient_strides,
     merge_processes,
     model_for_classes,
     new_model,
     parameter_groups,
     polynomial_schedule,
+    process_group,
     processor_for,
     run_evaluation,
     set_epoch,
@@ -75,6 +77,8 @@ def main(arguments):
         generator=torch.Generator(),  # an iterator more, after a resume, must not move the state that draws points
     )
     model.to(accelerator.device)
+    if accelerator.num_processes > 1:
+        match_gradient_strides(model)
     groups = parameter_groups(model, arguments.learning_rate, arguments.weight_decay, arguments.backbone_multiplier)
     optimizer = torch.optim.AdamW(groups)
     schedule = polynomial_schedule(optimizer, arguments.steps)
@@ -90,7 +94,6 @@ def main(arguments):
             accelerator.print(
                 f"{arguments.output} is complete: all {position.step} steps are done, nothing is changed"
             )
-            accelerator.end_training()
             return
 
     steps_per_epoch = -(-len(loader) // arguments.accumulate)
@@ -124,8 +127,6 @@ def main(arguments):
         figures = evaluate(accelerator, model, processor, val, arguments)
         if accelerator.is_main_process:
             (arguments.output / "metrics.json").write_text(json.dumps(figures, indent=2))
-    accelerator.wait_for_everyone()  # gloo may hang if it is torn down right after its last exchange
-    accelerator.end_training()
 
 
 def reader(arguments, split):
@@ -246,6 +247,7 @@ def parse_arguments():
 
 if __name__ == "__main__":
     try:
-        main(parse_arguments())
+        with process_group():
+            main(parse_arguments())
     except KeyboardInterrupt:
         raise SystemExit("\nInterrupted. The same command with --resume goes on from the last checkpoint.") from None

@@ -19,6 +19,7 @@ from mask2former_hf import (
     Segmenter,
     augmentation_for,
     new_model,
+    process_group,
     processor_for,
 )
 
@@ -67,4 +68,5 @@ def main(data: Path, output: Path, steps: int = 2000, crop: int = 192, limit: in
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         raise SystemExit(__doc__)
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    with process_group():  # also under torchrun or accelerate launch
+        main(Path(sys.argv[1]), Path(sys.argv[2]))

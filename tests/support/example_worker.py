@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from mask2former_hf.evaluation.processes import process_group
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
@@ -63,4 +65,5 @@ if __name__ == "__main__":
     split = sys.argv.index("--")
     own = sys.argv[1:split]
     kill = int(own[own.index("--kill-while-saving") + 1]) if "--kill-while-saving" in own else None
-    run(sys.argv[split + 1 :], "--fixed-points" in own, kill)
+    with process_group():
+        run(sys.argv[split + 1 :], "--fixed-points" in own, kill)

@@ -18,6 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from mask2former_hf import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
 from mask2former_hf.data.augmentation import AugmentedDataset, augmentation_for
 from mask2former_hf.data.scenes import ID2LABEL, STUFF_LABEL_IDS, ScenesDataset
+from mask2former_hf.evaluation.processes import process_group
 from mask2former_hf.training.collation import SegmentationCollator
 from mask2former_hf.training.trainer import Mask2FormerTrainer, Mask2FormerTrainingArguments
 
@@ -148,4 +149,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    with process_group():
+        main()

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 
 from mask2former_hf import Mask2FormerForUniversalSegmentation
 from mask2former_hf.data.scenes import ScenesDataset
-from mask2former_hf.training.trainer import Mask2FormerTrainingArguments, last_complete_checkpoint
+from mask2former_hf.training.checkpoints import last_complete_checkpoint
+from mask2former_hf.training.trainer import Mask2FormerTrainingArguments
 
 WORKER = Path(training_worker.__file__)
 

@@ -1,14 +1,14 @@
 """`mask2former-hf evaluate`: official metrics of a checkpoint on annotated images."""
 
 import argparse
-import contextlib
 import os
 from pathlib import Path
 
 import torch
 
 from ..data.json_files import write_json
-from ..evaluation.evaluator import KNOWN_METRICS, METRICS, evaluate, headline, process_rank
+from ..evaluation.evaluator import KNOWN_METRICS, METRICS, evaluate, headline
+from ..evaluation.processes import process_group, process_rank
 from ..inference.loading import default_device
 from ..inference.rules import METHODS
 from .datasets import add_data_arguments, load_split
@@ -44,24 +44,10 @@ def run(arguments: argparse.Namespace) -> int:
     check_numbers(settings, 1, ("batch_size", "top_k"))
     check_numbers(settings, 0, ("num_workers",))
     check_numbers(settings, 0, ("threshold", "overlap_threshold"), most=1)
-    with _processes(settings):
+    with process_group("gloo"):  # under a launcher the processes share the images, and only counts travel
+        if settings.device == "cuda" and process_rank()[1] > 1:
+            settings.device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         return _evaluate(settings)
-
-
-@contextlib.contextmanager
-def _processes(settings):
-    """Under torchrun or `accelerate launch` the processes share the images; only counts travel, which gloo can do."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or torch.distributed.is_initialized():
-        yield
-        return
-    if settings.device == "cuda":
-        settings.device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    torch.distributed.init_process_group("gloo")
-    try:
-        yield
-        torch.distributed.barrier()  # gloo may hang if it is torn down right after its last exchange
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 def _evaluate(settings) -> int:

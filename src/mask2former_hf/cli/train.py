@@ -6,8 +6,10 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
+from ..evaluation.processes import process_group
 from ..training.run import TrainingRun
 from ..training.run_folder import how_to_go_on, steps_with_results
+from ..training.run_lock import FolderInUse
 from ..training.settings import TrainingSettings
 from .main import UserError
 from .settings import add_flag, in_flags, read_settings
@@ -48,8 +50,12 @@ def settings_of(arguments: argparse.Namespace) -> TrainingSettings:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    settings = settings_of(arguments)
     transformers_logging.disable_progress_bar()
+    with process_group():
+        return _train(settings_of(arguments))
+
+
+def _train(settings: TrainingSettings) -> int:
     try:
         training = TrainingRun(settings)
     except (OSError, ValueError, ImportError) as error:
@@ -73,6 +79,13 @@ def run(arguments: argparse.Namespace) -> int:
     trainer.add_callback(AdviceAtZero(training))
     try:
         figures = training.train()
+    except FolderInUse as error:
+        raise UserError(in_flags(str(error), ["output"])) from error
+    except OSError as error:
+        if error.errno is None:
+            raise
+        place = error.filename or training.settings.output
+        raise UserError(f"{place}: {error.strerror}. {how_to_go_on(training.settings.output)}") from error
     except KeyboardInterrupt:
         if trainer.is_world_process_zero():
             step, output = trainer.state.global_step, training.settings.output

@@ -18,6 +18,7 @@ from ..model.modeling_mask2former import Mask2FormerForUniversalSegmentation
 from .average_precision import AveragePrecision
 from .mean_iou import MeanIoU
 from .panoptic_quality import PanopticQuality
+from .processes import process_rank
 
 METRICS = {"panoptic": ("pq",), "instance": ("ap",), "semantic": ("miou",)}  # task -> what is measured by default
 KINDS = {"pq": "panoptic", "ap": "instance", "box_ap": "instance", "miou": "semantic"}  # metric -> results it needs
@@ -186,13 +187,6 @@ def own_share(dataset) -> Iterable[tuple[int, Example]]:
     if isinstance(dataset, IterableDataset):  # a stream splits itself
         return _NumberedStream(dataset, rank, world_size)
     return Subset(_Numbered(dataset), range(rank, len(dataset), world_size))
-
-
-def process_rank() -> tuple[int, int]:
-    """(rank, number of processes) of `torch.distributed`; (0, 1) without it."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
 
 
 def merge_processes(evaluator: SegmentationEvaluator) -> SegmentationEvaluator:

@@ -49,6 +49,18 @@ def parameter_groups(
     return [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
 
 
+def match_gradient_strides(model: nn.Module):
+    """Give the gradient of every 1x1 convolution the strides of its weight, for DistributedDataParallel.
+
+    On CPUs that gradient comes with channels innermost: the same memory, but other strides of the two axes of length
+    1, which DistributedDataParallel warns of as another layout. (It costs nothing: steps of two processes with a
+    ResNet-50 take 0.72 to 0.81 s with and without.)
+    """
+    for weight in model.parameters():
+        if weight.requires_grad and weight.ndim == 4 and weight.shape[2:] == (1, 1):
+            weight.register_hook(lambda gradient: gradient.flatten(1)[..., None, None])
+
+
 def polynomial_schedule(optimizer: torch.optim.Optimizer, num_steps: int, power: float = POLYNOMIAL_POWER) -> LambdaLR:
     """Learning rate times (1 - step / num_steps) ** power (the original's WarmupPolyLR, which has no warm-up)."""
     return LambdaLR(optimizer, lambda step: max(0.0, 1 - step / num_steps) ** power)

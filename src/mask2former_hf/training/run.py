@@ -17,15 +17,17 @@ from ..data.statistics import Statistics, look_through
 from ..evaluation.evaluator import METRICS, SegmentationEvaluator
 from ..inference.loading import LOADING_ERRORS, first_line, load_model
 from .backbones import BACKBONES, new_model
+from .checkpoints import last_complete_checkpoint, saving
 from .collation import processor_for
 from .distillation import Distillation
 from .label_surgery import model_for_classes
 from .optimization import FROM_RANDOM
 from .recipes import Recipe
-from .run_folder import RESULTS, StopAtCtrlC, check_output, plain_settings, steps_with_results, write_settings
+from .run_folder import RESULTS, StopAtSignal, check_output, plain_settings, steps_with_results, write_settings
+from .run_lock import RunLock
 from .run_log import RunLog
 from .settings import TrainingSettings, check, check_packages, complete, starts_pretrained
-from .trainer import Mask2FormerTrainer, Mask2FormerTrainingArguments, last_complete_checkpoint
+from .trainer import Mask2FormerTrainer, Mask2FormerTrainingArguments
 
 
 class TrainingRun:
@@ -107,24 +109,32 @@ class TrainingRun:
             The figures, `{"pq": 0.51, ...}`.
 
         Raises:
-            KeyboardInterrupt: after Ctrl-C, when a checkpoint was saved.
+            KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGHUP, when a checkpoint was saved.
+            FolderInUse: if another run trains in the output.
+            OSError: if the output cannot be written; complete checkpoints stay as they are.
         """
-        settings, trainer = self.settings, self.trainer
         if self.finished:
-            return json.loads((settings.output / RESULTS).read_text())["metrics"]
+            return json.loads((self.settings.output / RESULTS).read_text())["metrics"]
+        with RunLock(self.settings.output) as lock:
+            self.trainer.add_callback(lock)
+            return self._train()
+
+    def _train(self) -> dict[str, float]:
+        settings, trainer = self.settings, self.trainer
         if trainer.is_world_process_zero():
             settings.output.mkdir(parents=True, exist_ok=True)
             if self.last is None:
                 write_settings(settings)
-        with StopAtCtrlC() as stop:
+        with StopAtSignal() as stop:
             trainer.add_callback(stop)
             trainer.train(resume_from_checkpoint=self.last)
         if stop.pressed and trainer.state.global_step < settings.steps:
             raise KeyboardInterrupt
         figures = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
         if trainer.is_world_process_zero():
-            trainer.save_model(str(settings.output))
-            trainer.create_model_card(finetuned_from=settings.model, dataset=_data_name(settings))
+            with saving(settings.output):
+                trainer.save_model(str(settings.output))
+                trainer.create_model_card(finetuned_from=settings.model, dataset=_data_name(settings))
             result = {"metrics": figures, "steps": trainer.state.global_step, "settings": plain_settings(settings)}
             write_json(settings.output / RESULTS, result)
         return figures

@@ -1,4 +1,4 @@
-"""The folder of a training run: what it was started with, where `--resume` begins, and how Ctrl-C ends it."""
+"""The folder of a training run: what it was started with, where `--resume` begins, and how signals end it."""
 
 import json
 import os
@@ -10,10 +10,12 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from ..data.json_files import write_json
+from .checkpoints import last_complete_checkpoint
+from .run_lock import RunLock
 from .settings import TrainingSettings
-from .trainer import last_complete_checkpoint
 
 SETTINGS, RESULTS = "settings.json", "results.json"
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 # What may differ when a run is resumed: it does not change what is learnt from which images in which order.
 FREE = {"output", "resume", "cpu", "steps", "epochs", "eval_every", "log_every", "report_to", "keep", "num_workers"}
 FREE |= {"no_check"}
@@ -36,7 +38,7 @@ def _kept(settings: TrainingSettings) -> dict:
 
 
 def check_output(settings: TrainingSettings):
-    """Refuse a folder that has something else, and to resume with settings of another run.
+    """Refuse a folder that has something else or another run trains in, and to resume with settings of another run.
 
     Raises:
         ValueError: also where there is nothing to resume.
@@ -45,6 +47,7 @@ def check_output(settings: TrainingSettings):
     for name, source in (("model=", settings.model), ("teacher=", settings.teacher)):
         if source is not None and os.path.isdir(source) and os.path.realpath(source) == os.path.realpath(folder):
             raise ValueError(f"output={folder} is {name}, which would be overwritten: name another folder")
+    RunLock(folder).check()
     last, started = last_complete_checkpoint(folder), folder / SETTINGS
     if not settings.resume:
         if last is not None:
@@ -83,31 +86,52 @@ def steps_with_results(folder: Path) -> int:
         return 0
 
 
-class StopAtCtrlC(TrainerCallback):
+class StopAtSignal(TrainerCallback):
     """The first Ctrl-C ends training after the step with a checkpoint; a second one ends it at once.
 
-    Of one process only: a launcher of several passes Ctrl-C on in its own way.
+    SIGTERM, by which schedulers take a machine back, and SIGHUP, of a terminal that was closed, do the same. Signals
+    that are ignored, as under nohup, stay so. Of one process only: a launcher of several passes signals on in its own
+    way.
     """
 
     def __init__(self):
         self.pressed = False
-        self._before = None
+        self._before, self._process = {}, os.getpid()
+        self._terminals = [number for number in (1, 2) if os.isatty(number)]  # stdout and stderr
 
     def __enter__(self):
         alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
         if alone and threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._on_signal)
+            numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+            for number in numbers:
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, *error):
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _on_signal(self, number, frame):
+        if os.getpid() != self._process:  # a worker that loads images: the step that is under way needs it
+            return
         if self.pressed:
             raise KeyboardInterrupt
         self.pressed = True
-        print("\nCtrl-C: saving a checkpoint after this step. Once more to stop at once.", flush=True)
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        self._leave_closed_terminals()
+        try:
+            print(f"\n{name}: saving a checkpoint after this step. Once more to stop at once.", flush=True)
+        except (OSError, RuntimeError):  # the reader is gone, or the signal came while something was printed
+            pass
+
+    def _leave_closed_terminals(self):
+        """What is printed there from now on goes nowhere, instead of being an error."""
+        for number in self._terminals:
+            if not os.isatty(number):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, number)
+                os.close(nowhere)
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.pressed:

@@ -1,6 +1,7 @@
 """transformers' Trainer with the paper's recipe, loss terms in the log, and evaluation that keeps no predictions."""
 
 import math
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,12 +18,13 @@ from ..evaluation.evaluator import (
     evaluation_loader,
     headline,
     merge_processes,
-    process_rank,
     run_evaluation,
 )
+from ..evaluation.processes import process_rank
 from ..hub.model_card import write_model_card
 from ..model.criterion import loss_normalizers
 from ..model.image_processing_mask2former import Mask2FormerImageProcessor
+from .checkpoints import COMPLETE, last_complete_checkpoint, saving
 from .collation import SegmentationCollator
 from .distillation import Distillation
 from .epochs import EpochReachesData
@@ -31,13 +33,13 @@ from .optimization import (
     GRADIENT_NORM,
     LEARNING_RATE,
     WEIGHT_DECAY,
+    match_gradient_strides,
     multi_step_schedule,
     parameter_groups,
     polynomial_schedule,
 )
 from .teacher import WithImageIds
 
-COMPLETE = "complete"  # an empty file that is written into a checkpoint's folder last
 SCHEDULES = ("poly", "multistep", "trainer")
 
 
@@ -109,6 +111,8 @@ class Mask2FormerTrainer(Trainer):
         kwargs.setdefault("data_collator", collator)
         super().__init__(*args, processing_class=processor, **kwargs)
         self.add_callback(EpochReachesData())
+        if self.args.world_size > 1:
+            match_gradient_strides(self.model)
         self.processor, self.eval_thresholds = processor, eval_thresholds or {}
         # The model gets normalisers of the whole step: Trainer must not divide by the number of micro-batches.
         self.model_accepts_loss_kwargs = True
@@ -237,18 +241,27 @@ class Mask2FormerTrainer(Trainer):
     # Checkpoints
 
     def _save_checkpoint(self, model, trial):
-        limit, self.args.save_total_limit = (
-            self.args.save_total_limit,
-            None,
-        )  # an old one goes once the new is complete
+        """Trainer's, and the mark of completeness.
+
+        Raises:
+            OSError: if the disk is full or gone; the half-written folder is removed, complete ones are as they were.
+        """
+        folder = Path(self._get_output_dir(trial=trial))
+        checkpoint = folder / f"checkpoint-{self.state.global_step}"
+        # An old one goes once the new is complete.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            super()._save_checkpoint(model, trial)
+            with saving(checkpoint):
+                super()._save_checkpoint(model, trial)
+        except OSError:
+            if self.args.should_save:
+                shutil.rmtree(checkpoint, ignore_errors=True)
+            raise
         finally:
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            folder = Path(self._get_output_dir(trial=trial))
-            (folder / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
+            (checkpoint / COMPLETE).touch()
             rotate_checkpoints(
                 output_dir=str(folder),
                 save_total_limit=limit,
@@ -307,14 +320,3 @@ class Mask2FormerTrainer(Trainer):
             return False
         self.state = state
         return True
-
-
-def last_complete_checkpoint(output_dir: str | Path) -> str | None:
-    """The newest `checkpoint-<step>` that was saved to the end; None if there is none."""
-    folder = Path(output_dir)
-    steps = [
-        int(path.name.removeprefix("checkpoint-"))
-        for path in (folder.glob("checkpoint-*") if folder.is_dir() else ())
-        if path.name.removeprefix("checkpoint-").isdigit() and (path / COMPLETE).is_file()
-    ]
-    return str(folder / f"checkpoint-{max(steps)}") if steps else None
