@@ -4,11 +4,84 @@ Pure functions. Letters: `N` targets of an image; (H, W) the padded canvas, (h, 
 """
 
 import os
+import reprlib
+from collections.abc import Callable, Mapping
+from numbers import Integral, Real
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from transformers.image_utils import load_image
+from transformers.utils import logging
+
+MAX_ID = 2**53  # what every format of a map, floats included, holds exactly
+LARGEST_SIDE = 2**16  # pixels: more is a mistake that fills the memory
+SIDES = ("shortest_edge", "longest_edge", "height", "width", "max_height", "max_width")
+logger = logging.get_logger(__name__)
+
+
+def _is_whole(value, least: int, most: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_size(value) -> bool:
+    """A side, a pair of them, or a dict of sides by name."""
+    if isinstance(value, list | tuple):
+        return 1 <= len(value) <= 2 and all(_is_whole(side, 1, LARGEST_SIDE) for side in value)
+    try:
+        sides = {name: side for name, side in dict(value).items() if side is not None}  # a dict or a SizeDict
+    except (TypeError, ValueError):
+        return _is_whole(value, 1, LARGEST_SIDE)
+    return bool(sides) and all(name in SIDES and _is_whole(side, 1, LARGEST_SIDE) for name, side in sides.items())
+
+
+def _is_finite(value) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= 1e9
+
+
+def _is_statistic(value, zero: bool) -> bool:
+    numbers = value if isinstance(value, list | tuple) else [value]
+    return len(numbers) in (1, 3) and all(_is_finite(number) and (zero or number != 0) for number in numbers)
+
+
+_SIZE = (
+    _is_size,
+    f"at least 1 pixel and at most {LARGEST_SIDE}: one or two sides, or a dict of some of {', '.join(SIDES)}",
+)
+_SWITCH = (lambda value: isinstance(value, bool), "True or False")
+_RULES: dict[str, tuple[Callable, str]] = {  # what a setting of the processor must be, unless it is None
+    "do_resize": _SWITCH,
+    "size": _SIZE,
+    "size_divisor": (lambda value: _is_whole(value, 0, LARGEST_SIDE), "a whole number of pixels; 0 for none"),
+    "resample": (lambda value: _is_whole(value, 0, 5), "one of PIL's filters, 0 to 5; 2 is bilinear"),
+    "do_rescale": _SWITCH,
+    "rescale_factor": (lambda value: _is_statistic(value, False) and _is_finite(value), "finite and not 0"),
+    "do_normalize": _SWITCH,
+    "image_mean": (lambda value: _is_statistic(value, True), "finite, one number or three for red, green, blue"),
+    "image_std": (lambda value: _is_statistic(value, False), "finite and not 0, one number or three"),
+    "pad_size": _SIZE,
+    "ignore_index": (lambda value: _is_whole(value, -(2**31), 2**31 - 1), "a whole number, usually 255"),
+    "do_reduce_labels": _SWITCH,
+    "num_labels": (lambda value: _is_whole(value, 1, 2**16), "a whole number from 1 to 65536"),
+    "label_ids_to_fuse": (
+        lambda value: (
+            isinstance(value, list | tuple | set | frozenset) and all(_is_whole(label, 0, 2**16) for label in value)
+        ),
+        "a list of labels, whole numbers from 0",
+    ),
+}
+
+
+def check_settings(settings: Mapping):
+    """Refuse settings of the image processor that make no sense, each for itself.
+
+    Raises:
+        ValueError: naming the setting, its value and the rule.
+    """
+    for name, value in settings.items():
+        if value is not None and name in _RULES and not _RULES[name][0](value):
+            shown = reprlib.repr(value if not hasattr(value, "keys") else dict(value))
+            raise ValueError(f"{name}={shown} must be {_RULES[name][1]}.")
 
 
 def to_list(values, ndim, name):
@@ -24,9 +97,15 @@ def to_list(values, ndim, name):
 
 
 def _load(value, name):
-    """Anything that holds pixels → PIL image, upright, or array."""
+    """Anything that holds pixels → PIL image, as it is stored, or array."""
     if isinstance(value, str | os.PathLike):
-        value = Image.open(value) if os.path.isfile(value) else load_image(str(value))
+        try:
+            value = Image.open(value) if os.path.isfile(value) else load_image(str(value))
+        except ValueError as error:
+            shown = reprlib.repr(str(value))
+            raise ValueError(
+                f"{name}={shown} is no file that is there, no URL and no base64 text; give one."
+            ) from error
     if isinstance(value, Image.Image):
         return ImageOps.exif_transpose(value)
     if isinstance(value, torch.Tensor):
@@ -41,6 +120,8 @@ def to_rgb(image, name, input_data_format):
     """Any image → (h, w, 3), uint8 where the source has integers, float32 where it has floats."""
     image = _load(image, name)
     if isinstance(image, Image.Image):
+        _say_what_is_left_out(image)
+        image = ImageOps.exif_transpose(image)
         deep = image.mode[0] in "IF"  # more than 8 bits; every other mode is one that PIL converts without loss
         array = np.asarray(image if deep else image.convert("RGB"))
         if image.mode == "I" and 0 <= array.min() and array.max() <= 65535:  # some 16-bit files are "I"
@@ -63,6 +144,8 @@ def to_rgb(image, name, input_data_format):
             f"{name} of shape {np.shape(image)} has {array.shape[2]} channels with input_data_format={layout!r}; an "
             'image has 1 to 4, and the format is "channels_first", "channels_last" or None to guess.'
         )
+    if array.shape[2] in (2, 4):
+        _say_channels(array.shape[2])
     array = array[..., :3] if array.shape[2] > 2 else array[..., :1].repeat(3, 2)  # (h, w, 3)
     if array.dtype.kind == "f":
         array = array.astype(np.float32)
@@ -81,16 +164,37 @@ def to_rgb(image, name, input_data_format):
     return array.astype(np.uint8)
 
 
+def _say_what_is_left_out(image: Image.Image):
+    """Once for all images, as data/images.py does for files."""
+    bands = getattr(image, "tag_v2", {}).get(277, 0)  # SamplesPerPixel of TIFF
+    if bands > max(len(image.getbands()), 3):
+        logger.warning_once(f"images have {bands} bands, of which the first {len(image.getbands())} are used")
+    if image.has_transparency_data and image.convert("RGBA").getextrema()[-1][0] < 255:
+        logger.warning_once("images have transparent pixels; their colours are used as if they were opaque")
+
+
+def _say_channels(channels: int):
+    used = {2: "the first is used as grey", 4: "the first three are used as red, green, blue"}[channels]
+    logger.warning_once(f"images are arrays of {channels} channels, of which {used}; the last is taken for alpha")
+
+
 def to_ids(id_map, name, image_size):
     """Any map of ids → (h, w) int64 of its image's size."""
-    array = np.asarray(_load(id_map, name))
+    id_map = _load(id_map, name)
+    array = np.asarray(ImageOps.exif_transpose(id_map) if isinstance(id_map, Image.Image) else id_map)
     array = array[0] if array.ndim == 3 and array.shape[0] == 1 else array
     if array.shape != image_size:
         raise ValueError(f"{name} has shape {array.shape}, but its image is {image_size}; pass one id per pixel.")
-    ids = array.astype(np.int64)
-    if array.dtype.kind == "f" and (ids != array).any():
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{name} is an array of {array.dtype}; ids are integers.")
+    if array.dtype.kind == "f" and (array != np.rint(array)).any():  # also where it is nan
         raise ValueError(f"{name} holds fractions ({array.dtype}); ids are integers.")
-    return ids
+    if array.size and not -(2**31) <= array.min() <= array.max() <= MAX_ID:
+        raise ValueError(
+            f"{name} has ids from {array.min()} to {array.max()}; they must not exceed {MAX_ID}: number the segments "
+            "of an image anew."
+        )
+    return array.astype(np.int64)
 
 
 def id_map_to_targets(id_map, canvas_size, instance_id_to_semantic_id=None, ignore_index=None, do_reduce_labels=False):
@@ -107,6 +211,8 @@ def id_map_to_targets(id_map, canvas_size, instance_id_to_semantic_id=None, igno
     """
     if do_reduce_labels and ignore_index is None:
         raise ValueError("do_reduce_labels=True turns id 0 into ignore_index, which is None; set it, usually 255.")
+    if instance_id_to_semantic_id is not None:
+        _check_classes(instance_id_to_semantic_id)
     ids = np.asarray(id_map).astype(np.int64)
     height, width = ids.shape
     # What counts is what the map says: once every id is one less, another one would equal ignore_index.
@@ -114,11 +220,16 @@ def id_map_to_targets(id_map, canvas_size, instance_id_to_semantic_id=None, igno
     if do_reduce_labels:
         reserved = {0} | (reserved - set(instance_id_to_semantic_id or ()))
     keys = np.setdiff1d(np.unique(ids), list(reserved))
+    if (keys < 0).any():
+        raise ValueError(
+            f"the segmentation map has the ids {reprlib.repr(keys[keys < 0].tolist())} below 0; ids are 0 or more, "
+            f"apart from ignore_index (now {ignore_index})."
+        )
     ignored = torch.zeros(*canvas_size, dtype=torch.bool)
     ignored[:height, :width] = torch.from_numpy(np.isin(ids, list(reserved)))
     masks = torch.zeros(len(keys), *canvas_size, dtype=torch.uint8)
     torch.eq(torch.from_numpy(ids), torch.from_numpy(keys)[:, None, None], out=masks[:, :height, :width])
-    shift = int(do_reduce_labels)
+    shift = int(bool(do_reduce_labels))
     labels = keys - shift
     if instance_id_to_semantic_id is not None:
         keys = keys.tolist()
@@ -138,10 +249,22 @@ def id_map_to_targets(id_map, canvas_size, instance_id_to_semantic_id=None, igno
     return masks, torch.from_numpy(labels), ignored
 
 
+def _check_classes(classes: Mapping):
+    if not isinstance(classes, Mapping):
+        raise TypeError(
+            f"instance_id_to_semantic_id has {reprlib.repr(classes)}; it must be a dict from ids in the map to "
+            "classes, or a list of such dicts, one per image."
+        )
+    wrong = {key: label for key, label in classes.items() if not _is_whole(label, 0, 2**31)}
+    if wrong:
+        raise ValueError(
+            f"instance_id_to_semantic_id gives the classes {reprlib.repr(wrong)}; they must be whole numbers, 0 or "
+            "more; give pixels without a class the ignore_index."
+        )
+
+
 def output_size(height, width, size):
     """(rows, columns) that a size dict makes of (height, width), rounded as in detectron2's ResizeShortestEdge."""
-    if any(side is not None and side < 1 for side in dict(size).values()):
-        raise ValueError(f"size={dict(size)} must be at least 1 pixel.")
     if size.height and size.width:
         return size.height, size.width
     if size.shortest_edge:
@@ -178,8 +301,6 @@ def resize_nearest(id_map, size):
 
 def canvas_size(sizes, size_divisor, pad_size):
     divisor = 1 if size_divisor in (None, 0) else size_divisor
-    if divisor < 1:
-        raise ValueError(f"size_divisor={size_divisor} must be positive, or 0 for none.")
     largest = tuple(max(side) for side in zip(*sizes, strict=True))
     fitting = tuple(-(-side // divisor) * divisor for side in largest)
     if pad_size is None:

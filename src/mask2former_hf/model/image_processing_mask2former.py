@@ -5,6 +5,7 @@ Reads and writes the `preprocessor_config.json` of transformers' Mask2Former. Pi
 Letters: `B` batch, `Q` queries, `K` classes, `N` targets or instances of an image; (H, W) the padded canvas.
 """
 
+import reprlib
 from typing import Any, TypedDict
 
 import numpy as np
@@ -22,6 +23,7 @@ from transformers.utils import logging
 
 from .image_inputs import (
     canvas_size,
+    check_settings,
     id_map_to_targets,
     output_size,
     resize,
@@ -115,6 +117,7 @@ class Mask2FormerImageProcessor(PilBackend):
             kwargs["size"] = {"shortest_edge": size, **({"longest_edge": longest} if longest else {})}
         elif size is None and max_size is not None:
             kwargs["size"] = {**self.size, "longest_edge": max_size}
+        check_settings(kwargs)
         super().__init__(**kwargs)
 
     def preprocess(self, images, segmentation_maps=None, instance_id_to_semantic_id=None, **kwargs):
@@ -138,10 +141,13 @@ class Mask2FormerImageProcessor(PilBackend):
             without a label.
 
         Raises:
-            ValueError: an image is empty or oddly shaped, a map does not fit its image, an id has no class, or
-                pad_size is too small or not a multiple of size_divisor.
+            ValueError: a setting out of range, an image that is empty or oddly shaped, a map that does not fit its
+                image, an id below 0 or without a class, or a pad_size that is too small or not a multiple of
+                size_divisor.
             TypeError: something that is no image, or an unknown argument.
         """
+        own = {name: getattr(self, name, None) for name in self.valid_kwargs.__annotations__}
+        check_settings(own | kwargs)
         return super().preprocess(images, segmentation_maps, instance_id_to_semantic_id, **kwargs)
 
     def _preprocess_image_like_inputs(
@@ -169,7 +175,7 @@ class Mask2FormerImageProcessor(PilBackend):
     ):
         kind = getattr(return_tensors, "value", return_tensors)
         if kind not in ("pt", "np", None):
-            raise ValueError(f'return_tensors={kind!r} must be "pt", "np" or None.')
+            raise ValueError(f'return_tensors={reprlib.repr(kind)} must be "pt", "np" or None.')
         images = [to_rgb(x, f"images[{i}]", input_data_format) for i, x in enumerate(to_list(images, 3, "images"))]
         sizes = [x.shape[:2] for x in images]
         if do_rescale and rescale_factor < 1 and any(x.dtype == np.float32 and x.max() <= 1 for x in images):
@@ -180,9 +186,6 @@ class Mask2FormerImageProcessor(PilBackend):
 
         factor = rescale_factor if do_rescale else 1.0
         mean, std = (image_mean, image_std) if do_normalize else (0.0, 1.0)
-        for name, value in (("rescale_factor", factor), ("image_mean", mean), ("image_std", std)):
-            if not np.isfinite(value).all() or (name != "image_mean" and not np.all(value)):
-                raise ValueError(f"{name}={value} must be finite" + ("." if name == "image_mean" else " and not 0."))
         scale = torch.tensor(np.broadcast_to(factor / np.asarray(std), 3).reshape(3, 1, 1), dtype=torch.float32)
         shift = torch.tensor(np.broadcast_to(-np.divide(mean, std), 3).reshape(3, 1, 1), dtype=torch.float32)
         pixel_values = torch.zeros(len(images), 3, *canvas)
