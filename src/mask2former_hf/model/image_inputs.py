@@ -107,7 +107,7 @@ def _load(value, name):
                 f"{name}={shown} is no file that is there, no URL and no base64 text; give one."
             ) from error
     if isinstance(value, Image.Image):
-        return ImageOps.exif_transpose(value)
+        return value
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
         return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
