@@ -84,7 +84,9 @@ def read_images(paths: list[Path] | None) -> list[np.ndarray]:
 def load_stock(checkpoint: str, device: str) -> torch.nn.Module:
     """transformers' own class, in float32, whatever is registered."""
     try:
-        model = transformers.Mask2FormerForUniversalSegmentation.from_pretrained(checkpoint, dtype=torch.float32)
+        model = transformers.Mask2FormerForUniversalSegmentation.from_pretrained(
+            checkpoint, dtype=torch.float32, return_dict=True
+        )
     except (OSError, ValueError, RuntimeError, TypeError) as error:
         raise UserError(f"{checkpoint}: stock transformers cannot load it ({str(error).splitlines()[0]})") from error
     return model.eval().to(device)
