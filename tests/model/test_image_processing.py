@@ -19,7 +19,8 @@ from transformers.models.mask2former.image_processing_pil_mask2former import (
     convert_segmentation_map_to_binary_masks as stock_targets,
 )
 
-from mask2former_hf.model.image_processing_mask2former import Mask2FormerImageProcessor, id_map_to_targets
+from mask2former_hf.model.image_inputs import id_map_to_targets
+from mask2former_hf.model.image_processing_mask2former import Mask2FormerImageProcessor
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import os
 import sys
+import traceback
 
 COMMANDS = {
     "convert": "turn a checkpoint of detectron2 or mmdetection into a folder for this package, and back",
@@ -21,7 +22,11 @@ class UserError(Exception):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0 done, 2 the user's input did not work, 130 interrupted."""
+    """Run a command.
+
+    Returns:
+        The exit code: 0 done, 1 a fault of this package, 2 the user's input did not work, 130 interrupted.
+    """
     parser = argparse.ArgumentParser(
         prog="mask2former-hf", description="Mask2Former for the Hugging Face ecosystem", allow_abbrev=False
     )
@@ -42,12 +47,29 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output has gone, as after `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except OSError as error:
-        if error.errno is None:  # not of the system: a full disk, a file that cannot be read or written, ...
-            raise
-        place = "" if error.filename is None else f"{error.filename}: "
-        print(f"mask2former-hf {parsed.command}: {place}{error.strerror}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print(f"mask2former-hf {parsed.command}: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        return _report(parsed.command, error)
+
+
+def _report(command: str, error: Exception) -> int:
+    """One line where the system stopped the command, as a full disk does; else a traceback that asks to be sent."""
+    if isinstance(error, OSError) and error.errno is not None:
+        place = "" if error.filename is None else f"{error.filename}: "
+        print(f"mask2former-hf {command}: {place}{error.strerror}", file=sys.stderr)
+        return 2
+    if (
+        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    ):  # torch's; torch is slow to import
+        reason = (str(error).splitlines() or ["no more memory"])[0]
+        print(f"mask2former-hf {command}: {reason} Use smaller images or batches.", file=sys.stderr)
+        return 2
+    traceback.print_exception(error)
+    print(
+        f"mask2former-hf {command}: this is a fault of mask2former-hf. Please report it, with the lines above, the "
+        "command, and what `mask2former-hf env` prints.",
+        file=sys.stderr,
+    )
+    return 1

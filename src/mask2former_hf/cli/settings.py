@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import math
 import re
+import reprlib
 import types
 import typing
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from ..training.settings import check_numbers as check_settings
 from .main import UserError
 
 NOT_SETTINGS = {"command", "run", "parser"}  # what `main` adds to the flags
+DEEPEST = 6  # levels of lists and mappings in a file: classes: categories: list: category: colour, and one to spare
 STRUCTURED = {"classes"}  # keys whose value in a file may be a mapping or a list that no flag could say
 
 
@@ -39,18 +41,23 @@ def read_settings(arguments: argparse.Namespace, defaults: dict) -> argparse.Nam
 
 
 def _read_file(path: Path, parser: argparse.ArgumentParser) -> dict:
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: {error}") from error
+    content = _parse(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: must be a mapping such as 'data: coco-panoptic'")
-    content = {str(key).replace("-", "_"): value for key, value in content.items() if value is not None}
+    if not _is_flat(content, DEEPEST):
+        raise UserError(f"{path}: values are nested more than {DEEPEST} deep, or contain themselves: write them flat")
+    keys = [str(key).replace("-", "_") for key in content]
+    if double := sorted({key for key in keys if keys.count(key) > 1}):
+        raise UserError(f"{path}: the keys {double} are there twice, with - and with _: keep one of each")
+    content = {key: value for key, value in zip(keys, content.values(), strict=True) if value is not None}
     actions = {action.dest: action for action in parser._actions if action.option_strings and action.dest != "help"}
     unknown = sorted(set(content) - set(actions))
     if unknown:
-        raise UserError(f"{path}: unknown keys {unknown}; there are {', '.join(sorted(actions))}")
+        raise UserError(f"{path}: unknown keys {reprlib.repr(unknown)}; there are {', '.join(sorted(actions))}")
     structured = {name: content.pop(name) for name in STRUCTURED & set(content)}
+    for name, value in structured.items():
+        if not isinstance(value, str | list | dict):
+            raise UserError(f"{path}: {name}: {value!r} must be a text, a list or a mapping, as `--help` says")
     words = [word for name, value in content.items() for word in _words(path, name, value, actions[name])]
 
     def refuse(message: str):
@@ -63,17 +70,46 @@ def _read_file(path: Path, parser: argparse.ArgumentParser) -> dict:
         parser.error = usual
 
 
+class _Loader(yaml.SafeLoader):
+    """Of yaml, which would take the last of two equal keys."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if double := sorted({key for key in keys if keys.count(key) > 1}):
+            raise yaml.constructor.ConstructorError(None, None, f"the keys {double} are there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _parse(path: Path):
+    try:
+        return yaml.load(Path(path).read_text(encoding="utf-8"), _Loader) or {}  # noqa: S506, a SafeLoader
+    except RecursionError:
+        raise UserError(f"{path}: values are nested too deeply for a file of settings: write them flat") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: of dates such as 2020-13-45, and encodings
+        raise UserError(f"{path}: {' '.join(str(error).split())}: correct the file") from error
+
+
+def _is_flat(value, levels: int) -> bool:
+    """Whether lists and mappings are nested no deeper than so many levels; one that contains itself is not."""
+    if not isinstance(value, list | dict):
+        return True
+    inner = value if isinstance(value, list) else [*value, *value.values()]
+    return levels > 0 and all(_is_flat(part, levels - 1) for part in inner)
+
+
 def _words(path: Path, name: str, value, action: argparse.Action) -> list[str]:
     """A key and its value as they would stand on the command line."""
     flag = action.option_strings[-1]
     if action.nargs == 0:
         if not isinstance(value, bool):
-            raise UserError(f"{path}: {name}: {value!r} must be true or false")
+            raise UserError(f"{path}: {name}: {reprlib.repr(value)} must be true or false")
         return [flag] if value else []
-    if isinstance(value, list) and action.nargs in ("+", "*"):
+    is_several = isinstance(value, list) and value and action.nargs in ("+", "*")
+    if any(isinstance(word, bool | list | dict | None) for word in (value if is_several else [value])):
+        rule = "one value or a list of values" if action.nargs in ("+", "*") else "one value"
+        raise UserError(f"{path}: {name}: {reprlib.repr(value)} must be {rule}, as after {flag}")
+    if is_several:
         return [flag, *map(str, value)]
-    if isinstance(value, bool | list | dict):
-        raise UserError(f"{path}: {name}: {value!r} must be one value, as after {flag}")
     return [f"{flag}={value}"]
 
 

@@ -87,7 +87,9 @@ def load_stock(checkpoint: str, device: str) -> torch.nn.Module:
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # it warns of every backbone but Swin, and of missing buffers
     try:
-        model = transformers.Mask2FormerForUniversalSegmentation.from_pretrained(checkpoint, dtype=torch.float32)
+        model = transformers.Mask2FormerForUniversalSegmentation.from_pretrained(
+            checkpoint, dtype=torch.float32, return_dict=True
+        )
     except (OSError, ValueError, RuntimeError, TypeError) as error:
         raise UserError(f"{checkpoint}: stock transformers cannot load it ({str(error).splitlines()[0]})") from error
     finally:

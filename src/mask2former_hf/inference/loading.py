@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import textwrap
 import warnings
 
 import torch
@@ -25,6 +26,7 @@ LOADING_ERRORS = (
     SafetensorError,
     StrictDataclassError,
 )
+LONGEST = 500  # characters of an error that someone will read: a field may hold anything
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
@@ -40,9 +42,11 @@ def load_model(name: str, **fields) -> Mask2FormerForUniversalSegmentation:
         fields: of `Mask2FormerConfig`, instead of the checkpoint's; also `dtype`.
 
     Raises:
-        LoadingError: if there is no such checkpoint, if it cannot be read, or if it lacks tensors of the model.
+        LoadingError: if there is no such checkpoint, if it cannot be read, if it lacks tensors of the model, or if
+            some of its numbers are nan or infinite.
     """
     name = os.fspath(name)
+    fields = {"return_dict": True} | fields  # outputs are read by name, whatever the checkpoint prefers
     bars, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()  # its table of missing tensors; ours is the line below
@@ -60,7 +64,18 @@ def load_model(name: str, **fields) -> Mask2FormerForUniversalSegmentation:
             f"{name}: {len(missing)} tensors of the model are not in the checkpoint ({shown}); with random ones in "
             "their place the results would be worthless. Use a complete checkpoint"
         )
+    if broken := _not_finite(model):
+        raise LoadingError(
+            f"{name}: {broken[0]} has values that are nan or infinite, as {len(broken)} of its tensors: its training "
+            "failed, or the file is damaged. Use another checkpoint"
+        )
     return model.eval()
+
+
+def _not_finite(model) -> list[str]:
+    """Names of tensors with a nan or an infinite number; their sums say so at the price of one reading."""
+    floats = ((name, tensor) for name, tensor in model.state_dict().items() if tensor.is_floating_point())
+    return [name for name, tensor in floats if not tensor.sum(dtype=torch.float64).isfinite()]
 
 
 def load_processor(name: str) -> Mask2FormerImageProcessor:
@@ -98,9 +113,11 @@ def default_device() -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's text, or its class if there is none."""
+    """The first line of an error's text, or its class if there is none; of a config's field what is wrong with it."""
+    if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
+        error = error.__cause__
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return textwrap.shorten(lines[0], LONGEST) if lines else type(error).__name__
 
 
 def _reason(name: str, error: Exception) -> str:

@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import reprlib
+from collections.abc import Callable
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -18,23 +20,65 @@ BUILT_IN_FIELDS = (
     "pre_norm", "enforce_input_projection", "common_stride", "num_queries", "feature_strides", "freeze_batch_norm",
 )  # fmt: skip
 
+WIDEST = 2**16  # channels of a layer, queries, labels: far beyond any use; more is a mistake that fills the memory
+DEEPEST = 1000  # layers
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _whole(least: int, most: int) -> tuple[Callable, str]:
+    return lambda value: type(value) is int and least <= value <= most, f"a whole number from {least} to {most}"
+
+
+def _number(least: int, most: int) -> tuple[Callable, str]:
+    return lambda value: _is_number(value) and least <= value <= most, f"between {least} and {most}"
+
+
+def _all_whole(value, least: int) -> bool:
+    return isinstance(value, list | tuple) and all(type(number) is int and number >= least for number in value)
+
+
+def _has_labels(value) -> bool:
+    return isinstance(value, dict) and 1 <= len(value) <= WIDEST
+
+
+_WIDTH, _SHARE = _whole(1, WIDEST), _number(0, 1)
+_WEIGHT = (_number(0, 10**9)[0], "0 or more, and at most 1e9")
+
 _RULES = {  # what a field must be whatever the others are
-    "feature_size": (lambda value: value % 32 == 0, "a multiple of 32, the groups of its group norm"),
+    "feature_size": (lambda value: _WIDTH[0](value) and value % 32 == 0, "a multiple of 32 (groups of its norm)"),
+    "mask_feature_size": _WIDTH,
+    "hidden_dim": _WIDTH,
+    "encoder_feedforward_dim": _WIDTH,
     "activation_function": (lambda value: value in ACT2FN, "an activation that transformers knows"),
-    "decoder_layers": (lambda value: value >= 1, "at least 1 (the learned queries alone)"),
+    "encoder_layers": _whole(0, DEEPEST),
+    "decoder_layers": _whole(1, DEEPEST),  # 1 for the learned queries alone
+    "num_attention_heads": _WIDTH,
+    "dropout": _SHARE,
+    "dim_feedforward": _WIDTH,
     "common_stride": (lambda value: value in (4, 8), "4 or 8"),
-    "num_queries": (lambda value: value >= 1, "at least 1"),
-    "train_num_points": (lambda value: value >= 1, "at least 1"),
-    "no_object_weight": (lambda value: value >= 0, "0 or more"),
-    "class_weight": (lambda value: value >= 0, "0 or more"),
-    "mask_weight": (lambda value: value >= 0, "0 or more"),
-    "dice_weight": (lambda value: value >= 0, "0 or more"),
-    "oversample_ratio": (lambda value: value >= 1, "at least 1"),
-    "importance_sample_ratio": (lambda value: 0 <= value <= 1, "between 0 and 1"),
+    "ignore_value": _whole(-(2**31), 2**31 - 1),
+    "num_queries": _WIDTH,
+    "num_labels": _WIDTH,
+    "id2label": (lambda value: value is None or _has_labels(value), f"a map of 1 to {WIDEST} labels to names"),
+    "label2id": (lambda value: value is None or isinstance(value, dict), "a map of names to labels"),
+    "no_object_weight": _WEIGHT,
+    "class_weight": _WEIGHT,
+    "mask_weight": _WEIGHT,
+    "dice_weight": _WEIGHT,
+    "train_num_points": _whole(1, 2**24),
+    "oversample_ratio": _number(1, 1000),
+    "importance_sample_ratio": _SHARE,
+    "init_std": _WEIGHT,
+    "init_xavier_std": _WEIGHT,
+    "feature_strides": (lambda value: _all_whole(value, 1) and len(value) == 4, "four whole numbers above 0"),
     "mask_loss": (lambda value: value in MASK_LOSSES, f"one of {', '.join(MASK_LOSSES)}"),
-    "focal_alpha": (lambda value: 0 <= value <= 1, "between 0 and 1"),
-    "focal_gamma": (lambda value: value >= 0, "0 or more"),
+    "focal_alpha": _SHARE,
+    "focal_gamma": _WEIGHT,
     "task": (lambda value: value is None or value in TASKS, f"one of {', '.join(TASKS)}, or None"),
+    "stuff_label_ids": (lambda value: value is None or _all_whole(value, 0), "a list of labels, or None"),
 }
 _BACKBONE = "backbone_config."
 _GENERAL_FIELDS = {field.name for field in dataclasses.fields(PreTrainedConfig)}
@@ -169,12 +213,12 @@ class Mask2FormerConfig(PreTrainedConfig):
 
     def __setattr__(self, name: str, value):
         name = self.attribute_map.get(name, name)
-        if name == "id2label" and value is not None:
-            value = _with_integer_keys(value)
         if name in _RULES:
             holds, rule = _RULES[name]
             if not holds(value):
-                raise ValueError(f"{name}={value!r}: must be {rule}")
+                raise ValueError(f"{name}={reprlib.repr(value)}: must be {rule}")
+        if name == "id2label" and value is not None:
+            value = _with_integer_keys(value)
         super().__setattr__(name, value)
 
     def __post_init__(self, **kwargs):

@@ -5,12 +5,11 @@ Reads and writes the `preprocessor_config.json` of transformers' Mask2Former. Pi
 Letters: `B` batch, `Q` queries, `K` classes, `N` targets or instances of an image; (H, W) the padded canvas.
 """
 
-import os
+import reprlib
 from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_processing_utils import BatchFeature
@@ -19,10 +18,20 @@ from transformers.image_utils import (
     IMAGENET_DEFAULT_STD,
     PILImageResampling,
     SizeDict,
-    load_image,
 )
 from transformers.utils import logging
 
+from .image_inputs import (
+    canvas_size,
+    check_settings,
+    id_map_to_targets,
+    output_size,
+    resize,
+    resize_nearest,
+    to_ids,
+    to_list,
+    to_rgb,
+)
 from .postprocessing import (
     INSTANCE_THRESHOLD,
     MASK_THRESHOLD,
@@ -108,6 +117,7 @@ class Mask2FormerImageProcessor(PilBackend):
             kwargs["size"] = {"shortest_edge": size, **({"longest_edge": longest} if longest else {})}
         elif size is None and max_size is not None:
             kwargs["size"] = {**self.size, "longest_edge": max_size}
+        check_settings(kwargs)
         super().__init__(**kwargs)
 
     def preprocess(self, images, segmentation_maps=None, instance_id_to_semantic_id=None, **kwargs):
@@ -131,10 +141,13 @@ class Mask2FormerImageProcessor(PilBackend):
             without a label.
 
         Raises:
-            ValueError: an image is empty or oddly shaped, a map does not fit its image, an id has no class, or
-                pad_size is too small or not a multiple of size_divisor.
+            ValueError: a setting out of range, an image that is empty or oddly shaped, a map that does not fit its
+                image, an id below 0 or without a class, or a pad_size that is too small or not a multiple of
+                size_divisor.
             TypeError: something that is no image, or an unknown argument.
         """
+        own = {name: getattr(self, name, None) for name in self.valid_kwargs.__annotations__}
+        check_settings(own | kwargs)
         return super().preprocess(images, segmentation_maps, instance_id_to_semantic_id, **kwargs)
 
     def _preprocess_image_like_inputs(
@@ -162,20 +175,17 @@ class Mask2FormerImageProcessor(PilBackend):
     ):
         kind = getattr(return_tensors, "value", return_tensors)
         if kind not in ("pt", "np", None):
-            raise ValueError(f'return_tensors={kind!r} must be "pt", "np" or None.')
-        images = [_to_rgb(x, f"images[{i}]", input_data_format) for i, x in enumerate(_to_list(images, 3, "images"))]
+            raise ValueError(f'return_tensors={reprlib.repr(kind)} must be "pt", "np" or None.')
+        images = [to_rgb(x, f"images[{i}]", input_data_format) for i, x in enumerate(to_list(images, 3, "images"))]
         sizes = [x.shape[:2] for x in images]
         if do_rescale and rescale_factor < 1 and any(x.dtype == np.float32 and x.max() <= 1 for x in images):
             logger.warning_once("images are floats within [0, 1] and get rescaled again; pass do_rescale=False.")
         if do_resize:
-            images = [_resize(x, _output_size(*x.shape[:2], size), resample) for x in images]
-        canvas = _canvas_size([x.shape[:2] for x in images], size_divisor, pad_size)
+            images = [resize(x, output_size(*x.shape[:2], size), resample) for x in images]
+        canvas = canvas_size([x.shape[:2] for x in images], size_divisor, pad_size)
 
         factor = rescale_factor if do_rescale else 1.0
         mean, std = (image_mean, image_std) if do_normalize else (0.0, 1.0)
-        for name, value in (("rescale_factor", factor), ("image_mean", mean), ("image_std", std)):
-            if not np.isfinite(value).all() or (name != "image_mean" and not np.all(value)):
-                raise ValueError(f"{name}={value} must be finite" + ("." if name == "image_mean" else " and not 0."))
         scale = torch.tensor(np.broadcast_to(factor / np.asarray(std), 3).reshape(3, 1, 1), dtype=torch.float32)
         shift = torch.tensor(np.broadcast_to(-np.divide(mean, std), 3).reshape(3, 1, 1), dtype=torch.float32)
         pixel_values = torch.zeros(len(images), 3, *canvas)
@@ -188,7 +198,7 @@ class Mask2FormerImageProcessor(PilBackend):
         data = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
 
         if segmentation_maps is not None:
-            maps = _to_list(segmentation_maps, 2, "segmentation_maps")
+            maps = to_list(segmentation_maps, 2, "segmentation_maps")
             classes = instance_id_to_semantic_id
             classes = classes if isinstance(classes, list | tuple) else [classes] * len(images)
             for name, values in (("segmentation_maps", maps), ("instance_id_to_semantic_id", classes)):
@@ -196,7 +206,7 @@ class Mask2FormerImageProcessor(PilBackend):
                     raise ValueError(f"{name} has {len(values)} entries for {len(images)} images; pass one per image.")
             targets = []
             for b, (image, id_map) in enumerate(zip(images, maps, strict=True)):
-                id_map = _to_ids(id_map, f"segmentation_maps[{b}]", sizes[b])
+                id_map = to_ids(id_map, f"segmentation_maps[{b}]", sizes[b])
                 id_map = resize_nearest(id_map, image.shape[:2])
                 targets.append(id_map_to_targets(id_map, canvas, classes[b], ignore_index, do_reduce_labels))
                 labels = targets[-1][1]
@@ -328,185 +338,3 @@ class Mask2FormerImageProcessor(PilBackend):
             )
             results.append({"segmentation": segmentation, "segments_info": segments})
         return results
-
-
-def id_map_to_targets(id_map, canvas_size, instance_id_to_semantic_id=None, ignore_index=None, do_reduce_labels=False):
-    """Split a map of ids into one binary mask per id, in order of id.
-
-    Args:
-        id_map: (h, w) integer array.
-        canvas_size: (H, W) that masks are zero-padded to, right and below.
-        instance_id_to_semantic_id, ignore_index, do_reduce_labels: as in `Mask2FormerImageProcessor`.
-
-    Returns:
-        masks (N, H, W) uint8, labels (N,) int64, and (H, W) bool, True where the map says ignore_index, or 0 with
-        do_reduce_labels. With both, ignore_index is an id like others if instance_id_to_semantic_id names it.
-    """
-    if do_reduce_labels and ignore_index is None:
-        raise ValueError("do_reduce_labels=True turns id 0 into ignore_index, which is None; set it, usually 255.")
-    ids = np.asarray(id_map).astype(np.int64)
-    height, width = ids.shape
-    # What counts is what the map says: once every id is one less, another one would equal ignore_index.
-    reserved = {ignore_index} - {None}
-    if do_reduce_labels:
-        reserved = {0} | (reserved - set(instance_id_to_semantic_id or ()))
-    keys = np.setdiff1d(np.unique(ids), list(reserved))
-    ignored = torch.zeros(*canvas_size, dtype=torch.bool)
-    ignored[:height, :width] = torch.from_numpy(np.isin(ids, list(reserved)))
-    masks = torch.zeros(len(keys), *canvas_size, dtype=torch.uint8)
-    torch.eq(torch.from_numpy(ids), torch.from_numpy(keys)[:, None, None], out=masks[:, :height, :width])
-    shift = int(do_reduce_labels)
-    labels = keys - shift
-    if instance_id_to_semantic_id is not None:
-        keys = keys.tolist()
-        missing = [key for key in keys if key not in instance_id_to_semantic_id]
-        if missing:
-            raise ValueError(
-                f"instance_id_to_semantic_id has no class for the ids {missing} of the segmentation map; add them, or "
-                f"give their pixels the ignore_index (now {ignore_index})."
-            )
-        labels = np.array([instance_id_to_semantic_id[key] - shift for key in keys], dtype=np.int64)
-        if shift and (labels < 0).any():
-            bad = [key for key, label in zip(keys, labels, strict=True) if label < 0]
-            raise ValueError(
-                f"instance_id_to_semantic_id gives the ids {bad} a class below 1, which do_reduce_labels=True leaves "
-                "without a number; number the classes from 1."
-            )
-    return masks, torch.from_numpy(labels), ignored
-
-
-def _to_list(values, ndim, name):
-    if isinstance(values, list | tuple):
-        values = [x for value in values for x in (value if isinstance(value, list | tuple) else [value])]
-    elif isinstance(values, np.ndarray | torch.Tensor) and values.ndim == ndim + 1:
-        values = list(values)
-    else:
-        values = [values]
-    if len(values) == 0:
-        raise ValueError(f"{name} is empty; pass at least one.")
-    return values
-
-
-def _load(value, name):
-    """Anything that holds pixels → PIL image, upright, or array."""
-    if isinstance(value, str | os.PathLike):
-        value = Image.open(value) if os.path.isfile(value) else load_image(str(value))
-    if isinstance(value, Image.Image):
-        return ImageOps.exif_transpose(value)
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu()
-        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
-    if not isinstance(value, np.ndarray):
-        raise TypeError(f"{name} is a {type(value).__name__}; pass a PIL image, an array, a tensor, a path or a URL.")
-    return value
-
-
-def _to_rgb(image, name, input_data_format):
-    """Any image → (h, w, 3), uint8 where the source has integers, float32 where it has floats."""
-    image = _load(image, name)
-    if isinstance(image, Image.Image):
-        deep = image.mode[0] in "IF"  # more than 8 bits; every other mode is one that PIL converts without loss
-        array = np.asarray(image if deep else image.convert("RGB"))
-        if image.mode == "I" and 0 <= array.min() and array.max() <= 65535:  # some 16-bit files are "I"
-            array = array.astype(np.uint16)
-        layout = "channels_last"
-    else:
-        array, layout = image, getattr(input_data_format, "value", input_data_format)
-    if array.ndim not in (2, 3) or 0 in array.shape:
-        raise ValueError(f"{name} has shape {array.shape}; an image is (h, w), (h, w, c) or (c, h, w) and not empty.")
-    if array.ndim == 2:
-        array = array[..., None]
-    else:
-        first = array.shape[0] in (1, 3, 4) or (
-            array.shape[0] == 2 and array.shape[2] > 4
-        )  # in doubt, as transformers
-        if layout == "channels_first" or (layout is None and first):
-            array = array.transpose(1, 2, 0)
-    if array.shape[2] > 4 or layout not in (None, "channels_first", "channels_last"):
-        raise ValueError(
-            f"{name} of shape {np.shape(image)} has {array.shape[2]} channels with input_data_format={layout!r}; an "
-            'image has 1 to 4, and the format is "channels_first", "channels_last" or None to guess.'
-        )
-    array = array[..., :3] if array.shape[2] > 2 else array[..., :1].repeat(3, 2)  # (h, w, 3)
-    if array.dtype.kind == "f":
-        array = array.astype(np.float32)
-        if not np.isfinite(array).all():
-            raise ValueError(f"{name} has values that are not finite; replace them, for example by 0.")
-        return array
-    if array.dtype.kind == "b":
-        return array.astype(np.uint8) * 255
-    if array.dtype.kind == "u" and array.dtype.itemsize == 2:
-        return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    if array.dtype != np.uint8 and (array.min() < 0 or array.max() > 255):
-        raise ValueError(
-            f"{name} is {array.dtype} with values from {array.min()} to {array.max()}; integers are 0 to 255, or "
-            "uint16 for 0 to 65535."
-        )
-    return array.astype(np.uint8)
-
-
-def _to_ids(id_map, name, image_size):
-    """Any map of ids → (h, w) int64 of its image's size."""
-    array = np.asarray(_load(id_map, name))
-    array = array[0] if array.ndim == 3 and array.shape[0] == 1 else array
-    if array.shape != image_size:
-        raise ValueError(f"{name} has shape {array.shape}, but its image is {image_size}; pass one id per pixel.")
-    ids = array.astype(np.int64)
-    if array.dtype.kind == "f" and (ids != array).any():
-        raise ValueError(f"{name} holds fractions ({array.dtype}); ids are integers.")
-    return ids
-
-
-def _output_size(height, width, size):
-    """(rows, columns) that a size dict makes of (height, width), rounded as in detectron2's ResizeShortestEdge."""
-    if any(side is not None and side < 1 for side in dict(size).values()):
-        raise ValueError(f"size={dict(size)} must be at least 1 pixel.")
-    if size.height and size.width:
-        return size.height, size.width
-    if size.shortest_edge:
-        short, long = size.shortest_edge, size.shortest_edge / min(height, width) * max(height, width)
-        if size.longest_edge and long > size.longest_edge:
-            short, long = short * (size.longest_edge / long), size.longest_edge
-        sides = (short, long) if height <= width else (long, short)
-    elif size.longest_edge or (size.max_height and size.max_width):
-        box = (size.longest_edge or size.max_height, size.longest_edge or size.max_width)
-        factor = min(box[0] / height, box[1] / width)
-        sides = (height * factor, width * factor)
-    else:
-        raise ValueError(
-            f"size={dict(size)} must have shortest_edge (and longest_edge), height and width, or max_height and "
-            "max_width."
-        )
-    return tuple(max(1, int(side + 0.5)) for side in sides)
-
-
-def _resize(image, size, resample):
-    if image.shape[:2] == size:
-        return image
-    if image.dtype == np.uint8:
-        return np.asarray(Image.fromarray(image).resize(size[::-1], resample))
-    channels = [Image.fromarray(np.ascontiguousarray(image[..., c])).resize(size[::-1], resample) for c in range(3)]
-    return np.stack([np.asarray(channel) for channel in channels], axis=-1)
-
-
-def resize_nearest(id_map, size):
-    """PIL's nearest neighbour, for ids that PIL has no mode for."""
-    rows, columns = ((np.arange(new) + 0.5) * old / new for new, old in zip(size, id_map.shape, strict=True))
-    return id_map[rows.astype(np.int64)[:, None], columns.astype(np.int64)]
-
-
-def _canvas_size(sizes, size_divisor, pad_size):
-    divisor = 1 if size_divisor in (None, 0) else size_divisor
-    if divisor < 1:
-        raise ValueError(f"size_divisor={size_divisor} must be positive, or 0 for none.")
-    largest = tuple(max(side) for side in zip(*sizes, strict=True))
-    fitting = tuple(-(-side // divisor) * divisor for side in largest)
-    if pad_size is None:
-        return fitting
-    canvas = (pad_size.height, pad_size.width)
-    if None in canvas or any(c < n or c % divisor for c, n in zip(canvas, largest, strict=True)):
-        raise ValueError(
-            f"pad_size={dict(pad_size)} must give height and width, hold the largest image {largest} and be a "
-            f"multiple of size_divisor={divisor}; the smallest such size is {fitting}."
-        )
-    return canvas

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ..data.classes import ClassTable
 from ..data.example import Example
-from ..model.image_processing_mask2former import Mask2FormerImageProcessor, resize_nearest
+from ..model.image_inputs import resize_nearest
+from ..model.image_processing_mask2former import Mask2FormerImageProcessor
 
 
 class SegmentationCollator:
