@@ -7,6 +7,7 @@ import logging
 import numpy as np
 import pytest
 from PIL import Image
+from wrong_values import DEEP, VALUES, changed, places
 
 from mask2former_hf.data.coco import CocoInstances, CocoPanoptic
 
@@ -41,8 +42,6 @@ PANOPTIC = {
     ],
     "categories": INSTANCES["categories"],
 }
-DEEP = json.loads("[" * 400 + "]" * 400)
-VALUES = ["x", [], {}, None, float("nan"), float("inf"), -1, 0, 1.5, 10**20, True, DEEP]
 
 
 @pytest.fixture(scope="module")
@@ -69,30 +68,13 @@ def read(folder):
     return read
 
 
-def places(data, path=()):
-    """Paths to every field and list of a json."""
-    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
-    for key, value in items:
-        yield (*path, key)
-        yield from places(value, (*path, key))
-
-
-def changed(data, path, value):
-    data = copy.deepcopy(data)
-    parent = data
-    for key in path[:-1]:
-        parent = parent[key]
-    parent[path[-1]] = value
-    return data
-
-
 KINDS = {"instances": INSTANCES, "panoptic": PANOPTIC}
 FIELDS = [(name, path) for name, data in KINDS.items() for path in places(data)]
 
 
 @pytest.mark.parametrize("kind, path", FIELDS, ids=[f"{name}-{'.'.join(map(str, path))}" for name, path in FIELDS])
 def test_every_field_with_every_wrong_value_is_read_or_refused_with_the_file(read, kind, path):
-    for value in VALUES:
+    for value in VALUES.values():
         try:
             dataset, examples = read(changed(KINDS[kind], path, value), kind)
         except ValueError as error:

@@ -1,5 +1,6 @@
 """What people and programs put into a field by mistake, for tables of field × value."""
 
+import copy
 import json
 
 import pytest
@@ -20,6 +21,23 @@ VALUES = {
     "deep": DEEP,
 }
 every_wrong_value = pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
+
+
+def places(data, path=()):
+    """Paths to every field and list of a json or a row."""
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for key, value in items:
+        yield (*path, key)
+        yield from places(value, (*path, key))
+
+
+def changed(data, path, value):
+    data = copy.deepcopy(data)
+    parent = data
+    for key in path[:-1]:
+        parent = parent[key]
+    parent[path[-1]] = value
+    return data
 
 
 def assert_names(error, *names, most=700):

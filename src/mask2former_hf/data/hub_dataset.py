@@ -2,6 +2,7 @@
 
 import io
 import os
+import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -19,18 +20,27 @@ from .annotations import (
 )
 from .class_forms import class_table
 from .classes import ClassTable
+from .coco_json import AREA, BOX, ID, IS_CROWD, PNG_ID, read_entry
 from .example import Example, check_size
 from .images import open_image, to_map, to_panoptic_ids, to_rgb
 from .reader import Reader
 
 CATEGORY_KEYS = ("category_id", "category", "label")
 MASK_KEYS = ("segmentation", "mask", "bitmask")
+SEGMENT_FIELDS = {"id": PNG_ID, "category_id": ID, "iscrowd": IS_CROWD.optional()}
+OBJECT_FIELDS = {
+    "category_id": ID,
+    "iscrowd": IS_CROWD.optional(),
+    "area": AREA.optional(),
+    "bbox": BOX.optional(),
+    "id": ID.optional(),
+}
 
 
 class _Rows:
     """How a row becomes an example; the columns mean the same for both readers below."""
 
-    def __init__(self, dataset, classes, image, label, segments_info, objects, image_id):
+    def __init__(self, dataset, classes, image, label, segments_info, objects, image_id, folder):
         if (label is None) == (objects is None) or (segments_info is not None and label is None):
             raise ValueError(
                 f"label={label!r}, segments_info={segments_info!r}, objects={objects!r}: give label for semantic "
@@ -45,6 +55,7 @@ class _Rows:
             )
         self.image, self.label, self.segments_info = image, label, segments_info
         self.objects, self.image_id = objects, image_id
+        self.folder = None if folder is None else Path(folder)
         named = list(objects.values()) if isinstance(objects, Mapping) else [objects]
         columns = getattr(dataset, "column_names", None)  # a stream may not know its columns
         missing = [
@@ -58,35 +69,78 @@ class _Rows:
 
     def example(self, row: Mapping, number) -> Example:
         """`number` identifies the row where no column does."""
-        image_id = number if self.image_id is None else row[self.image_id]
+        image_id = number
+        if self.image_id is not None:
+            entry = {self.image_id: _plain(_column(row, self.image_id, f"row {number}"))}
+            image_id = read_entry(entry, {self.image_id: ID}, f"row {number}")[self.image_id]
         where = f"row {image_id}"
-        picture = _decode(row[self.image], where)
-        image = to_rgb(picture, where)
+        picture = self._decode(row, self.image, where)
+        image = to_rgb(picture, f"{where}, {self.image}")
         file = os.path.basename(getattr(picture, "filename", "") or "") or str(image_id)
         names = {"image_id": image_id, "file_name": file}
         if self.task == "instance":
             found = self._instances(row, image.shape[:2], where, names)
         else:
-            label = _open(row[self.label], where)
+            label = _open(self._decode(row, self.label, where), where)
             if self.task == "semantic":
                 found = semantic_annotation(to_map(label, where), self._lookup, self.classes, where, **names)
             else:
-                segments = _as_dicts(row[self.segments_info], where)
+                segments = _as_dicts(_column(row, self.segments_info, where), f"{where}: {self.segments_info}")
+                segments = [
+                    read_entry(entry, SEGMENT_FIELDS, f"{where}: {self.segments_info}[{k}]")
+                    for k, entry in enumerate(segments)
+                ]
                 found = panoptic_annotation(to_panoptic_ids(label, where), segments, self.classes, where, **names)
         check_size(image.shape[:2], found.size, where)
         return found.with_image(image)
 
     def _instances(self, row, size, where, names):
         if isinstance(self.objects, Mapping):
-            entries = _as_dicts({key: row[column] for key, column in self.objects.items()}, where)
+            columns = {key: _column(row, column, where) for key, column in self.objects.items()}
+            name, entries = "objects", _as_dicts(columns, where)
         else:
-            entries = _as_dicts(row[self.objects], where)
+            name, entries = self.objects, _as_dicts(_column(row, self.objects, where), f"{where}: {self.objects}")
         masks, objects = [], []
-        for entry in entries:
+        for k, entry in enumerate(entries):
+            place = f"{where}: {name}[{k}]"
+            if not isinstance(entry, Mapping):
+                read_entry(entry, OBJECT_FIELDS, place)
             category, mask = _first(entry, CATEGORY_KEYS, where), _first(entry, MASK_KEYS, where)
-            masks.append(_to_mask(mask, size, where))
-            objects.append({**entry, "category_id": category})
+            if isinstance(mask, Mapping) and "counts" not in mask:  # an image that is not decoded
+                mask = self._decode({"mask": mask}, "mask", place)
+            masks.append(_to_mask(mask, size, place))
+            objects.append(read_entry({**entry, "category_id": category}, OBJECT_FIELDS, place))
         return instance_annotation(masks, objects, size, self.classes, where, **names)
+
+    def _decode(self, row: Mapping, column: str, where) -> Image.Image | np.ndarray:
+        """An image as `datasets` gives it: decoded, as {"bytes", "path"}, or as an array."""
+        value, where = _column(row, column, where), f"{where}, {column}"
+        try:
+            if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):
+                image = Image.open(io.BytesIO(value["bytes"]))
+                image.load()
+                return image
+            if isinstance(value, Mapping) and not value.get("bytes") and isinstance(value.get("path"), str):
+                return open_image(self._inside(value["path"], where))
+            if isinstance(value, np.ndarray | list):
+                return np.asarray(value)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{where}: {value['path']}: no such file") from error
+        except Exception as error:  # Pillow has no common class for what damaged files raise; NumPy for ragged lists
+            raise ValueError(f"{where}: not a readable image ({error}); replace it or leave the row out") from error
+        if not isinstance(value, Image.Image):
+            shown = f"a {type(value).__name__}" if not isinstance(value, Mapping) else reprlib.repr(dict(value))
+            raise ValueError(f"{where}: {shown} is not an image; cast the column with datasets.Image()")
+        return value
+
+    def _inside(self, path: str, where) -> Path:
+        """A row's path, which may be relative to the data set's folder and must not leave it."""
+        if self.folder is None:
+            return Path(path)
+        found = (self.folder / path).resolve()
+        if not found.is_relative_to(self.folder.resolve()):
+            raise ValueError(f"the path {path} points out of the data set's folder, {self.folder}")
+        return found
 
 
 class HubDataset(Reader):
@@ -104,6 +158,7 @@ class HubDataset(Reader):
             `category` or `label`, and holds ids or names; `segmentation` (`mask`, `bitmask`) holds polygons, RLE, or
             an (H, W) image or array that is not 0 on the object.
         image_id: column that identifies a row; without it the row's number does.
+        folder: of the data set, if it is one: a `path` in a row is relative to it and must not lie outside.
     """
 
     def __init__(
@@ -115,13 +170,14 @@ class HubDataset(Reader):
         segments_info: str | None = None,
         objects: str | Mapping[str, str] | None = None,
         image_id: str | None = None,
+        folder: str | Path | None = None,
     ):
         if not hasattr(dataset, "__len__"):
             raise TypeError(f"dataset is a {type(dataset).__name__}, which has no length: use HubStream for streams")
         if not len(dataset):
             raise ValueError("dataset has no rows: choose another split")
         self.dataset = dataset
-        self._rows = _Rows(dataset, classes, image, label, segments_info, objects, image_id)
+        self._rows = _Rows(dataset, classes, image, label, segments_info, objects, image_id, folder)
         self.classes, self.task = self._rows.classes, self._rows.task
 
     def __len__(self) -> int:
@@ -140,8 +196,8 @@ class HubStream(IterableDataset):
     `Accelerator.prepare`, which would divide it again; if something else divides, give rank 0 and world size 1.
 
     Args:
-        dataset, classes, image, label, segments_info, objects, image_id: as in `HubDataset`. Without `image_id` it is
-            rank-worker-number.
+        dataset, classes, image, label, segments_info, objects, image_id, folder: as in `HubDataset`. Without
+            `image_id` it is rank-worker-number.
         rank, world_size: this process and how many there are; by default of torch.distributed if it is initialised
             when iteration starts, else of the environment (`RANK`, `WORLD_SIZE`), else 0 and 1.
     """
@@ -157,6 +213,7 @@ class HubStream(IterableDataset):
         image_id: str | None = None,
         rank: int | None = None,
         world_size: int | None = None,
+        folder: str | Path | None = None,
     ):
         if hasattr(dataset, "__len__"):
             raise TypeError(f"dataset is a {type(dataset).__name__}, which has a length and an index: use HubDataset")
@@ -165,7 +222,7 @@ class HubStream(IterableDataset):
                 f"rank={rank}, world_size={world_size}: give both, with 0 <= rank < world_size, or neither"
             )
         self.dataset, self.rank, self.world_size = dataset, rank, world_size
-        self._rows = _Rows(dataset, classes, image, label, segments_info, objects, image_id)
+        self._rows = _Rows(dataset, classes, image, label, segments_info, objects, image_id, folder)
         self.classes, self.task = self._rows.classes, self._rows.task
 
     def __iter__(self) -> Iterator[Example]:
@@ -191,22 +248,19 @@ def node() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-def _decode(value, where) -> Image.Image | np.ndarray:
-    """An image as `datasets` gives it: decoded, as {"bytes", "path"}, or as an array."""
-    if isinstance(value, Mapping) and value.get("bytes"):
-        return Image.open(io.BytesIO(value["bytes"]))
-    if isinstance(value, Mapping) and value.get("path"):
-        return open_image(value["path"])
-    if isinstance(value, np.ndarray | list):
-        return np.asarray(value)
-    if not isinstance(value, Image.Image):
-        raise ValueError(f"{where}: a {type(value).__name__} is not an image; cast the column with datasets.Image()")
-    return value
+def _column(row: Mapping, name: str, where):
+    if name not in row:
+        raise ValueError(f"{where}: no column {name}: its columns are {', '.join(row)}")
+    return row[name]
 
 
-def _open(value, where) -> Image.Image:
-    """A map as `datasets` gives it."""
-    value = _decode(value, where)
+def _plain(value):
+    """Numbers and lists of NumPy, as data sets in NumPy's format have them, as Python's."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+
+
+def _open(value: Image.Image | np.ndarray, where) -> Image.Image:
+    """A map as `datasets` gives it, decoded."""
     if isinstance(value, np.ndarray):
         small, largest = (np.uint8, 255) if value.ndim == 3 else (np.uint16, 65535)
         if value.ndim not in (2, 3) or value.dtype.kind not in "iub" or value.min() < 0 or value.max() > largest:
@@ -221,13 +275,25 @@ def _open(value, where) -> Image.Image:
 
 def _as_dicts(value, where) -> list[Mapping]:
     """A list of dicts, or a dict of lists of equal length, which older versions of `datasets` make of one."""
+    if not isinstance(value, Mapping | list | tuple | np.ndarray | None):
+        raise ValueError(f"{where} is {reprlib.repr(value)}; it must be a list of dicts, or a dict of lists")
     if not isinstance(value, Mapping):
-        return list(value or [])
+        entries = [] if value is None else list(value)
+        return [
+            {key: _plain(part) if key not in MASK_KEYS else part for key, part in entry.items()}
+            if isinstance(entry, Mapping)
+            else entry
+            for entry in entries
+        ]
     columns = {key: column for key, column in value.items() if column is not None}
+    if wrong := [key for key, column in columns.items() if not isinstance(column, list | tuple | np.ndarray)]:
+        raise ValueError(f"{where}: {', '.join(map(str, wrong))} must be lists with an entry per object")
     lengths = {key: len(column) for key, column in columns.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"{where}: lists of different length: {lengths}")
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return _as_dicts(
+        [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)], where
+    )
 
 
 def _first(entry: Mapping, keys: tuple[str, ...], where):
@@ -241,12 +307,13 @@ def _to_mask(value, size, where) -> np.ndarray:
     """(H, W) bool of polygons, RLE, an image or rows of numbers."""
     if isinstance(value, Mapping) and "counts" in value:
         return decode_mask(value, size, where)
-    rows = isinstance(value, list) and len(value) == size[0] and all(len(row) == size[1] for row in value)
+    rows = isinstance(value, list) and len(value) == size[0]
+    rows = rows and all(isinstance(row, list | np.ndarray) and len(row) == size[1] for row in value)
     if isinstance(value, list) and not rows:
         return decode_mask(value, size, where)
-    mask = np.asarray(_open(value, where) if isinstance(value, Mapping) else value)
-    if mask.dtype.kind not in "biu" and not ((mask == 0) | (mask == 1)).all():
-        raise ValueError(f"{where}: the mask of an object holds fractions; threshold it to 0 and 1")
+    mask = np.asarray(value)
+    if mask.dtype.kind not in "biu" and not (mask.dtype.kind == "f" and ((mask == 0) | (mask == 1)).all()):
+        raise ValueError(f"{where}: the mask of an object holds fractions or no numbers; threshold it to 0 and 1")
     mask = mask != 0
     if mask.shape != tuple(size):
         raise ValueError(

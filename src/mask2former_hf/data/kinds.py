@@ -1,6 +1,7 @@
 """Kinds of annotations by name, and readers of a split that settings describe."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from .coco import CocoInstances, CocoPanoptic
 from .folders import InstanceMaps, LabelMaps
@@ -114,4 +115,5 @@ def _read(kind: str, paths: dict, settings, split: str):
         label=settings.label_column,
         segments_info=settings.segments_info_column,
         objects=settings.objects_column,
+        folder=settings.dataset if Path(settings.dataset).is_dir() else None,
     )

@@ -1,5 +1,6 @@
 """Compressed COCO run lengths through whichever COCO package is installed: faster-coco-eval, else pycocotools."""
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 
@@ -89,7 +90,9 @@ def read_counts(rle: Mapping, where) -> np.ndarray:
     sides = list(size) if isinstance(size, Sequence | np.ndarray) and len(size) == 2 else []
     whole = all(isinstance(side, int | np.integer) and not isinstance(side, bool) and side >= 0 for side in sides)
     if counts is None or not sides or not whole or isinstance(size, str):
-        raise ValueError(f'{where}: an RLE of size {size}; it must be {{"size": [height, width], "counts": ...}}')
+        raise ValueError(
+            f'{where}: an RLE of size {reprlib.repr(size)}; it must be {{"size": [height, width], "counts": ...}}'
+        )
     area = int(sides[0]) * int(sides[1])
     if area > MAX_AREA:
         raise ValueError(f"{where}: an RLE of size {sides} has {area} pixels; images have at most {MAX_AREA}")
@@ -170,8 +173,8 @@ def read_polygons(segmentation, size: tuple[int, int], where) -> list[list[float
             number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
             if not number or not abs(value) <= reach:
                 raise ValueError(
-                    f"{where}: a polygon has the coordinate {value!r}; it must be a number of pixels in an image of "
-                    f"height and width {list(size)}"
+                    f"{where}: a polygon has the coordinate {reprlib.repr(value)}; it must be a number of pixels in "
+                    f"an image of height and width {list(size)}"
                 )
         polygons.append([float(value) for value in polygon])
     return polygons

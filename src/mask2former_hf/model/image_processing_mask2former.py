@@ -21,6 +21,7 @@ from transformers.image_utils import (
 )
 from transformers.utils import logging
 
+from .argument_checks import check_fractions, check_labels
 from .image_inputs import (
     canvas_size,
     check_settings,
@@ -279,6 +280,11 @@ class Mask2FormerImageProcessor(PilBackend):
         """
         if return_coco_annotation and return_binary_maps:
             raise ValueError("return_coco_annotation and return_binary_maps are both True; ask for one of them.")
+        check_fractions(
+            threshold=threshold,
+            mask_threshold=mask_threshold,
+            overlap_mask_area_threshold=overlap_mask_area_threshold,
+        )
         results = []
         for logits in logits_per_image(outputs, target_sizes):
             stuff = set(self.label_ids_to_fuse or ())
@@ -327,6 +333,12 @@ class Mask2FormerImageProcessor(PilBackend):
             "label_id", "was_fused", "score" and "area" in pixels.
         """
         stuff = self.label_ids_to_fuse if label_ids_to_fuse is None else label_ids_to_fuse
+        check_labels(label_ids_to_fuse=() if stuff is None else stuff)
+        check_fractions(
+            threshold=threshold,
+            mask_threshold=mask_threshold,
+            overlap_mask_area_threshold=overlap_mask_area_threshold,
+        )
         results = []
         for logits in logits_per_image(outputs, target_sizes):
             segmentation, segments = panoptic_segmentation(

@@ -3,13 +3,15 @@
 Letters: `Q` queries; sizes are (rows, columns) in pixels and mean what they do in postprocessing.py.
 """
 
-from collections.abc import Iterable
+import reprlib
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
 from .cpu_layout import chunk_length
+
+LARGEST_SIDE = 2**20  # pixels: no image is larger, and a number by mistake fills the memory
 
 
 def resize_mask_logits(mask_logits, canvas_size, image_size=None, target_size=None):
@@ -37,9 +39,15 @@ def check_sizes(canvas_size, image_size, target_size):
 
 
 def _check_size(name, size):
-    sides = tuple(int(side) for side in size) if isinstance(size, Iterable) else ()
-    if len(sides) != 2 or min(sides) < 1:
-        raise ValueError(f"{name}={size} must be two positive numbers (rows, columns).")
+    try:
+        sides = tuple(int(side) for side in size)
+        whole = all(side == given for side, given in zip(sides, size, strict=True))
+    except (TypeError, ValueError, OverflowError):
+        sides, whole = (), False
+    if not whole or len(sides) != 2 or not 1 <= min(sides) <= max(sides) <= LARGEST_SIDE:
+        raise ValueError(
+            f"{name}={reprlib.repr(size)} must be two positive numbers (rows, columns), whole, up to {LARGEST_SIDE}."
+        )
     return sides
 
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import logging
 
+from .argument_checks import check_labels_given, check_mask_sizes, check_pixels, check_tensor
 from .canvas import PADDING_LOGIT, canvas_of, image_extents, image_sizes_of, merge_groups
 from .configuration_mask2former import Mask2FormerConfig, built_in_values, check_built_in
 from .criterion import LossSettings, Mask2FormerLoss
@@ -118,10 +119,7 @@ class Mask2FormerModel(Mask2FormerPreTrainedModel):
         self.check_config()
         if mask_logits not in ("last", "all", "none"):
             raise ValueError(f"mask_logits={mask_logits!r}: must be 'last', 'all' or 'none'")
-        if pixel_values.ndim != 4:
-            raise ValueError(
-                f"pixel_values has shape {tuple(pixel_values.shape)}: it must be (batch, 3, height, width)"
-            )
+        check_pixels(pixel_values, pixel_mask)
         options = {
             "mask_logits": mask_logits,
             "output_hidden_states": self._choose(output_hidden_states, "output_hidden_states"),
@@ -133,11 +131,6 @@ class Mask2FormerModel(Mask2FormerPreTrainedModel):
             output = self._run(pixel_values, **options)
             output.image_sizes = output.canvas_sizes = torch.tensor([[H, W]], device=pixel_values.device).expand(B, 2)
         else:
-            if pixel_mask.shape != (B, H, W):
-                raise ValueError(
-                    f"pixel_mask has shape {tuple(pixel_mask.shape)}: it must be (batch, height, width) of "
-                    f"pixel_values, {(B, H, W)}"
-                )
             sizes = image_sizes_of(pixel_mask)
             canvases = [canvas_of(size) for size in sizes]
             output = self._run_on_canvases(pixel_values, canvases, **options)
@@ -280,11 +273,15 @@ class Mask2FormerForUniversalSegmentation(Mask2FormerPreTrainedModel):
             normalizers: (2,) what the loss is divided by in gradient accumulation (`criterion.loss_normalizers`).
 
         Raises:
+            TypeError: for inputs that are no tensors.
             ValueError: for inputs that do not fit together, and in training for predictions that are not finite.
         """
         self._check_num_labels()
         has_labels = mask_labels is not None
-        _check_labels_given(mask_labels, class_labels, ignore_masks)
+        check_pixels(pixel_values, pixel_mask)
+        check_labels_given(mask_labels, class_labels, ignore_masks)
+        if normalizers is not None:
+            check_tensor("normalizers", normalizers)
         all_layers = self.model._choose(output_auxiliary_logits, "output_auxiliary_logits")
         wants_masks = all_layers or not (has_labels and self.training)
         outputs = self.model(
@@ -303,7 +300,7 @@ class Mask2FormerForUniversalSegmentation(Mask2FormerPreTrainedModel):
         loss = loss_dict = auxiliary_logits = None
         if has_labels:
             canvas = tuple(pixel_values.shape[-2:])
-            _check_mask_sizes(mask_labels, canvas, outputs.image_sizes)
+            check_mask_sizes(mask_labels, canvas, outputs.image_sizes)
             layers = slice(None) if self.config.use_auxiliary_loss else slice(-1, None)
             loss_dict = self._loss_terms(
                 class_logits[layers],
@@ -363,25 +360,6 @@ def _no_object_weight_of(checkpoint, kwargs: dict) -> float:
     except OSError:  # there is none
         return math.nan
     return fields.get("no_object_weight", Mask2FormerConfig.no_object_weight)
-
-
-def _check_labels_given(mask_labels, class_labels, ignore_masks):
-    if (mask_labels is None) != (class_labels is None):
-        given, missing = ("mask_labels", "class_labels") if class_labels is None else ("class_labels", "mask_labels")
-        raise ValueError(f"{given} without {missing}: the loss needs both, one entry per image")
-    if ignore_masks is not None and mask_labels is None:
-        raise ValueError("ignore_masks without mask_labels and class_labels: they only act in the loss")
-
-
-def _check_mask_sizes(mask_labels: list[Tensor], canvas: tuple[int, int], image_sizes: Tensor):
-    if all(tuple(masks.shape[1:]) == canvas for masks in mask_labels):
-        return  # the common case, without a copy of the sizes to the host
-    for image, (masks, size) in enumerate(zip(mask_labels, image_sizes.tolist(), strict=False)):
-        if tuple(masks.shape[1:]) not in (canvas, tuple(size)):
-            raise ValueError(
-                f"mask_labels[{image}] has shape {tuple(masks.shape)}: masks must have the size of pixel_values, "
-                f"{canvas[0]}x{canvas[1]}, or of the image by pixel_mask, {size[0]}x{size[1]}"
-            )
 
 
 __all__ = ["Mask2FormerForUniversalSegmentation", "Mask2FormerModel", "Mask2FormerPreTrainedModel"]

@@ -14,12 +14,15 @@ ValueError.
 "The original" is facebookresearch/Mask2Former (`maskformer_model.py`); the paper is arXiv 2112.01527.
 """
 
+import reprlib
 from collections.abc import Callable, Iterator
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .argument_checks import as_tensor, check_fractions, check_labels
 from .canvas import crop_to_canvas
 from .cpu_layout import chunk_length
 from .mask_resizing import check_sizes, query_chunks, resize_rows, source_rows
@@ -99,6 +102,7 @@ def panoptic_segmentation(
         "label_id", "was_fused" (label_id is in stuff_label_ids), "score" (class probability, the best one of merged
         queries) and "area" in pixels.
     """
+    check_labels(stuff_label_ids=stuff_label_ids)
     contest, _ = _contest(
         (class_logits, mask_logits, canvas_size, image_size, target_size),
         object_mask_threshold,
@@ -130,6 +134,7 @@ def panoptic_claims(
         probability of each of the S segments; and their dicts. The largest claim, the first of equal ones, makes the
         map of `panoptic_segmentation`.
     """
+    check_labels(stuff_label_ids=stuff_label_ids)
     contest, mask_logits = _contest(
         (class_logits, mask_logits, canvas_size, image_size, target_size),
         object_mask_threshold,
@@ -163,9 +168,9 @@ class _Contest(NamedTuple):
 
 def _contest(logits, object_mask_threshold, overlap_threshold, mask_threshold, decide=None) -> tuple[_Contest, Tensor]:
     """The contest, and the mask logits (N, h, w) of the queries that take part in it."""
-    _check_fraction("object_mask_threshold", object_mask_threshold)
-    _check_fraction("overlap_threshold", overlap_threshold)
-    _check_fraction("mask_threshold", mask_threshold)
+    check_fractions(
+        object_mask_threshold=object_mask_threshold, overlap_threshold=overlap_threshold, mask_threshold=mask_threshold
+    )
     class_logits, mask_logits, sizes = _check(*logits)
     scores, labels = class_logits.softmax(-1).max(-1)
     kept = (labels != class_logits.shape[1] - 1) & (scores > object_mask_threshold)
@@ -239,10 +244,12 @@ def instance_segmentation(
         dict sorted by falling score: "masks" (N, H, W) bool, "scores" (N,) float32, "labels" (N,) int64 and "boxes"
         (N, 4) float32 as (x0, y0, x1, y1) pixel edges of the mask, zeros for an empty one.
     """
-    _check_fraction("score_threshold", score_threshold)
-    _check_fraction("mask_threshold", mask_threshold)
-    if top_k < 1:
-        raise ValueError(f"top_k={top_k} must be at least 1; pass the number of instances wanted, for example 100.")
+    check_fractions(score_threshold=score_threshold, mask_threshold=mask_threshold)
+    if not isinstance(top_k, Integral) or top_k < 1 or isinstance(top_k, bool):
+        shown = reprlib.repr(top_k)
+        raise ValueError(f"top_k={shown} must be at least 1; pass the number of instances wanted, for example 100.")
+    if thing_label_ids is not None:
+        check_labels(thing_label_ids=thing_label_ids)
     class_logits, mask_logits, sizes = _check(class_logits, mask_logits, canvas_size, image_size, target_size)
     num_classes, device = class_logits.shape[1] - 1, class_logits.device
     scores = class_logits.softmax(-1)[:, :-1].flatten()  # (Q * K,)
@@ -279,7 +286,8 @@ def stack_instances(masks, overlap_threshold=0.0):
     Returns:
         (H, W) int32 map of positions in the second result, -1 where there is no mask; and the list of the masks' N.
     """
-    _check_fraction("overlap_threshold", overlap_threshold)
+    check_fractions(overlap_threshold=overlap_threshold)
+    masks = as_tensor("masks", masks, 3)
     stacked = torch.full(masks.shape[1:], -1, dtype=torch.int32, device=masks.device)
     kept = []
     for n in masks.flatten(1).any(1).nonzero()[:, 0].tolist():
@@ -293,7 +301,7 @@ def stack_instances(masks, overlap_threshold=0.0):
 
 def masks_to_boxes(masks):
     """Tight boxes of (N, H, W) bool masks → (N, 4) float32 (x0, y0, x1, y1); x1, y1 are exclusive, empty is zeros."""
-    edges = []
+    masks, edges = as_tensor("masks", masks, 3), []
     for used in (masks.any(1).int(), masks.any(2).int()):  # (N, W) columns, (N, H) rows
         first, last = used.argmax(1), used.shape[1] - used.flip(1).argmax(1)
         edges.append(torch.stack([first, last], 1) * used.any(1, keepdim=True))
@@ -308,17 +316,30 @@ def logits_per_image(outputs, target_sizes=None) -> Iterator[tuple]:
             and canvas_sizes (B, 2) and mask_strides (B,). Without the last three, as from transformers' own model, the
             whole tensor counts as image, at a stride of 4.
         target_sizes: B pairs (rows, columns), or None for the images' own sizes.
+
+    Raises:
+        TypeError: for outputs of other types; ValueError: for those that do not belong together.
     """
-    classes, masks = outputs.class_queries_logits, outputs.masks_queries_logits
-    if masks is None:
+    if not hasattr(outputs, "class_queries_logits") or not hasattr(outputs, "masks_queries_logits"):
+        raise TypeError(
+            f"outputs is a {type(outputs).__name__} without class_queries_logits and masks_queries_logits; pass what "
+            "the model returns with return_dict=True."
+        )
+    if outputs.masks_queries_logits is None:
         raise ValueError(
             "outputs has no masks_queries_logits, as in training with labels; run the model without labels, or with "
             "output_auxiliary_logits=True."
         )
-    if target_sizes is not None and len(target_sizes) != len(classes):
-        raise ValueError(f"target_sizes has {len(target_sizes)} entries for {len(classes)} images; pass one each.")
-    fields = [getattr(outputs, name, None) for name in ("canvas_sizes", "image_sizes", "mask_strides")]
-    canvases, sizes, strides = (None if field is None else field.tolist() for field in fields)
+    classes = as_tensor("class_queries_logits", outputs.class_queries_logits, 3)
+    masks = as_tensor("masks_queries_logits", outputs.masks_queries_logits, 4)
+    fields = {name: getattr(outputs, name, None) for name in ("canvas_sizes", "image_sizes", "mask_strides")}
+    fields = {name: None if field is None else as_tensor(name, field) for name, field in fields.items()}
+    if target_sizes is not None and not hasattr(target_sizes, "__len__"):
+        raise TypeError(f"target_sizes={target_sizes!r} must be a list of pairs (rows, columns), one per image.")
+    for name, value in {"masks_queries_logits": masks, **fields, "target_sizes": target_sizes}.items():
+        if value is not None and len(value) != len(classes):
+            raise ValueError(f"{name} has {len(value)} entries for {len(classes)} images; pass one each.")
+    canvases, sizes, strides = (None if field is None else field.tolist() for field in fields.values())
     strides = [4] * len(classes) if strides is None else strides
     if canvases is None:
         canvases = [[stride * side for side in masks.shape[-2:]] for stride in strides]
@@ -329,6 +350,7 @@ def logits_per_image(outputs, target_sizes=None) -> Iterator[tuple]:
 
 
 def _check(class_logits, mask_logits, canvas_size, image_size, target_size):
+    class_logits, mask_logits = as_tensor("class_logits", class_logits), as_tensor("mask_logits", mask_logits)
     if class_logits.ndim != 2 or mask_logits.ndim != 3 or len(class_logits) != len(mask_logits):
         raise ValueError(
             f"class_logits {tuple(class_logits.shape)} and mask_logits {tuple(mask_logits.shape)} must be (Q, K + 1) "
@@ -339,11 +361,6 @@ def _check(class_logits, mask_logits, canvas_size, image_size, target_size):
             raise ValueError(f"{name} has values that are not numbers; is the image finite, and float16 wide enough?")
     sizes = check_sizes(canvas_size, image_size, target_size)
     return class_logits.detach().float(), mask_logits.detach().float(), sizes
-
-
-def _check_fraction(name, value):
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name}={value} must lie between 0 and 1: it is compared with probabilities or fractions.")
 
 
 def _semantic_bands(class_logits, mask_logits, canvas_size, image_size, target_size, resize_masks_first):

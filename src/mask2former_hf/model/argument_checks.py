@@ -1,0 +1,90 @@
+"""What the forward and the functions of results ask of their arguments: name, value, rule and repair."""
+
+import reprlib
+from collections.abc import Collection, Mapping
+from numbers import Integral, Real
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def check_fractions(**fractions):
+    """Refuse what is no number from 0 to 1, by the argument's name."""
+    for name, value in fractions.items():
+        if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value <= 1:
+            raise ValueError(
+                f"{name}={reprlib.repr(value)} must lie between 0 and 1: it is compared with probabilities or "
+                "fractions; pass a number such as 0.5."
+            )
+
+
+def check_labels(**labels):
+    """Refuse what is no collection of labels, by the argument's name."""
+    for name, value in labels.items():
+        several = isinstance(value, Collection) and not isinstance(value, str | Mapping)
+        if not several or not all(isinstance(label, Integral) and label >= 0 for label in value):
+            raise ValueError(
+                f"{name}={reprlib.repr(value)} must be a list or set of labels, whole numbers from 0; an empty one "
+                "for none."
+            )
+
+
+def as_tensor(name, value, ndim=None) -> Tensor:
+    """A tensor, or a NumPy array as one: what runtimes without torch return."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+        value = torch.from_numpy(value)
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} is a {type(value).__name__}; it must be a tensor or a NumPy array of numbers.")
+    if ndim is not None and value.ndim != ndim:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}; it must have {ndim} dimensions.")
+    return value
+
+
+def check_pixels(pixel_values: Tensor, pixel_mask: Tensor | None):
+    for name, value in (("pixel_values", pixel_values), ("pixel_mask", pixel_mask)):
+        if value is not None or name == "pixel_values":
+            check_tensor(name, value)
+    if pixel_values.ndim != 4 or pixel_values.shape[1] != 3 or 0 in pixel_values.shape:
+        raise ValueError(
+            f"pixel_values has shape {tuple(pixel_values.shape)}: it must be (batch, 3, height, width), none of them "
+            "0 (Mask2FormerImageProcessor makes it)"
+        )
+    B, _, H, W = pixel_values.shape
+    if pixel_mask is not None and pixel_mask.shape != (B, H, W):
+        raise ValueError(
+            f"pixel_mask has shape {tuple(pixel_mask.shape)}: it must be (batch, height, width) of pixel_values, "
+            f"{(B, H, W)}"
+        )
+
+
+def check_tensor(name: str, value):
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{name} is a {type(value).__name__}: it must be a tensor, such as torch.as_tensor makes of an array, or "
+            'Mask2FormerImageProcessor with return_tensors="pt"'
+        )
+
+
+def check_labels_given(mask_labels, class_labels, ignore_masks):
+    if (mask_labels is None) != (class_labels is None):
+        given, missing = ("mask_labels", "class_labels") if class_labels is None else ("class_labels", "mask_labels")
+        raise ValueError(f"{given} without {missing}: the loss needs both, one entry per image")
+    if ignore_masks is not None and mask_labels is None:
+        raise ValueError("ignore_masks without mask_labels and class_labels: they only act in the loss")
+    for name, value in (("mask_labels", mask_labels), ("class_labels", class_labels), ("ignore_masks", ignore_masks)):
+        if not isinstance(value, list | tuple | Tensor | None):
+            raise TypeError(f"{name} is a {type(value).__name__}: it must be a list of tensors, one per image")
+        for image, entry in enumerate(() if value is None else value):
+            check_tensor(f"{name}[{image}]", entry)
+
+
+def check_mask_sizes(mask_labels: list[Tensor], canvas: tuple[int, int], image_sizes: Tensor):
+    if all(tuple(masks.shape[1:]) == canvas for masks in mask_labels):
+        return  # the common case, without a copy of the sizes to the host
+    for image, (masks, size) in enumerate(zip(mask_labels, image_sizes.tolist(), strict=False)):
+        if tuple(masks.shape[1:]) not in (canvas, tuple(size)):
+            raise ValueError(
+                f"mask_labels[{image}] has shape {tuple(masks.shape)}: masks must have the size of pixel_values, "
+                f"{canvas[0]}x{canvas[1]}, or of the image by pixel_mask, {size[0]}x{size[1]}"
+            )
