@@ -19,7 +19,8 @@ class AveragePrecision:
     """Keeps a compressed run-length code per mask (or a box); `compute` hands all of them to a COCO package.
 
     The truth comes with every image, or from one COCO json (`from_coco`). Pickle the object to send it to another
-    process; the result does not depend on the order of updates and merges.
+    process; the result does not depend on the order of updates and merges. Alone among the metrics its state grows
+    with the images, by truth and detections of each: measured on generated scenes, 0.1 MB an image.
 
     Args:
         categories: class id -> `{"name", ...}`.

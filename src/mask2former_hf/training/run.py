@@ -15,12 +15,13 @@ from ..data.kinds import load_both, load_split
 from ..data.recognise import recognise
 from ..data.statistics import Statistics, look_through
 from ..evaluation.evaluator import METRICS, SegmentationEvaluator
-from ..inference.loading import LOADING_ERRORS, first_line, load_model
+from ..inference.loading import LOADING_ERRORS, default_device, first_line, load_model
 from .backbones import BACKBONES, new_model
 from .checkpoints import last_complete_checkpoint, saving
 from .collation import processor_for
 from .distillation import Distillation
 from .label_surgery import model_for_classes
+from .memory import check_batch_norm, check_memory
 from .optimization import FROM_RANDOM
 from .recipes import Recipe
 from .run_folder import RESULTS, StopAtSignal, check_output, plain_settings, steps_with_results, write_settings
@@ -90,6 +91,9 @@ class TrainingRun:
             _check_headers(self.train_data, "train", show)
             _check_headers(self.val_data, "val", show)
         self.augmented, self.processor = _images(settings, self.recipe, self.train_data, task)
+        side = settings.crop or self.processor.size["shortest_edge"]
+        check_batch_norm(settings, self.model, side, len(self.train_data))
+        check_memory(settings, self.model, side, torch.device("cpu" if settings.cpu else default_device()))
         try:
             SegmentationEvaluator(self.model.config, self.processor, settings.metrics)  # not after the first steps
             self.trainer = self._trainer()
