@@ -16,7 +16,7 @@ from mask2former_hf import Mask2FormerForUniversalSegmentation, Mask2FormerImage
 from mask2former_hf.cli.main import main
 from mask2former_hf.conversion.architecture import Settings, infer_architecture, make_config
 from mask2former_hf.conversion.checkpoint_files import Checkpoint, read_checkpoint, write_original
-from mask2former_hf.conversion.converting import build_model, understand
+from mask2former_hf.conversion.converting import build_model, recognise_source
 from mask2former_hf.conversion.detectron2_config import settings_from_yaml
 from mask2former_hf.conversion.mmdetection import merge_order, to_original
 from mask2former_hf.conversion.names import CheckpointError
@@ -130,7 +130,7 @@ def test_synchronised_batch_norm_keeps_its_counters():
         if name.endswith("running_var")
     }
     assert len(counters) == 53
-    source = understand(Checkpoint(state | counters, {}))
+    source = recognise_source(Checkpoint(state | counters, {}))
     model = build_model(source)
     assert model.config.freeze_batch_norm is False
     assert model.model.pixel_level_module.encoder.embedder.embedder.normalization.num_batches_tracked > 0
@@ -393,7 +393,7 @@ def test_a_tensor_of_a_senseless_shape_is_an_error_that_names_it(small, name, sh
     state = small[1]
     assert name in state
     with pytest.raises(CheckpointError) as caught:
-        build_model(understand(Checkpoint(state | {name: torch.zeros(shape)}, {})))
+        build_model(recognise_source(Checkpoint(state | {name: torch.zeros(shape)}, {})))
     assert (
         name.rsplit(".", 1)[0] in str(caught.value)
         or "tensors do not fill" in str(caught.value)
@@ -405,7 +405,7 @@ def test_weights_that_are_not_finite_are_refused(small):
     state = small[1]
     state["sem_seg_head.predictor.decoder_norm.bias"][0] = float("nan")
     with pytest.raises(CheckpointError, match=r"1 not finite: .*decoder.layernorm.bias"):
-        build_model(understand(Checkpoint(state, {})))
+        build_model(recognise_source(Checkpoint(state, {})))
 
 
 def test_names_that_are_numbers_are_refused(tmp_path):
@@ -453,7 +453,7 @@ def test_another_backbone_cannot_go_back(tmp_path, capsys):
 )
 def test_other_checkpoints_are_named(state, message):
     with pytest.raises(CheckpointError, match=message):
-        understand(Checkpoint(state, {}))
+        recognise_source(Checkpoint(state, {}))
 
 
 class Payload:

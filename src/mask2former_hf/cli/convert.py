@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 from .. import Mask2FormerImageProcessor
 from ..conversion.architecture import Settings
 from ..conversion.checkpoint_files import Checkpoint, read_checkpoint, write_original
-from ..conversion.converting import assumptions, build_model, check_numbers, to_original, understand
+from ..conversion.converting import assumptions, build_model, check_numbers, recognise_source, to_original
 from ..conversion.detectron2_config import settings_from_yaml
 from ..conversion.names import CheckpointError
 from ..data.classes import ClassTable
@@ -94,7 +94,7 @@ def settings_from_recipe(name: str) -> Settings:
 
 def convert(checkpoint: Checkpoint, settings: Settings | None, output: Path):
     """Write config.json, model.safetensors and preprocessor_config.json, all or nothing; returns model, processor."""
-    source = understand(checkpoint)
+    source = recognise_source(checkpoint)
     notes = [*source.notes, *(settings.notes if settings else [])]
     if assumed := assumptions(source, settings):
         notes.append(assumed)

@@ -36,7 +36,7 @@ class Source:
     notes: list[str]
 
 
-def understand(checkpoint: Checkpoint) -> Source:
+def recognise_source(checkpoint: Checkpoint) -> Source:
     """Recognise a checkpoint by its names and bring them to those of the original.
 
     Raises:
