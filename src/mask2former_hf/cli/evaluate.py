@@ -16,7 +16,7 @@ from .loading import load
 from .main import UserError
 from .settings import check_numbers, read_settings
 
-DEFAULTS = {"batch_size": 4, "num_workers": 0}
+DEFAULTS = {"batch_size": 4, "num_workers": 0, "device": default_device()}
 OPTIONS = ("threshold", "overlap_threshold", "top_k", "refine")  # of `SegmentationEvaluator`
 
 
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--num-workers", type=int, help="processes that read images (default: 0)")
     parser.add_argument("--json", type=Path, help="write the full summary to this file")
     parser.add_argument("--bf16", action="store_true", help="forward pass in bfloat16 autocast")
-    parser.add_argument("--device", default=default_device(), help="cpu, cuda, cuda:1, ... (default: %(default)s)")
+    parser.add_argument("--device", help=f"cpu, cuda, cuda:1, ... (default: {default_device()})")
 
 
 def run(arguments: argparse.Namespace) -> int:

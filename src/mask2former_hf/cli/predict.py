@@ -79,7 +79,7 @@ def _segmenter(arguments) -> tuple[Segmenter, Rules]:
     try:
         segmenter = Segmenter.of(model, processor, task=arguments.task, refine=arguments.refine, tta=arguments.tta)
     except (ImportError, ValueError) as error:
-        raise UserError(f"--refine {arguments.refine}: {error}") from error
+        raise UserError(f"--refine {arguments.refine}: {error}" if arguments.refine else str(error)) from error
     rules = segmenter.rules(threshold=arguments.threshold, stuff_label_ids=arguments.stuff)
     if rules.task == "panoptic" and arguments.stuff is None and stuff_of(model.config, processor) is None:
         print(

@@ -58,7 +58,7 @@ def summary(run: TrainingRun) -> str:
     )
     lines += [f"  {line}" for line in statistics.lines()]
     lines += [f"Warning: {line}" for line in statistics.warnings()]
-    start = settings.model or settings.backbone or f"the backbone of {settings.recipe}, random"
+    start = settings.model or settings.backbone or f"the backbone of {settings.recipe}"
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     lines.append(
         f"{model.config.task} segmentation, {millions:.1f} M parameters from {start}, "

@@ -109,7 +109,9 @@ def _read(kind: str, paths: dict, settings, split: str):
     if not settings.dataset:
         raise ValueError("data=hub needs dataset=")
     return HubDataset(
-        datasets.load_dataset(settings.dataset, split=paths["split"] or split or "validation"),
+        datasets.load_dataset(
+            settings.dataset, split=paths["split"] or ("train" if split == "train" else "validation")
+        ),
         classes,
         image=settings.image_column or "image",
         label=settings.label_column,

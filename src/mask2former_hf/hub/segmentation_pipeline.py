@@ -26,7 +26,7 @@ logger = logging.get_logger(__name__)
 
 
 class Mask2FormerSegmentationPipeline(ImageSegmentationPipeline):
-    """Segments images by the checkpoint's own task, with the results of `Mask2FormerImageProcessor.post_process_*`.
+    """Segments images by the checkpoint's own task, with the results of `Segmenter`.
 
     Constructed with another model than ours it is transformers' own pipeline, because it is registered for the task as
     a whole. Inputs are those of transformers' pipeline (paths, URLs, PIL images, lists, generators and datasets of

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..model.canvas import image_sizes_of
 from ..model.mask_losses import CrossEntropy, Dice
 from ..model.matcher import assign
 from ..model.postprocessing import logits_per_image, semantic_scores
@@ -110,7 +111,7 @@ def _views(model, processor, image, sizes, flip) -> Iterator[tuple[object, bool]
             raise ValueError(f"image holds {len(inputs['pixel_values'])} images: pass one at a time")
         yield model(**inputs), False
         if flip:
-            height, width = (int(inputs["pixel_mask"][0].amax(axis).sum()) for axis in (1, 0))
+            height, width = image_sizes_of(inputs["pixel_mask"])[0]
             part = inputs["pixel_values"][..., :height, :width]
             part.copy_(part.flip(-1))
             yield model(**inputs), True

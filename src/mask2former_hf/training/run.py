@@ -138,7 +138,7 @@ class TrainingRun:
         if trainer.is_world_process_zero():
             with saving(settings.output):
                 trainer.save_model(str(settings.output))
-                trainer.create_model_card(finetuned_from=settings.model, dataset=_data_name(settings))
+                trainer.create_model_card(finetuned_from=_base_model(settings), dataset=_data_name(settings))
             result = {"metrics": figures, "steps": trainer.state.global_step, "settings": plain_settings(settings)}
             write_json(settings.output / RESULTS, result)
         return figures
@@ -171,6 +171,11 @@ def _recognised(settings: TrainingSettings) -> tuple[TrainingSettings, dict]:
     found = recognise(settings.folder, settings.data)
     taken = {name: value for name, value in found.items() if getattr(settings, name) is None}
     return replace(settings, **taken), taken
+
+
+def _base_model(settings: TrainingSettings) -> str | None:
+    """What the model started from, for the card: an id of the Hub, and no path, which is of this machine."""
+    return None if settings.model is None or Path(settings.model).exists() else settings.model
 
 
 def _data_name(settings: TrainingSettings) -> str | None:

@@ -50,7 +50,7 @@ class Mask2FormerTrainingArguments(TrainingArguments):
     learning_rate: float = field(default=LEARNING_RATE, metadata={"help": "of everything but the backbone"})
     weight_decay: float = field(default=WEIGHT_DECAY, metadata={"help": "of what is neither norm nor embedding"})
     max_grad_norm: float = field(default=GRADIENT_NORM, metadata={"help": "largest norm of all gradients together"})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "examples are dicts for the collator"})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "examples go to the collator whole"})
     backbone_multiplier: float = field(
         default=BACKBONE_MULTIPLIER, metadata={"help": "factor on the backbone's learning rate"}
     )
