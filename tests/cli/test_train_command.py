@@ -599,3 +599,10 @@ def test_a_data_set_of_the_hub_trains(tmp_path):
     assert command("train", path, "--backbone", "tiny", *SMALL, "--steps", 1, "--output", tmp_path / "run") == 0
     model = Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path / "run")
     assert model.config.id2label == {0: "grass", 1: "sand"} and model.config.task == "semantic"
+
+
+def test_a_file_of_settings_names_the_device_of_evaluate(trained, tmp_path, capsys):
+    file = tmp_path / "evaluate.yaml"
+    file.write_text(f"model: {trained}\ndata: scenes\nlimit: 1\ndevice: abacus\n")
+    assert command("evaluate", file) == 2
+    assert "--device abacus" in capsys.readouterr().err

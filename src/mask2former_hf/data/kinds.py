@@ -108,10 +108,9 @@ def _read(kind: str, paths: dict, settings, split: str):
         raise ImportError("data=hub needs the package datasets: pip install datasets") from error
     if not settings.dataset:
         raise ValueError("data=hub needs dataset=")
+    usual = "train" if split == "train" else "validation"
     return HubDataset(
-        datasets.load_dataset(
-            settings.dataset, split=paths["split"] or ("train" if split == "train" else "validation")
-        ),
+        datasets.load_dataset(settings.dataset, split=paths["split"] or usual),
         classes,
         image=settings.image_column or "image",
         label=settings.label_column,
