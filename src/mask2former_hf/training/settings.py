@@ -207,8 +207,9 @@ def check(settings: TrainingSettings):
         raise ValueError(f"epochs={settings.epochs}: must be above 0")
     if not 0 < settings.held_out < 1:
         raise ValueError(f"held_out={settings.held_out}: must be above 0 and below 1")
-    counts = ("steps", "batch_size", "accumulate", "crop", "queries", "eval_every", "log_every", "keep")
-    check_numbers(settings, 1, (*counts, "short_sides", "test_size"))
+    counts = ("steps", "batch_size", "accumulate", "queries", "eval_every", "log_every", "keep")
+    check_numbers(settings, 1, counts)
+    check_numbers(settings, 1, ("crop", "short_sides", "test_size"), most=2**15)  # the processor takes twice a crop
     factors = ("learning_rate", "clip", "mask_weight", "weight_decay", "backbone_multiplier", "teacher_weight")
     check_numbers(settings, 0, (*factors, "num_workers"))
     check_numbers(settings, 0, ("seed",), most=2**32 - 1)
