@@ -1,10 +1,13 @@
 """What every benchmark needs: models with equal weights, interleaved timing, and a line about the machine."""
 
+import datetime
+import json
 import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import transformers
@@ -16,6 +19,14 @@ STAGES = ["stage1", "stage2", "stage3", "stage4"]
 BACKBONES = {
     "r50": lambda: ResNetConfig(out_features=STAGES),
     "swin-t": lambda: SwinConfig(depths=[2, 2, 6, 2], drop_path_rate=0.3, out_features=STAGES),
+    "swin-l": lambda: SwinConfig(
+        embed_dim=192,
+        depths=[2, 2, 18, 2],
+        num_heads=[6, 12, 24, 48],
+        window_size=12,
+        drop_path_rate=0.3,
+        out_features=STAGES,
+    ),
 }
 
 
@@ -33,6 +44,22 @@ def machine() -> str:
         f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, transformers "
         f"{transformers.__version__}, mask2former_hf {mask2former_hf.__version__}"
     )
+
+
+class Record:
+    """Rows of figures in a JSON file, complete after every row: a benchmark that is stopped keeps what it has."""
+
+    def __init__(self, path: str | None):
+        self.path = None if path is None else Path(path)
+        self.content = {"date": datetime.date.today().isoformat(), "machine": machine(), "rows": []}
+
+    def add(self, row: dict):
+        self.content["rows"].append(row)
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            part = self.path.with_suffix(".part")
+            part.write_text(json.dumps(self.content, indent=1) + "\n", encoding="utf-8")
+            part.replace(self.path)
 
 
 def equal_models(backbone: str, num_labels: int = 133, freeze_batch_norm: bool = False, **fields):

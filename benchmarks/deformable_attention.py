@@ -1,6 +1,6 @@
 """Multi-scale deformable attention: stock transformers' function, our PyTorch formula, and the compiled kernel.
 
-    python benchmarks/deformable_attention.py [--device cpu] [--dtype float32] [--batch 1] [--repeats 7]
+    python benchmarks/deformable_attention.py [--device cpu] [--dtype float32] [--batch 1] [--repeats 7] [--json FILE]
 
 At the shapes of the pixel decoder's encoder: queries are the cells of the levels, 8 heads of 32 channels, 4 points.
 All start from raw offsets and attention logits: softmax and location arithmetic count for everyone.
@@ -17,7 +17,7 @@ import importlib
 from itertools import product
 
 import torch
-from common import interleaved_medians, machine
+from common import Record, interleaved_medians, machine
 from transformers.models.mask2former.modeling_mask2former import multi_scale_deformable_attention as stock_attention
 
 from mask2former_hf.kernels import deformable_attention, select
@@ -30,7 +30,7 @@ IMAGES = {
     "cuda": {"800x1333": (800, 1344), "1024x1024": (1024, 1024)},
 }
 BATCHES = {"cpu": (1,), "cuda": (1, 8)}
-DTYPES = {"cpu": ("float32",), "cuda": ("float32", "bfloat16")}
+DTYPES = {"cpu": ("float32",), "cuda": ("float32", "bfloat16", "float16")}
 CALLS = {"cpu": 1, "cuda": 10}  # per timing: a GPU works through them while Python prepares the next
 HEADS, CHANNELS, LEVELS, POINTS = 8, 32, 3, 4
 
@@ -39,9 +39,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--batch", type=int, nargs="+")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), nargs="+")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), nargs="+")
     parser.add_argument("--device", choices=("cpu", "cuda"), nargs="+", default=["cpu", "cuda"])
+    parser.add_argument("--json", help="file for the figures")
     arguments = parser.parse_args()
+    record = Record(arguments.json)
     print(machine())
     for device_type in arguments.device:
         if device_type == "cuda" and not torch.cuda.is_available():
@@ -66,6 +68,10 @@ def main():
             problem = Problem(IMAGES[device_type][name], batch, dtype, device)
             for row in problem.time(published, arguments.repeats, CALLS[device_type]):
                 label, seconds, size = row
+                record.add(
+                    {"image": name, "batch": batch, "dtype": dtype_name, "pass": label, "bytes": size}
+                    | {"copy_bandwidth": bandwidth, "seconds": seconds}
+                )
                 times = "".join(f"{1000 * seconds[key]:10.2f}" if key in seconds else f"{'-':>10}" for key in names)
                 ratio = f"{seconds['stock'] / seconds['kernel']:.1f}" if "stock" in seconds else "-"
                 rate = size / seconds["kernel"]

@@ -1,18 +1,19 @@
 """A training step of stock transformers' Mask2Former and ours: same weights, batch and number of points.
 
     python benchmarks/training_step.py [--backbone swin-t] [--size 512] [--batch 2] [--targets 12] [--repeats 3]
-        [--bf16] [--freeze-batch-norm]
+        [--bf16] [--freeze-batch-norm] [--compile] [--json FILE]
 
 Prints the median seconds of forward + criterion + backward, interleaved, and the peak memory of each (on a CPU the
 growth of the process, measured in a process of its own; on a GPU the allocator's peak).
 """
 
 import argparse
+import copy
 import subprocess
 import sys
 
 import torch
-from common import BACKBONES, equal_models, interleaved_medians, machine
+from common import BACKBONES, Record, equal_models, interleaved_medians, machine
 
 
 def models_in_training(arguments) -> dict[str, torch.nn.Module]:
@@ -22,7 +23,10 @@ def models_in_training(arguments) -> dict[str, torch.nn.Module]:
         for module in stock.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.eval().requires_grad_(False)
-    return {"stock": stock, "ours": ours}
+    models = {"stock": stock, "ours": ours}
+    if arguments.compile:
+        models["compiled"] = torch.compile(copy.deepcopy(ours))
+    return models
 
 
 def random_batch(arguments):
@@ -66,15 +70,18 @@ def measure_alone(arguments):
     model = models.pop(arguments.only).to(arguments.device)
     models.clear()
     batch = random_batch(arguments)
-    if arguments.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step(model, batch, arguments)
-        print((torch.cuda.max_memory_allocated() - before) / 2**30)
-    else:
-        before = process_peak()
-        step(model, batch, arguments)
-        print(process_peak() - before)
+    before = process_peak()
+    step(model, batch, arguments)
+    print(process_peak() - before)
+
+
+def peak_on_the_gpu(model, batch, arguments) -> float:
+    """GB of the allocator's peak in a step, less what was allocated before it."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step(model, batch, arguments)
+    return (torch.cuda.max_memory_allocated() - before) / 2**30
 
 
 def main():
@@ -87,7 +94,9 @@ def main():
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
     parser.add_argument("--freeze-batch-norm", action="store_true", help="as in the original's ResNet recipes")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--only", choices=("stock", "ours"), help=argparse.SUPPRESS)
+    parser.add_argument("--compile", action="store_true", help="also ours under torch.compile")
+    parser.add_argument("--json", help="file for the figures")
+    parser.add_argument("--only", choices=("stock", "ours", "compiled"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.only:
         return measure_alone(arguments)
@@ -98,14 +107,28 @@ def main():
     )
     models = {name: model.to(arguments.device) for name, model in models_in_training(arguments).items()}
     batch = random_batch(arguments)
-    runs = {name: lambda model=model: step(model, batch, arguments) for name, model in models.items()}
+    runs, record = {}, Record(arguments.json)
+    settings = {key: getattr(arguments, key) for key in ("backbone", "size", "batch", "targets", "bf16")}
+    for name, model in models.items():
+        try:
+            step(model, batch, arguments)  # also compiles and tunes
+            runs[name] = lambda model=model: step(model, batch, arguments)
+        except torch.OutOfMemoryError:
+            print(f"{name} does not fit the device's memory")
+            record.add({**settings, "variant": name, "seconds": None, "gigabytes": None})
+            model.zero_grad(set_to_none=True)
     seconds = interleaved_medians(runs, arguments.repeats)
-    memory = {name: peak_memory(name) for name in seconds}
+    if arguments.device == "cuda":  # what the first step allocated is given back before each is measured
+        memory = {name: peak_on_the_gpu(models[name], batch, arguments) for name in runs}
+    else:
+        memory = {name: peak_memory(name) for name in seconds}
     print(f"{'':8}{'seconds':>10}{'peak GB':>10}")
     for name in seconds:
-        print(f"{name:8}{seconds[name]:10.2f}{memory[name]:10.2f}")
-    speed, share = seconds["stock"] / seconds["ours"], memory["ours"] / memory["stock"]
-    print(f"ours is {speed:.2f} times as fast and takes {share:.2f} of the memory")
+        print(f"{name:8}{seconds[name]:10.3f}{memory[name]:10.2f}")
+        record.add({**settings, "variant": name, "seconds": seconds[name], "gigabytes": memory[name]})
+    if {"stock", "ours"} <= set(seconds):
+        speed, share = seconds["stock"] / seconds["ours"], memory["ours"] / memory["stock"]
+        print(f"ours is {speed:.2f} times as fast and takes {share:.2f} of the memory")
 
 
 if __name__ == "__main__":

@@ -102,7 +102,8 @@ class Segmenter:
         pictures = [Image.fromarray(image) for image in images]
         sizes = [image.shape[:2] for image in images]
         if not self.tta:
-            inputs = self.processor(pictures, return_tensors="pt").to(self.model.device)
+            inputs = self.processor(pictures, return_tensors="pt")  # its pixel_mask is read on the host
+            inputs["pixel_values"] = inputs["pixel_values"].to(self.model.device)
             return segment_outputs(self.model(**inputs), rules, sizes, images, progress)
         return [self._augmented(*parts, rules, progress) for parts in zip(pictures, images, sizes, strict=True)]
 

@@ -7,6 +7,8 @@ the batch's tensor. Letters: B batch, H and W of the batch's tensor, (height, wi
 import torch
 from torch import Tensor
 
+from .transfers import to_device
+
 SIZE_DIVISOR = 32  # an image's canvas is its size rounded up to this
 PADDING_LOGIT = -100.0  # mask logit outside an image's canvas: certainly not part of any segment
 
@@ -62,5 +64,5 @@ def merge_groups(parts: list, groups: list[list[int]], fill: float = 0.0):
     shape = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
     merged = parts[0].new_full((sum(len(group) for group in groups), *shape), fill)
     for part, group in zip(parts, groups, strict=True):
-        merged[(torch.tensor(group, device=part.device), *(slice(size) for size in part.shape[1:]))] = part
+        merged[(to_device(group, part.device), *(slice(size) for size in part.shape[1:]))] = part
     return merged

@@ -279,7 +279,7 @@ class Mask2FormerLoss(nn.Module):
     def _normalizers(self, targets, query_weights) -> Tensor:
         """(1 + L,) number of targets, and weight of all queries of each layer: labels may be weighted differently."""
         totals = query_weights.sum((1, 2))
-        totals = torch.cat([totals.new_tensor([sum(len(target.labels) for target in targets)]), totals])
+        totals = torch.cat([totals.new_full((1,), sum(len(target.labels) for target in targets)), totals])
         if self.training and torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(totals)
             totals = totals / torch.distributed.get_world_size()

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .cpu_layout import channels_last_on_cpu, chunk_length
+from .transfers import to_device
 
 
 def sample_maps(maps: Tensor, points: Tensor) -> Tensor:
@@ -38,7 +39,7 @@ def sample_masks(masks: Tensor, points: Tensor, canvas: tuple[int, int]) -> Tens
     """
     N, h, w = masks.shape
     if (h, w) != tuple(canvas):
-        points = points * points.new_tensor([canvas[1] / w, canvas[0] / h])
+        points = points * to_device([canvas[1] / w, canvas[0] / h], points.device).to(points.dtype)
     grids = _grid(points).expand(N, -1, -1, -1)
     chunk = chunk_length(h * w, masks.device)
     samples = [

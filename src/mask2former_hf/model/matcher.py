@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers.utils import is_scipy_available
 
 from .mask_losses import MaskTerm
+from .transfers import to_device
 
 if is_scipy_available():
     from scipy.optimize import linear_sum_assignment
@@ -75,7 +76,7 @@ def assign(costs: list[Tensor], dtype: torch.dtype = torch.float32) -> list[tupl
         pairs = [linear_sum_assignment(layer) for layer in block]
         solved.append(np.array(pairs, dtype=np.int64).reshape(num_layers, 2, min(Q, N)))
     device = costs[0].device
-    flat = torch.from_numpy(np.concatenate([pairs.ravel() for pairs in solved])).to(device)
+    flat = to_device(np.concatenate([pairs.ravel() for pairs in solved]), device)
     parts = flat.split([pairs.size for pairs in solved])
     return [tuple(part.view(pairs.shape).unbind(1)) for part, pairs in zip(parts, solved, strict=True)]
 

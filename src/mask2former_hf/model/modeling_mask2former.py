@@ -22,6 +22,7 @@ from .initialization import initialize
 from .mask_logits import LazyMasks
 from .outputs import OF_THE_MODEL_ALONE, Mask2FormerForUniversalSegmentationOutput, Mask2FormerModelOutput
 from .pixel_decoder import Mask2FormerPixelLevelModule
+from .transfers import filled, to_device
 from .transformer_decoder import Mask2FormerTransformerModule
 
 logger = logging.get_logger(__name__)
@@ -129,13 +130,13 @@ class Mask2FormerModel(Mask2FormerPreTrainedModel):
         B, _, H, W = pixel_values.shape
         if pixel_mask is None:
             output = self._run(pixel_values, **options)
-            output.image_sizes = output.canvas_sizes = torch.tensor([[H, W]], device=pixel_values.device).expand(B, 2)
+            output.image_sizes = output.canvas_sizes = filled((H, W), B, pixel_values.device)
         else:
             sizes = image_sizes_of(pixel_mask)
             canvases = [canvas_of(size) for size in sizes]
             output = self._run_on_canvases(pixel_values, canvases, **options)
-            output.image_sizes = torch.tensor(sizes, device=pixel_values.device)
-            output.canvas_sizes = torch.tensor(canvases, device=pixel_values.device)
+            output.image_sizes = to_device(sizes, pixel_values.device)
+            output.canvas_sizes = to_device(canvases, pixel_values.device)
         output.mask_strides = torch.full((B,), self.config.common_stride, device=pixel_values.device)
         return output if self._choose(return_dict, "return_dict") else output.to_tuple()
 
@@ -149,7 +150,7 @@ class Mask2FormerModel(Mask2FormerPreTrainedModel):
         H, W = pixel_values.shape[-2:]
         outputs = []
         for (height, width), images in groups.items():
-            pixels = pixel_values if len(groups) == 1 else pixel_values[images]
+            pixels = pixel_values if len(groups) == 1 else pixel_values[to_device(images, pixel_values.device)]
             pixels = F.pad(pixels[..., :height, :width], (0, max(width - W, 0), 0, max(height - H, 0)))
             outputs.append(self._run(pixels, **options))
         if len(groups) == 1:

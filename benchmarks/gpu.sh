@@ -1,0 +1,105 @@
+#!/usr/bin/env bash
+# Everything that a GPU has to show, within 8 minutes and without a network: tests, operator, training, inference.
+#
+#     benchmarks/gpu.sh                  # all parts; figures in docs/gpu/, tables in docs/kernels.md and docs/training.md
+#     benchmarks/gpu.sh --device cpu --quick     # the same lines on a CPU with small numbers, in 3 minutes
+#     benchmarks/gpu.sh operator training        # some parts
+#
+# Every part has a time limit and saves each figure as it comes; a part that fails does not stop the others.
+# PYTHON names the interpreter (default: python3). If the original's CUDA kernel is installed
+# (MultiScaleDeformableAttention), or MSDA_SOURCE names the folder of its source, `ops`, it is measured as well.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+device=cuda quick= parts=()
+while (($#)); do
+  case $1 in
+    --device) device=$2; shift ;;
+    --quick) quick=1 ;;
+    tests | operator | training | inference | scenes | tables) parts+=("$1") ;;
+    *) echo "$0: $1 is no part or option; see the first lines of this file" >&2; exit 2 ;;
+  esac
+  shift
+done
+((${#parts[@]})) || parts=(tests operator training inference scenes tables)
+
+python=${PYTHON:-python3}
+figures=docs/gpu
+if [[ $device == cpu || -n $quick ]]; then figures=$(mktemp -d); fi
+mkdir -p "$figures"
+export PYTHONPATH=$PWD/src:$PWD/tests/support:${PYTHONPATH:-} PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+if [[ $device == cpu ]]; then export MASK2FORMER_HF_TEST_DEVICE=cpu CUDA_VISIBLE_DEVICES=; fi
+failed=()
+
+run() { # NAME SECONDS COMMAND...
+  local name=$1 limit=$2 start=$SECONDS; shift 2
+  echo; echo "== $name: $*"
+  timeout --kill-after=5 "$limit" "$@"
+  local code=$?
+  echo "== $name: exit $code after $((SECONDS - start)) s"
+  ((code)) && failed+=("$name")
+}
+
+bench() { # NAME SECONDS SCRIPT ARGUMENTS...
+  local name=$1 limit=$2 script=$3; shift 3
+  run "$name" "$limit" "$python" "benchmarks/$script" "$@" --json "$figures/$name.json"
+}
+
+build_the_originals_kernel() {
+  local target=${TMPDIR:-/tmp}/mask2former_hf_msda
+  if [[ -n ${MSDA_SOURCE:-} && $device == cuda ]]; then
+    cp -r "$MSDA_SOURCE" "$target"
+    # Written for PyTorch 1: what a tensor's type() did then is is_cuda() and scalar_type() today.
+    sed -i 's/\.type()\.is_cuda()/.is_cuda()/g; s/\([a-z_]*\)\.type(), "ms_deform/\1.scalar_type(), "ms_deform/' \
+      "$target"/src/*.h "$target"/src/cuda/*.cu
+    sed -i 's/\.data</.data_ptr</g' "$target"/src/cuda/*.cu
+    (cd "$target" && run build 120 env FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST="${TORCH_CUDA_ARCH_LIST:-9.0}" \
+      "$python" setup.py build_ext --inplace) >"$target/log" 2>&1
+    export PYTHONPATH=$target:$PYTHONPATH
+  fi
+}
+
+for part in "${parts[@]}"; do
+  case $part in
+    tests)
+      files=(tests/kernels/test_triton_kernel.py tests/model/test_on_gpu.py)
+      if [[ $device == cpu ]]; then
+        export TRITON_INTERPRET=1
+        run tests 120 "$python" -m pytest -q -x -p no:cacheprovider "${files[@]}" -k "${quick:+three or real or results or cpus}"
+        unset TRITON_INTERPRET
+      else
+        build_the_originals_kernel &
+        run tests 150 "$python" -m pytest -q -p no:cacheprovider -n 8 "${files[@]}" --junitxml "$figures/tests.xml"
+        wait
+        export PYTHONPATH=${TMPDIR:-/tmp}/mask2former_hf_msda:$PYTHONPATH
+      fi ;;
+    operator)
+      bench operator 130 deformable_attention.py --device "$device" ${quick:+--dtype float32 --batch 1 --repeats 1} ;;
+    training)
+      if [[ -n $quick ]]; then
+        bench training 60 training_step.py --backbone r50 --size 64 --batch 1 --targets 3 --repeats 1 --bf16 --device "$device"
+      else
+        bench training 130 training_step.py --backbone r50 --size 1024 --batch 8 --targets 20 --repeats 5 --bf16 --compile --device "$device"
+        bench training_swin 60 training_step.py --backbone swin-t --size 1024 --batch 8 --targets 20 --repeats 5 --bf16 --device "$device"
+      fi ;;
+    inference)
+      if [[ -n $quick ]]; then
+        bench inference 60 inference.py --device "$device" --size 64 --repeats 1 --backbones r50 --dtype bfloat16 --stages
+      else
+        bench inference 90 inference.py --device "$device" --size 1024 --repeats 7 --backbones r50 swin-l --batch 1 8 \
+          --dtype float32 bfloat16 float16 --variants stock ours graph --stages
+        bench inference_compiled 90 inference.py --device "$device" --size 1024 --repeats 7 --backbones r50 swin-l \
+          --batch 8 --dtype bfloat16 --variants stock ours compiled
+      fi ;;
+    scenes)
+      if [[ -n $quick ]]; then
+        bench scenes 60 scenes_training.py --steps 4 --eval-images 4 --precision bf16
+      else
+        bench scenes 75 scenes_training.py --steps 500 --workers 4
+      fi ;;
+    tables)
+      run tables 20 "$python" benchmarks/gpu_tables.py "$figures" ;;
+  esac
+done
+((${#failed[@]})) && { echo "failed: ${failed[*]}"; exit 1; }
+echo "all parts done in $SECONDS s; figures in $figures"
