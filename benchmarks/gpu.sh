@@ -69,7 +69,8 @@ for part in "${parts[@]}"; do
         unset TRITON_INTERPRET
       else
         build_the_originals_kernel &
-        run tests 150 "$python" -m pytest -q -p no:cacheprovider -n 8 "${files[@]}" --junitxml "$figures/tests.xml"
+        run tests 150 "$python" -m pytest -q -p no:cacheprovider -n 8 "${files[@]}" \
+          --deselect "${files[0]}::test_everything_below_holds_in_tritons_interpreter" --junitxml "$figures/tests.xml"
         wait
         export PYTHONPATH=${TMPDIR:-/tmp}/mask2former_hf_msda:$PYTHONPATH
       fi ;;
@@ -79,8 +80,10 @@ for part in "${parts[@]}"; do
       if [[ -n $quick ]]; then
         bench training 60 training_step.py --backbone r50 --size 64 --batch 1 --targets 3 --repeats 1 --bf16 --device "$device"
       else
-        bench training 130 training_step.py --backbone r50 --size 1024 --batch 8 --targets 20 --repeats 5 --bf16 --compile --device "$device"
-        bench training_swin 60 training_step.py --backbone swin-t --size 1024 --batch 8 --targets 20 --repeats 5 --bf16 --device "$device"
+        bench training 130 training_step.py --backbone r50 --size 1024 --batch 8 --targets 20 --repeats 5 --bf16 --compile \
+          --device "$device" --profile "$figures/training_profile.txt"
+        bench training_swin 60 training_step.py --backbone swin-t --size 1024 --batch 8 --targets 20 --repeats 5 --bf16 \
+          --device "$device"
       fi ;;
     inference)
       if [[ -n $quick ]]; then

@@ -11,6 +11,7 @@ import argparse
 import copy
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 from common import BACKBONES, Record, equal_models, interleaved_medians, machine
@@ -84,6 +85,21 @@ def peak_on_the_gpu(model, batch, arguments) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 2**30
 
 
+def write_profile(path: str, run):
+    """The operations that take most of the device, and most of the host, in a step."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profiler:
+        run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    events = profiler.key_averages()
+    keys = ["self_device_time_total"] * torch.cuda.is_available() + ["self_cpu_time_total"]
+    tables = [events.table(sort_by=key, row_limit=30, max_name_column_width=70) for key in keys]
+    Path(path).write_text("\n".join(tables), encoding="utf-8")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbone", choices=BACKBONES, default="swin-t")
@@ -96,6 +112,7 @@ def main():
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="also ours under torch.compile")
     parser.add_argument("--json", help="file for the figures")
+    parser.add_argument("--profile", help="file for where the time of our step goes")
     parser.add_argument("--only", choices=("stock", "ours", "compiled"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.only:
@@ -126,6 +143,8 @@ def main():
     for name in seconds:
         print(f"{name:8}{seconds[name]:10.3f}{memory[name]:10.2f}")
         record.add({**settings, "variant": name, "seconds": seconds[name], "gigabytes": memory[name]})
+    if arguments.profile:
+        write_profile(arguments.profile, runs["ours"])
     if {"stock", "ours"} <= set(seconds):
         speed, share = seconds["stock"] / seconds["ours"], memory["ours"] / memory["stock"]
         print(f"ours is {speed:.2f} times as fast and takes {share:.2f} of the memory")

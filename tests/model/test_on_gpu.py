@@ -157,7 +157,7 @@ def waits(function) -> list[str]:
             function()
         finally:
             torch.cuda.set_sync_debug_mode(mode)
-    return [f"{x.filename}:{x.lineno}" for x in found if "synchronizing" in str(x.message)]
+    return [f"{x.filename}:{x.lineno}" for x in found if "called a synchronizing" in str(x.message)]
 
 
 @needs_gpu

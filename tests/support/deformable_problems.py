@@ -25,6 +25,6 @@ def problem(D=8, L=3, P=4, B=2, Q=13, h=4, spread=4.0, seed=0):
 
 def formula(shapes, value, points, offsets, logits):
     B, Q, h, L, P, _ = offsets.shape
-    sizes = torch.tensor([(W, H) for H, W in shapes], dtype=offsets.dtype)
+    sizes = torch.tensor([(W, H) for H, W in shapes], dtype=offsets.dtype, device=offsets.device)
     locations = points.view(1, Q, 1, 1, 1, 2) + offsets / sizes.view(1, 1, 1, L, 1, 2)
     return multi_scale_deformable_attention(value, shapes, locations, logits.softmax(-1).view(B, Q, h, L, P))

@@ -274,10 +274,13 @@ def sum_records(
     first = tl.load(bounds + row, mask=exists, other=0)
     last = tl.load(bounds + row + 1, mask=exists, other=0)
     total = tl.zeros((BLOCK_R, BLOCK_D), tl.float32)
-    for i in range(tl.max(last - first)):
+    most = tl.max(last - first)
+    i = 0
+    while i < most:
         here = first + i < last
         record = tl.load(order + first + i, mask=here, other=0)
         share = tl.load(shares + record, mask=here, other=0.0)
         total += share[:, None] * _row(output_gradient, record // COUNT, here, D, d, D, False)
+        i += 1
     at = value_gradient + ((row % S * h + row // S) * D)[:, None] + d[None, :]
     tl.store(at, total, mask=_mask(exists, d, D))

@@ -142,6 +142,15 @@ def _tuned(name: str):
     return triton.autotune(configs, key=list(TUNED_FOR), reset_to_zero=zeroed)(kernel)
 
 
+def tuned_configurations() -> list[dict]:
+    """What the autotuner has chosen in this process: kernel, kind of problem, warps and vectors per thread."""
+    return [
+        {"kernel": name, "problem": [str(part) for part in key], **config.kwargs}
+        for name in ("forward_kernel", "backward_kernel")
+        for key, config in _tuned(name).cache.items()
+    ]
+
+
 def _blocks(B: int, Q: int, h: int):
     def grid(constants):
         queries = constants["WARPS"] * constants["VECTORS"] * constants["ROWS"]

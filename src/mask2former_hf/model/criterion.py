@@ -156,7 +156,7 @@ class Mask2FormerLoss(nn.Module):
     def initial_weights(self) -> Tensor:
         """(K + 1,) 1 for every class but "no object"."""
         weights = torch.ones(self.settings.num_labels + 1)
-        weights[-1] = self.settings.no_object_weight
+        weights[-1:].fill_(self.settings.no_object_weight)  # an assignment would wait for the device
         return weights
 
     @torch.no_grad()
@@ -273,7 +273,7 @@ class Mask2FormerLoss(nn.Module):
     def _class_weights(self) -> Tensor:
         """(K + 1,) float32; a checkpoint may weigh its classes, but the config says what "no object" weighs."""
         weights = self.empty_weight.float().clone()
-        weights[-1] = self.settings.no_object_weight
+        weights[-1:].fill_(self.settings.no_object_weight)  # an assignment would wait for the device
         return weights
 
     def _normalizers(self, targets, query_weights) -> Tensor:
