@@ -3,7 +3,7 @@
 #
 #     benchmarks/gpu.sh                  # all parts; figures in docs/gpu/, tables in docs/kernels.md and docs/training.md
 #     benchmarks/gpu.sh --device cpu --quick     # the same lines on a CPU with small numbers, in 3 minutes
-#     benchmarks/gpu.sh operator training        # some parts
+#     benchmarks/gpu.sh operator training        # some parts; `more` (compiled models, Swin-T) only if named
 #
 # Every part has a time limit and saves each figure as it comes; a part that fails does not stop the others.
 # PYTHON names the interpreter (default: python3). If the original's CUDA kernel is installed
@@ -16,13 +16,24 @@ while (($#)); do
   case $1 in
     --device) device=$2; shift ;;
     --quick) quick=1 ;;
-    tests | operator | training | inference | scenes | tables) parts+=("$1") ;;
+    tests | operator | training | inference | scenes | more | tables) parts+=("$1") ;;
     *) echo "$0: $1 is no part or option; see the first lines of this file" >&2; exit 2 ;;
   esac
   shift
 done
 ((${#parts[@]})) || parts=(tests operator training inference scenes tables)
 
+if [[ -n $quick ]]; then
+  size=64
+  step=(--size 64 --batch 1 --targets 3 --repeats 1 --bf16 --device "$device")
+  models=(--backbones r50 --dtype bfloat16)
+  scenes=(--steps 4 --eval-images 4 --precision bf16)
+else
+  size=1024
+  step=(--size 1024 --batch 8 --targets 20 --repeats 5 --bf16 --device "$device")
+  models=(--backbones r50 swin-l --batch 1 8 --dtype float32 bfloat16 float16 --variants stock ours graph)
+  scenes=(--steps 500 --workers 4)
+fi
 python=${PYTHON:-python3}
 figures=docs/gpu
 if [[ $device == cpu || -n $quick ]]; then figures=$(mktemp -d); fi
@@ -75,31 +86,18 @@ for part in "${parts[@]}"; do
         export PYTHONPATH=${TMPDIR:-/tmp}/mask2former_hf_msda:$PYTHONPATH
       fi ;;
     operator)
-      bench operator 130 deformable_attention.py --device "$device" ${quick:+--dtype float32 --batch 1 --repeats 1} ;;
+      bench operator 130 deformable_attention.py --device "$device" --repeats 3 ${quick:+--batch 1} ;;
     training)
-      if [[ -n $quick ]]; then
-        bench training 60 training_step.py --backbone r50 --size 64 --batch 1 --targets 3 --repeats 1 --bf16 --device "$device"
-      else
-        bench training 130 training_step.py --backbone r50 --size 1024 --batch 8 --targets 20 --repeats 5 --bf16 --compile \
-          --device "$device" --profile "$figures/training_profile.txt"
-        bench training_swin 60 training_step.py --backbone swin-t --size 1024 --batch 8 --targets 20 --repeats 5 --bf16 \
-          --device "$device"
-      fi ;;
+      bench training 80 training_step.py --backbone r50 "${step[@]}" --profile "$figures/training_profile.txt" ;;
     inference)
-      if [[ -n $quick ]]; then
-        bench inference 60 inference.py --device "$device" --size 64 --repeats 1 --backbones r50 --dtype bfloat16 --stages
-      else
-        bench inference 90 inference.py --device "$device" --size 1024 --repeats 7 --backbones r50 swin-l --batch 1 8 \
-          --dtype float32 bfloat16 float16 --variants stock ours graph --stages
-        bench inference_compiled 90 inference.py --device "$device" --size 1024 --repeats 7 --backbones r50 swin-l \
-          --batch 8 --dtype bfloat16 --variants stock ours compiled
-      fi ;;
+      bench inference 110 inference.py --device "$device" --size $size --repeats 3 --stages "${models[@]}" ;;
     scenes)
-      if [[ -n $quick ]]; then
-        bench scenes 60 scenes_training.py --steps 4 --eval-images 4 --precision bf16
-      else
-        bench scenes 75 scenes_training.py --steps 500 --workers 4
-      fi ;;
+      bench scenes 90 scenes_training.py "${scenes[@]}" ;;
+    more)
+      bench training_swin 60 training_step.py --backbone swin-t "${step[@]}"
+      bench inference_compiled 90 inference.py --device "$device" --size $size --repeats 3 --backbones r50 \
+        --dtype bfloat16 --variants stock ours compiled
+      bench training_compiled 120 training_step.py --backbone r50 "${step[@]}" --compile ;;
     tables)
       run tables 20 "$python" benchmarks/gpu_tables.py "$figures" ;;
   esac
