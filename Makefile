@@ -5,13 +5,21 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test gpu gpu-dry-run lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/mask2former-hf demo --output demo_output
 
 test: $(VENV)/installed-for-tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Needs a GPU, no network, and 8 minutes; PYTHON is one in which torch finds the GPU.
+gpu:
+	PYTHON=$(PYTHON) benchmarks/gpu.sh
+
+# The same lines on a CPU, with small numbers.
+gpu-dry-run: $(VENV)/installed-for-tests
+	PYTHON=$(BIN)/python benchmarks/gpu.sh --device cpu --quick
 
 lint: $(VENV)/installed-for-tests
 	$(BIN)/ruff check .

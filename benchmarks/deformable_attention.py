@@ -29,7 +29,7 @@ from mask2former_hf.model.pixel_decoder import cell_centres
 
 # Image name -> padded to the size divisor, 32.
 IMAGES = {
-    "cpu": {"640x640": (640, 640), "800x1216": (800, 1216)},
+    "cpu": {"640x640": (640, 640), "800x1216": (800, 1216), "128x128": (128, 128)},
     "cuda": {"800x1333": (800, 1344), "1024x1024": (1024, 1024)},
 }
 BATCHES = {"cpu": (1,), "cuda": (1, 8)}
@@ -42,6 +42,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--batch", type=int, nargs="+")
+    parser.add_argument("--image", nargs="+", help="names of sizes (default: two sizes of photos)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), nargs="+")
     parser.add_argument("--device", choices=("cpu", "cuda"), nargs="+", default=["cpu", "cuda"])
     parser.add_argument("--json", help="file for the figures")
@@ -61,7 +62,9 @@ def main():
         heading = "".join(f"{name:>10}" for name in names)
         print(f"{'image':10}{'batch':>5} {'dtype':9}{'pass':19}{heading}{'stock/kernel':>14}{'GB/s':>7}{'of copy':>9}")
         cases = product(
-            IMAGES[device_type], arguments.batch or BATCHES[device_type], arguments.dtype or DTYPES[device_type]
+            arguments.image or list(IMAGES[device_type])[:2],
+            arguments.batch or BATCHES[device_type],
+            arguments.dtype or DTYPES[device_type],
         )
         for name, batch, dtype_name in cases:
             dtype = getattr(torch, dtype_name)

@@ -24,12 +24,13 @@ done
 ((${#parts[@]})) || parts=(tests operator training inference scenes tables)
 
 if [[ -n $quick ]]; then
-  size=64
+  size=64 problems=(--batch 1)
+  [[ $device == cpu ]] && problems+=(--image 128x128)
   step=(--size 64 --batch 1 --targets 3 --repeats 1 --bf16 --device "$device")
   models=(--backbones r50 --dtype bfloat16)
   scenes=(--steps 4 --eval-images 4 --precision bf16)
 else
-  size=1024
+  size=1024 problems=()
   step=(--size 1024 --batch 8 --targets 20 --repeats 5 --bf16 --device "$device")
   models=(--backbones r50 swin-l --batch 1 8 --dtype float32 bfloat16 float16 --variants stock ours graph)
   scenes=(--steps 500 --workers 4)
@@ -86,13 +87,13 @@ for part in "${parts[@]}"; do
         export PYTHONPATH=${TMPDIR:-/tmp}/mask2former_hf_msda:$PYTHONPATH
       fi ;;
     operator)
-      bench operator 130 deformable_attention.py --device "$device" --repeats 3 ${quick:+--batch 1} ;;
+      bench operator 130 deformable_attention.py --device "$device" --repeats 3 "${problems[@]}" ;;
     training)
       bench training 80 training_step.py --backbone r50 "${step[@]}" --profile "$figures/training_profile.txt" ;;
     inference)
       bench inference 110 inference.py --device "$device" --size $size --repeats 3 --stages "${models[@]}" ;;
     scenes)
-      bench scenes 90 scenes_training.py "${scenes[@]}" ;;
+      bench scenes 120 scenes_training.py "${scenes[@]}" ;;
     more)
       bench training_swin 60 training_step.py --backbone swin-t "${step[@]}"
       bench inference_compiled 90 inference.py --device "$device" --size $size --repeats 3 --backbones r50 \
