@@ -54,7 +54,11 @@ class TrainingSettings:
     random_weights: bool = _setting("start the backbone from random weights", False, "model")
     recipe: str | None = _setting("settings of one of the original's 59 recipes, as coco-panoptic-r50", group="model")
     task: str | None = _setting(f"{', '.join(TASKS)} (default: by the data)", group="model")
-    queries: int | None = _setting("number of queries (default: the model's)", group="model")
+    queries: int | None = _setting(
+        "number of queries, each of which finds a segment (default: the checkpoint's; of a new model, enough for the "
+        "fullest image to train on)",
+        group="model",
+    )
     mask_loss: str | None = _setting(
         "cross-entropy (bce, default) or focal loss of masks", group="model", choices=MASK_LOSSES
     )
