@@ -9,12 +9,13 @@ import torch
 from torch.utils.data import DataLoader, RandomSampler
 from tqdm import tqdm
 
-from .. import Mask2FormerImageProcessor
 from ..data.example import Example
 from ..data.json_files import write_json
 from ..data.scenes import Scenes, ScenesDataset
 from ..evaluation.evaluator import evaluate
 from ..inference.drawing import draw_panoptic, side_by_side
+from ..inference.loading import default_device
+from ..model.image_processing_mask2former import Mask2FormerImageProcessor
 from ..training.backbones import new_model
 from ..training.collation import SegmentationCollator
 from ..training.optimization import FROM_RANDOM, parameter_groups, polynomial_schedule
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--seed", type=int, default=0, help="of weights, scenes and their order (default: 0)")
     parser.add_argument(
         "--device",
-        default="cuda" if torch.cuda.is_available() else "cpu",
+        default=default_device(),
         help="where the model runs, as torch names it: cpu, cuda, cuda:1 (default here: %(default)s)",
     )
 

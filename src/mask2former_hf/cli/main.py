@@ -6,6 +6,8 @@ import os
 import sys
 import traceback
 
+from ..data.errors import DataError
+
 COMMANDS = {
     "convert": "turn a checkpoint of detectron2 or mmdetection into a folder for this package, and back",
     "demo": "train a small model on generated scenes, evaluate it, and draw its predictions",
@@ -55,7 +57,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _report(command: str, error: Exception) -> int:
-    """One line where the system stopped the command, as a full disk does; else a traceback that asks to be sent."""
+    """One line where data or the system stopped the command, as a full disk does; else a traceback to be sent."""
+    if isinstance(error, DataError):
+        print(f"mask2former-hf {command}: {error}", file=sys.stderr)
+        return 2
     if isinstance(error, OSError) and error.errno is not None:
         place = "" if error.filename is None else f"{error.filename}: "
         print(f"mask2former-hf {command}: {place}{error.strerror}", file=sys.stderr)

@@ -1,11 +1,13 @@
 """`mask2former-hf train`: fine-tune or train on your own data, with official metrics. Also under torchrun."""
 
 import argparse
+import sys
 from dataclasses import fields
 from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
+from ..data.errors import DataError
 from ..evaluation.processes import process_group
 from ..training.run import TrainingRun
 from ..training.run_folder import how_to_go_on, steps_with_results
@@ -81,6 +83,9 @@ def _train(settings: TrainingSettings) -> int:
         figures = training.train()
     except FolderInUse as error:
         raise UserError(in_flags(str(error), ["output"])) from error
+    except DataError as error:
+        print(file=sys.stderr)  # the progress bar ends its line
+        raise UserError(f"{error}. {how_to_go_on(training.settings.output)}") from error
     except OSError as error:
         if error.errno is None:
             raise

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from ..data.augmentation import AugmentedDataset, augmentation_for
 from ..data.json_files import write_json
 from ..data.kinds import load_both, load_split
+from ..data.reader import check_headers
 from ..data.recognise import recognise
 from ..data.statistics import Statistics, look_through
 from ..evaluation.evaluator import METRICS, SegmentationEvaluator
@@ -208,10 +209,9 @@ def _first_process() -> bool:
 
 def _check_headers(dataset, split: str, show: bool):
     """Find out before the first step which image files cannot be opened or have another size than their annotation."""
-    check = getattr(dataset, "check_headers", None)
-    if check is not None and _first_process():
+    if _first_process():
         try:
-            check(progress=show)
+            check_headers(dataset, progress=show)
         except ValueError as error:
             raise ValueError(f"{split}: {error}") from error
 
@@ -315,9 +315,8 @@ def _arguments(settings: TrainingSettings, recipe: Recipe | None, task: str) -> 
     milestones = None
     if recipe is not None and recipe.milestones:  # at the same fraction of a shorter run
         milestones = [round(step / recipe.iterations * settings.steps) for step in recipe.milestones]
-    metric = {"panoptic": "pq", "instance": "ap", "semantic": "miou"}[task]
-    if settings.metrics and metric not in settings.metrics:
-        metric = settings.metrics[0]
+    usual = METRICS[task][0]
+    metric = usual if usual in (settings.metrics or METRICS[task]) else settings.metrics[0]
     return Mask2FormerTrainingArguments(
         output_dir=str(settings.output),
         max_steps=settings.steps,
