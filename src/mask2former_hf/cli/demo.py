@@ -19,6 +19,7 @@ from ..model.image_processing_mask2former import Mask2FormerImageProcessor
 from ..training.backbones import new_model
 from ..training.collation import SegmentationCollator
 from ..training.optimization import FROM_RANDOM, parameter_groups, polynomial_schedule
+from ..training.threads import fewer_threads
 from .main import UserError
 
 SIZE = 128
@@ -52,6 +53,13 @@ def run(arguments: argparse.Namespace) -> int:
     model = new_model("tiny", Scenes.classes, "panoptic").to(arguments.device)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     print(f"Training {millions:.1f} M parameters from scratch on {SIZE}x{SIZE} scenes, device {arguments.device}")
+    with fewer_threads(model, SIZE, arguments.batch_size) as said:
+        if said:
+            print(said)
+        return _demo(model, processor, arguments)
+
+
+def _demo(model, processor, arguments: argparse.Namespace) -> int:
     start = time.perf_counter()
     done = train(model, processor, arguments)
     trained = time.perf_counter() - start
@@ -72,7 +80,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def train(model, processor, arguments) -> int:
-    """Train in place; returns the steps done, fewer than asked for after Ctrl-C."""
+    """Train in place; returns the steps done, fewer than asked for after Ctrl-C.
+
+    Not by `TrainingRun`: that needs Accelerate, which a bare installation lacks, and after Ctrl-C it ends, to be
+    resumed, where the demo goes on with what was learned.
+    """
     dataset = ScenesDataset(arguments.steps * arguments.batch_size, size=SIZE, seed=arguments.seed)
     loader = DataLoader(
         dataset,

@@ -13,6 +13,7 @@ from ..training.run import TrainingRun
 from ..training.run_folder import how_to_go_on, steps_with_results
 from ..training.run_lock import FolderInUse
 from ..training.settings import TrainingSettings
+from ..training.threads import fewer_threads
 from .main import UserError
 from .settings import add_flag, in_flags, read_settings
 from .training_output import AdviceAtZero, LossProgress, draw_batch, headline_names, summary
@@ -80,7 +81,10 @@ def _train(settings: TrainingSettings) -> int:
     trainer.replace_progress(LossProgress)
     trainer.add_callback(AdviceAtZero(training))
     try:
-        figures = training.train()
+        with fewer_threads(training.model, training.side, training.settings.batch_size) as said:
+            if said and trainer.is_world_process_zero():
+                print(said)
+            figures = training.train()
     except FolderInUse as error:
         raise UserError(in_flags(str(error), ["output"])) from error
     except DataError as error:

@@ -49,7 +49,7 @@ class TrainingRun:
         given: those of learning rate, clip and backbone multiplier that were not left to the defaults.
         recognised: what was found in the folder of data, by setting.
         held_out: in words, what was kept to measure on.
-        train_data, val_data: the readers; `augmented`: what the model is trained on.
+        train_data, val_data: the readers; `augmented`: what the model is trained on, images of `side` pixels or so.
         model, processor: as they start; `new_classes`: names that the checkpoint did not know; `queries_reason`: why
             the model has so many queries.
         statistics: of the training data's annotations (`data.statistics.Statistics`).
@@ -96,9 +96,9 @@ class TrainingRun:
             _check_headers(self.train_data, "train", show)
             _check_headers(self.val_data, "val", show)
         self.augmented, self.processor = _images(settings, self.recipe, self.train_data, task)
-        side = settings.crop or self.processor.size["shortest_edge"]
-        check_batch_norm(settings, self.model, side, len(self.train_data))
-        check_memory(settings, self.model, side, torch.device("cpu" if settings.cpu else default_device()))
+        self.side = settings.crop or self.processor.size["shortest_edge"]
+        check_batch_norm(settings, self.model, self.side, len(self.train_data))
+        check_memory(settings, self.model, self.side, torch.device("cpu" if settings.cpu else default_device()))
         try:
             SegmentationEvaluator(self.model.config, self.processor, settings.metrics)  # not after the first steps
             self.trainer = self._trainer()
