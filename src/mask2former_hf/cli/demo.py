@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, RandomSampler
 from tqdm import tqdm
+from transformers.utils import logging as transformers_logging
 
 from ..data.example import Example
 from ..data.json_files import write_json
@@ -47,6 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     for name in ("steps", "batch_size", "eval_images"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least 1")
+    transformers_logging.disable_progress_bar()  # of writing one file
     arguments.output.mkdir(parents=True, exist_ok=True)  # now, and not after minutes of training
     torch.manual_seed(arguments.seed)
     processor = Mask2FormerImageProcessor(size={"height": SIZE, "width": SIZE})
