@@ -9,9 +9,9 @@ from torch import nn
 
 from .memory import bytes_per_pixel
 
-# A step is a thousand small parts, after each of which all threads wait for the last. Where other processes run, that
-# wait is as long as the system lets those run: 60 steps of the tiny model at 128 x 128, batch 4 (30 MB), took 27 s
-# with one thread and 409 s with two on 2 cores under a load of 8; on a quiet machine 5 s and 4 s.
+# A step is a thousand small parts, after each of which all threads wait for the last. 60 steps of the tiny model at
+# 128 x 128, batch 4 (30 MB), took 5 s with one thread and 4 s with two on a quiet machine of 2 cores; under a load of
+# 9 they took 27 s and 409 s, and where threads wait asleep (`cli.main`) half as long again with two as with one.
 BYTES_PER_THREAD = 128e6
 CHOSEN_BY = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # variables by which a user, or torchrun, says the number
 
