@@ -27,12 +27,12 @@ lint: $(VENV)/installed-for-tests
 
 $(VENV)/installed: setup.cfg setup.py pyproject.toml src/mask2former_hf/kernels/msda_cpu.cpp
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check $(TORCH)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e .
+	$(BIN)/python -m pip install --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip install --disable-pip-version-check -e .
 	touch $@
 
 $(VENV)/installed-for-tests: $(VENV)/installed
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e .[test]
+	$(BIN)/python -m pip install --disable-pip-version-check -e .[test]
 	touch $@
 
 clean:

@@ -28,6 +28,7 @@ from mask2former_hf.data.example import Example
 from mask2former_hf.data.json_files import write_json
 from mask2former_hf.data.scenes import Scenes
 from mask2former_hf.evaluation.evaluator import SegmentationEvaluator
+from mask2former_hf.hub.model_card import INSTALL
 from mask2former_hf.inference.segmenter import Segmenter
 from mask2former_hf.model.mask_losses import Focal
 from mask2former_hf.training.recipes import load_recipe, recipe_names
@@ -91,7 +92,7 @@ def test_a_run_leaves_its_log_and_a_table_of_its_figures(trained):
 
 def test_the_card_has_its_data_the_install_line_and_figures_in_percent(trained):
     text = (trained / "README.md").read_text()
-    assert f"# {trained.name}\n" in text and f"name: {trained.name}\n" in text and "pip install mask2former-hf" in text
+    assert f"# {trained.name}\n" in text and f"name: {trained.name}\n" in text and INSTALL in text
     figures = json.loads((trained / "results.json").read_text())["metrics"]
     assert "## Results on scenes\n\n| metric | value in percent |" in text
     assert f"| pq | {100 * figures['pq']:.4g} |" in text

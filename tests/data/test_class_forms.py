@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mask2former_hf.data import kinds
 from mask2former_hf.data.class_forms import class_table
 from mask2former_hf.data.classes import ClassTable
 from mask2former_hf.data.coco import CocoInstances, CocoPanoptic
@@ -67,7 +68,8 @@ def pictures(tmp_path):
 def settings(kind, folder, classes):
     """Settings of one image with one object of id 0 for every kind."""
     given = dict.fromkeys((*OPEN, "objects_column", *OF_A_SPLIT)) | {"data": kind.split()[0], "classes": classes}
-    given |= {"images": folder / "images", "maps": folder / "maps", "annotations": folder / "a.json"}
+    places = {"images": folder / "images", "maps": folder / "maps", "annotations": folder / "a.json"}
+    given |= {name: places[name] for name in kinds.KINDS[given["data"]].paths}
     (folder / "maps").mkdir()
     ids = np.zeros((8, 8), np.uint8)
     if kind == "instance-maps":

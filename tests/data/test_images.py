@@ -2,6 +2,8 @@
 
 import logging
 import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -144,3 +146,28 @@ def test_a_pipe_is_no_image_and_is_not_waited_for(tmp_path):
     for read in (read_image, read_map, read_size):
         with pytest.raises(OSError, match="pipe.png: not a readable image .*neither a file"):
             read(tmp_path / "pipe.png")
+
+
+def png_chunk(name, content):
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_a_png_is_turned_by_a_tag_on_either_side_of_its_pixels(tmp_path, place):
+    exif, path = Image.Exif(), tmp_path / "turned.png"
+    exif[0x0112] = 6
+    Image.new("RGB", (60, 40)).save(path, **({"exif": exif} if place == "before" else {}))
+    if place == "after":
+        content = path.read_bytes()
+        end = content.rindex(b"IEND") - 4
+        path.write_bytes(content[:end] + png_chunk(b"eXIf", exif.tobytes()) + content[end:])
+    assert read_size(path) == read_image(path).shape[:2] == (60, 40)
+
+
+def test_the_size_of_a_png_is_read_without_its_pixels(tmp_path):
+    path = tmp_path / "half.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert read_size(path) == (40, 60)
+    with pytest.raises(OSError, match="half.png: not a readable image"):
+        read_image(path)

@@ -68,5 +68,5 @@ def test_bad_arguments_are_refused(arguments, message):
 
 
 def test_an_index_out_of_range_is_an_index_error():
-    with pytest.raises(IndexError, match="index=2.*2 scenes, 0 to 1"):
+    with pytest.raises(IndexError, match="index=2.*2 examples, 0 to 1"):
         ScenesDataset(2)[2]

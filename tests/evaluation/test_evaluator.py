@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from helpers import tiny_model
 import mask2former_hf
 from mask2former_hf import Mask2FormerImageProcessor
 from mask2former_hf.cli.main import main
+from mask2former_hf.data.classes import ClassTable
 from mask2former_hf.data.scenes import ID2LABEL, STUFF_LABEL_IDS, Scenes
-from mask2former_hf.evaluation.evaluator import SegmentationEvaluator, check_classes, evaluate, headline
+from mask2former_hf.evaluation.evaluator import SegmentationEvaluator, evaluate, headline
+from mask2former_hf.evaluation.matching_classes import with_classes_of
 from mask2former_hf.inference.segmentation import instance_result, panoptic_result, semantic_result
 
 METRICS = ["pq", "ap", "box_ap", "miou"]
@@ -133,8 +136,39 @@ def test_two_processes_give_the_figures_of_one_with_an_uneven_last_batch(checkpo
     assert one.read_text() == two.read_text()
 
 
-def test_other_classes_are_refused_with_the_first_that_differs(checkpoint):
+def test_classes_that_the_model_lacks_are_refused_with_the_difference(checkpoint):
     model, _ = load(checkpoint)
     model.config.id2label = model.config.id2label | {3: "moss"}
-    with pytest.raises(ValueError, match="first that differs is class 3: .* in the data, 'moss' in the model"):
-        check_classes(model.config, Subset(1))
+    with pytest.raises(ValueError, match="only in the data: 'sky'; only in the model: 'moss'"):
+        with_classes_of(model.config, Subset(1))
+
+
+class Renamed(Subset):
+    """Some scenes whose classes have other names and places."""
+
+    def __init__(self, names):
+        super().__init__(3)
+        self.names = names
+        self.classes = ClassTable.from_labels(dict(enumerate(names.values())))
+
+    def __getitem__(self, index):
+        example, numbers = super().__getitem__(index), list(self.names)
+        segments = [{**s, "category_id": numbers.index(ID2LABEL[s["category_id"]])} for s in example.segments]
+        return replace(example, segments=segments)
+
+
+def test_classes_are_found_in_the_model_by_name_whatever_their_order_and_number(checkpoint):
+    """Sky is the last class there and the first one here; the model has a sixth class that the data lack."""
+    model, processor = load(checkpoint)
+    names = {"sky": "Sky-other-merged", "ground": "ground", "box": "box", "triangle": "TRIANGLE", "disc": "disc"}
+    found = evaluate(model, processor, Renamed(names), metrics=METRICS, progress=False)
+    assert found == evaluate(model, processor, Subset(3), metrics=METRICS, progress=False)
+    model.config.id2label = {**model.config.id2label, 5: "moss"}
+    assert with_classes_of(model.config, Subset(1))[0].segments == Subset(1)[0].segments
+
+
+def test_a_name_that_could_be_two_classes_is_refused(checkpoint):
+    model, _ = load(checkpoint)
+    names = {"sky": "Sky", "ground": "SKY", "box": "box", "triangle": "triangle", "disc": "disc"}
+    with pytest.raises(ValueError, match="only in the data: 'Sky', 'SKY'; only in the model: 'sky', 'ground'"):
+        with_classes_of(model.config, Renamed(names))

@@ -30,8 +30,8 @@ SMALL = {  # name -> what replaces the architecture, so that the test is quick, 
 def published(request, tmp_path, monkeypatch):
     """A classifier saved where the published one would be: its name, its tensors."""
     make, classifier, prefix = SMALL[request.param]
-    monkeypatch.setattr(backbones, "backbone_config", lambda name: make())
-    monkeypatch.setitem(backbones.PUBLISHED, request.param, str(tmp_path / "weights"))
+    entry = backbones.Backbone(make, str(tmp_path / "weights"))
+    monkeypatch.setitem(backbones.BACKBONES, request.param, entry)
     model = classifier(make())
     model.save_pretrained(tmp_path / "weights")
     return request.param, {name.removeprefix(prefix): tensor for name, tensor in model.state_dict().items()}
@@ -76,8 +76,17 @@ def test_without_the_hub_the_error_names_random_weights_and_comes_at_once(start,
 
 
 def test_every_backbone_of_a_recipe_has_published_weights():
-    assert {load_recipe(name).backbone_name for name in recipe_names()} <= set(backbones.PUBLISHED)
-    assert set(backbones.BACKBONES) - {"tiny"} <= set(backbones.PUBLISHED)
+    weights = {name: entry.weights for name, entry in backbones.BACKBONES.items()}
+    assert all(weights[load_recipe(name).backbone_name] for name in recipe_names())
+    assert [name for name, source in weights.items() if source is None] == ["tiny"]
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith(("coco-p", "ade20k-s"))])
+def test_a_short_name_is_the_backbone_of_its_recipe(name):
+    recipe = load_recipe(name)
+    config, described = backbones.BACKBONES[recipe.backbone_name].config(), recipe.backbone_fields()
+    described.pop("image_size", None)  # of the pretraining; no tensor depends on it
+    assert {field: getattr(config, field) for field in described} == described
 
 
 @pytest.mark.parametrize(

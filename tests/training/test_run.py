@@ -8,7 +8,8 @@ import pytest
 import mask2former_hf
 from mask2former_hf import Mask2FormerForUniversalSegmentation, TrainingRun, TrainingSettings
 from mask2former_hf.cli.main import main
-from mask2former_hf.data.scenes import Scenes
+from mask2former_hf.data.scenes import Scenes, ScenesDataset
+from mask2former_hf.training.backbones import new_model, queries_for
 
 
 def scenes(output, **changes):
@@ -71,6 +72,45 @@ def test_a_setting_that_does_not_work_is_an_error_that_names_it(changes, message
     with pytest.raises(ValueError, match=message):
         TrainingRun(scenes(**{"output": tmp_path / "run"} | changes), show=False)
     assert not (tmp_path / "run").exists()
+
+
+class Crowded(ScenesDataset):
+    """Scenes with more things than the tiny model has queries."""
+
+    def __init__(self, things=70):
+        super().__init__(4, size=96, num_things=(things, things))
+
+
+def test_a_new_model_has_queries_for_the_fullest_image(tmp_path):
+    crowded, few = {"train_data": Crowded(), "val_data": Scenes("val"), "show": False}, Crowded(3)
+    run = TrainingRun(scenes(tmp_path / "run", data=None, val_limit=None, steps=1), **crowded)
+    most = max(len(crowded["train_data"][index].segments) for index in range(4))
+    assert most > 20 and run.model.config.num_queries == queries_for(most)
+    assert (
+        run.queries_reason == f"a tenth more than the {most} segments of the fullest image to train on, instead of 20"
+    )
+    usual = TrainingRun(scenes(tmp_path / "few", data=None), **crowded | {"train_data": few})
+    assert usual.model.config.num_queries == 20 and usual.queries_reason.startswith("as usual; the fullest image")
+    given = TrainingRun(scenes(tmp_path / "given", data=None, queries=most), **crowded)
+    assert given.model.config.num_queries == most and given.queries_reason == "as given"
+    with pytest.raises(
+        ValueError, match=f"queries={most - 1}: an image .* {most} segments.*queries={queries_for(most)}"
+    ):
+        TrainingRun(scenes(tmp_path / "too_few", data=None, queries=most - 1), **crowded)
+
+
+def test_a_checkpoint_keeps_its_queries_and_is_refused_where_they_are_too_few(tmp_path):
+    new_model("tiny", Scenes.classes, "panoptic").save_pretrained(tmp_path / "start")
+    start = {"backbone": None, "model": str(tmp_path / "start"), "data": None}
+    run = TrainingRun(scenes(tmp_path / "run", **start), Scenes("val"), Scenes("val"), show=False)
+    assert run.model.config.num_queries == 20 and run.queries_reason == "the checkpoint's own"
+    with pytest.raises(ValueError, match="start has 20 queries: .*, which keeps those of the checkpoint and adds new"):
+        TrainingRun(scenes(tmp_path / "run", **start), Crowded(), Scenes("val"), show=False)
+
+
+@pytest.mark.parametrize("segments, queries", [(0, 0), (9, 10), (10, 20), (100, 110), (258, 290)])
+def test_queries_are_a_tenth_more_than_segments_in_tens(segments, queries):
+    assert queries_for(segments) == queries
 
 
 def test_every_setting_is_documented_and_public():

@@ -9,7 +9,6 @@ from pathlib import Path
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
-from .. import Mask2FormerImageProcessor
 from ..conversion.architecture import Settings
 from ..conversion.checkpoint_files import Checkpoint, read_checkpoint, write_original
 from ..conversion.converting import assumptions, build_model, check_numbers, recognise_source, to_original
@@ -17,6 +16,7 @@ from ..conversion.detectron2_config import settings_from_yaml
 from ..conversion.names import CheckpointError
 from ..data.classes import ClassTable
 from ..hub.publishing import push_to_hub
+from ..model.image_processing_mask2former import Mask2FormerImageProcessor
 from ..training.recipes import load_recipe, recipe_names
 from .loading import load_model
 from .main import UserError

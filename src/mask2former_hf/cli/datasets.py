@@ -6,23 +6,10 @@ from ..data import kinds
 from .main import UserError
 from .settings import add_flag, in_flags
 
-COMMON = (
-    "data",
-    "classes",
-    "image_suffix",
-    "map_suffix",
-    "divisor",
-    "dataset",
-    "image_column",
-    "label_column",
-    "segments_info_column",
-    "objects_column",
-)
-
 
 def add_data_arguments(parser: argparse.ArgumentParser, split: str = ""):
     """Flags for the kind of data, its classes, and the paths of a split ("" for flags without prefix)."""
-    for name in COMMON:
+    for name in ("data", *kinds.SHARED):
         add_flag(parser, name)
     for name, text in kinds.OF_A_SPLIT.items():
         kind = int if name == "limit" else str

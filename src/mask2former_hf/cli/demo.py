@@ -8,16 +8,19 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, RandomSampler
 from tqdm import tqdm
+from transformers.utils import logging as transformers_logging
 
-from .. import Mask2FormerImageProcessor
 from ..data.example import Example
 from ..data.json_files import write_json
 from ..data.scenes import Scenes, ScenesDataset
 from ..evaluation.evaluator import evaluate
 from ..inference.drawing import draw_panoptic, side_by_side
+from ..inference.loading import default_device
+from ..model.image_processing_mask2former import Mask2FormerImageProcessor
 from ..training.backbones import new_model
 from ..training.collation import SegmentationCollator
 from ..training.optimization import FROM_RANDOM, parameter_groups, polynomial_schedule
+from ..training.threads import fewer_threads
 from .main import UserError
 
 SIZE = 128
@@ -36,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--seed", type=int, default=0, help="of weights, scenes and their order (default: 0)")
     parser.add_argument(
         "--device",
-        default="cuda" if torch.cuda.is_available() else "cpu",
+        default=default_device(),
         help="where the model runs, as torch names it: cpu, cuda, cuda:1 (default here: %(default)s)",
     )
 
@@ -45,12 +48,20 @@ def run(arguments: argparse.Namespace) -> int:
     for name in ("steps", "batch_size", "eval_images"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least 1")
+    transformers_logging.disable_progress_bar()  # of writing one file
     arguments.output.mkdir(parents=True, exist_ok=True)  # now, and not after minutes of training
     torch.manual_seed(arguments.seed)
     processor = Mask2FormerImageProcessor(size={"height": SIZE, "width": SIZE})
     model = new_model("tiny", Scenes.classes, "panoptic").to(arguments.device)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     print(f"Training {millions:.1f} M parameters from scratch on {SIZE}x{SIZE} scenes, device {arguments.device}")
+    with fewer_threads(model, SIZE, arguments.batch_size) as said:
+        if said:
+            print(said)
+        return _demo(model, processor, arguments)
+
+
+def _demo(model, processor, arguments: argparse.Namespace) -> int:
     start = time.perf_counter()
     done = train(model, processor, arguments)
     trained = time.perf_counter() - start
@@ -71,7 +82,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def train(model, processor, arguments) -> int:
-    """Train in place; returns the steps done, fewer than asked for after Ctrl-C."""
+    """Train in place; returns the steps done, fewer than asked for after Ctrl-C.
+
+    Not by `TrainingRun`: that needs Accelerate, which a bare installation lacks, and after Ctrl-C it ends, to be
+    resumed, where the demo goes on with what was learned.
+    """
     dataset = ScenesDataset(arguments.steps * arguments.batch_size, size=SIZE, seed=arguments.seed)
     loader = DataLoader(
         dataset,

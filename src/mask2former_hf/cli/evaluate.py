@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 
 from ..data.json_files import write_json
-from ..evaluation.evaluator import KNOWN_METRICS, METRICS, evaluate, headline
+from ..evaluation.evaluator import KNOWN_METRICS, evaluate, headline
 from ..evaluation.processes import process_group, process_rank
 from ..inference.loading import default_device
 from ..inference.rules import METHODS
 from .datasets import add_data_arguments, load_split
 from .loading import load
 from .main import UserError
-from .settings import check_numbers, read_settings
+from .settings import add_flag, check_numbers, read_settings
 
 DEFAULTS = {"batch_size": 4, "num_workers": 0, "device": default_device()}
 OPTIONS = ("threshold", "overlap_threshold", "top_k", "refine")  # of `SegmentationEvaluator`
@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("config", nargs="?", type=Path, help="YAML file whose keys are the flags below")
     parser.add_argument("--model", help="checkpoint folder or Hub id")
     add_data_arguments(parser)
+    add_flag(parser, "no_check")
     parser.add_argument("--metrics", nargs="+", choices=KNOWN_METRICS, help="default: by the checkpoint's task")
     parser.add_argument("--threshold", type=float, help="lowest score of panoptic segments (default: 0.8)")
     parser.add_argument("--overlap-threshold", type=float, help="of panoptic segments (default: 0.8)")
@@ -53,15 +54,14 @@ def run(arguments: argparse.Namespace) -> int:
 def _evaluate(settings) -> int:
     dataset = load_split(settings, "")
     model, processor = load(settings.model, settings.device)
-    metrics = settings.metrics
-    if metrics is None and model.config.task is None:  # of data that is not what the checkpoint is known for
-        metrics = METRICS[dataset.task]
     try:
+        if not settings.no_check and process_rank()[0] == 0:
+            dataset.check_headers()
         summary = evaluate(
             model,
             processor,
             dataset,
-            metrics=metrics,
+            metrics=settings.metrics,
             batch_size=settings.batch_size,
             num_workers=settings.num_workers,
             autocast=torch.bfloat16 if settings.bf16 else None,

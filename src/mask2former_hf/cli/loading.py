@@ -4,10 +4,7 @@ import sys
 import warnings
 
 from ..inference import loading
-from ..inference.loading import LOADING_ERRORS, first_line
 from .main import UserError
-
-__all__ = ["LOADING_ERRORS", "first_line", "load", "load_model"]
 
 
 def load_model(name: str, flag: str = "--model", **fields):

@@ -1,16 +1,19 @@
 """`mask2former-hf train`: fine-tune or train on your own data, with official metrics. Also under torchrun."""
 
 import argparse
+import sys
 from dataclasses import fields
 from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
+from ..data.errors import DataError
 from ..evaluation.processes import process_group
 from ..training.run import TrainingRun
 from ..training.run_folder import how_to_go_on, steps_with_results
 from ..training.run_lock import FolderInUse
 from ..training.settings import TrainingSettings
+from ..training.threads import fewer_threads
 from .main import UserError
 from .settings import add_flag, in_flags, read_settings
 from .training_output import AdviceAtZero, LossProgress, draw_batch, headline_names, summary
@@ -78,9 +81,15 @@ def _train(settings: TrainingSettings) -> int:
     trainer.replace_progress(LossProgress)
     trainer.add_callback(AdviceAtZero(training))
     try:
-        figures = training.train()
+        with fewer_threads(training.model, training.side, training.settings.batch_size) as said:
+            if said and trainer.is_world_process_zero():
+                print(said)
+            figures = training.train()
     except FolderInUse as error:
         raise UserError(in_flags(str(error), ["output"])) from error
+    except DataError as error:
+        print(file=sys.stderr)  # the progress bar ends its line
+        raise UserError(f"{error}. {how_to_go_on(training.settings.output)}") from error
     except OSError as error:
         if error.errno is None:
             raise

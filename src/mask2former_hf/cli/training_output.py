@@ -62,7 +62,7 @@ def summary(run: TrainingRun) -> str:
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     lines.append(
         f"{model.config.task} segmentation, {millions:.1f} M parameters from {start}, "
-        f"{model.config.num_queries} queries, on {arguments.device} x {arguments.world_size}"
+        f"{model.config.num_queries} queries ({run.queries_reason}), on {arguments.device} x {arguments.world_size}"
     )
     if settings.teacher:
         lines.append(f"taught by {settings.teacher}" + (", without the labels" if settings.teacher_only else ""))

@@ -148,11 +148,10 @@ class StockWithSizes(torch.nn.Module):
 
 def measure(ours, stock, processor, dataset) -> dict[str, dict[str, float]]:
     """The usual figures of both networks, with this package's image processing around both."""
-    task = dataset.task if ours.config.task is None else None
     metrics = {}
     for name, model in (("ours", ours), ("stock", StockWithSizes(stock))):
         try:
-            metrics[name] = headline(evaluate(model, processor, dataset, batch_size=1, task=task))
+            metrics[name] = headline(evaluate(model, processor, dataset, batch_size=1))
         except ValueError as error:
             raise UserError(f"--data: {error}") from error
     return metrics

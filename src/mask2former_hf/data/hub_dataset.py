@@ -21,6 +21,7 @@ from .annotations import (
 from .class_forms import class_table
 from .classes import ClassTable
 from .coco_json import AREA, BOX, ID, IS_CROWD, PNG_ID, read_entry
+from .errors import data_errors
 from .example import Example, check_size
 from .images import open_image, to_map, to_panoptic_ids, to_rgb
 from .reader import Reader
@@ -67,6 +68,7 @@ class _Rows:
             raise ValueError(f"the data set has no column {', '.join(missing)}: its columns are {', '.join(columns)}")
         self._lookup = label_lookup(self.classes) if self.task == "semantic" else None
 
+    @data_errors()
     def example(self, row: Mapping, number) -> Example:
         """`number` identifies the row where no column does."""
         image_id = number
@@ -185,7 +187,9 @@ class HubDataset(Reader):
 
     def __getitem__(self, index: int) -> Example:
         self._check_index(index)
-        return self._rows.example(self.dataset[index], index)
+        with data_errors(f"row {index}"):  # of an image that datasets decodes
+            row = self.dataset[index]
+        return self._rows.example(row, index)
 
 
 class HubStream(IterableDataset):

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import stat
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".g
 MAP_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")  # lossless
 _TURNED = (5, 6, 7, 8)  # values of the EXIF orientation that swap height and width
 _ORIENTATION = 0x0112
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _SAMPLES_PER_PIXEL = 277  # TIFF
 _SAID: set[str] = set()  # kinds of warnings that this process gave
 logger = logging.getLogger(__name__)
@@ -128,8 +130,23 @@ def read_size(path: Path, upright: bool = True) -> tuple[int, int]:
 
 
 def _upright_size(image: Image.Image, where) -> tuple[int, int]:
-    turned = image.getexif().get(_ORIENTATION) in _TURNED
-    return image.size if turned else image.size[::-1]
+    whole = image.format != "PNG" or _has_late_texts(where)
+    exif = image.getexif() if whole else Image.Image.getexif(image)
+    return image.size if exif.get(_ORIENTATION) in _TURNED else image.size[::-1]
+
+
+def _has_late_texts(path: str | Path) -> bool:
+    """Whether a PNG has chunks after its pixels that could turn it; because of them Pillow's `getexif` decodes all."""
+    pixels = False
+    with open(path, "rb") as file:
+        file.seek(len(_PNG_SIGNATURE))
+        while len(head := file.read(8)) == 8:
+            length, name = struct.unpack(">I4s", head)
+            if pixels and name in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+                return True
+            pixels |= name == b"IDAT"
+            file.seek(length + 4, os.SEEK_CUR)  # a checksum follows
+    return False
 
 
 def open_image(path: str | Path) -> Image.Image:

@@ -1,22 +1,16 @@
-"""Kinds of annotations by name, and readers of a split that settings describe."""
+"""Kinds of annotations in one table, and readers of a split that settings describe."""
 
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .coco import CocoInstances, CocoPanoptic
 from .folders import InstanceMaps, LabelMaps
 from .held_out import Part, hold_out
 from .hub_dataset import HubDataset
+from .reader import Reader
 from .scenes import Scenes
 
-NEEDED = {  # kind -> the paths of a split that it reads
-    "coco-panoptic": ("images", "annotations", "maps"),
-    "coco-instances": ("images", "annotations"),
-    "label-maps": ("images", "maps"),
-    "instance-maps": ("images", "maps"),
-    "hub": (),
-    "scenes": (),
-}
 # What a split has; a setting is called <split>_<name>, or <name> where there is one split.
 OF_A_SPLIT = {
     "images": "folder of the images",
@@ -25,43 +19,153 @@ OF_A_SPLIT = {
     "split": "split of the Hub data set",
     "limit": "use only the first so many examples",
 }
+# What all splits share.
+SHARED = (
+    "classes",
+    "image_suffix",
+    "map_suffix",
+    "divisor",
+    "dataset",
+    "image_column",
+    "label_column",
+    "segments_info_column",
+    "objects_column",
+)
 
 
-def load_split(settings, split: str = ""):
+@dataclass(frozen=True)
+class Kind:
+    """A kind of annotations.
+
+    Args:
+        needs: options, of `OF_A_SPLIT` and `SHARED`, without which there is nothing to read.
+        takes: further ones that it understands; every kind takes `limit`.
+        read: from the options (None where one was not given) and the name of the split ("" for the only one) to a
+            reader.
+        task: what its examples are annotated for; None if the options decide.
+        packages: that it needs besides those of the package itself -> what for.
+    """
+
+    needs: tuple[str, ...]
+    takes: tuple[str, ...]
+    read: Callable[[Mapping, str], Reader]
+    task: str | None
+    packages: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def paths(self) -> list[str]:
+        """What it needs of each split."""
+        return [name for name in self.needs if name in OF_A_SPLIT]
+
+
+def _hub(options: Mapping, split: str) -> HubDataset:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError("data=hub needs the package datasets: pip install datasets") from error
+    usual = "train" if split == "train" else "validation"
+    return HubDataset(
+        datasets.load_dataset(options["dataset"], split=options["split"] or usual),
+        options["classes"],
+        image=options["image_column"] or "image",
+        label=options["label_column"],
+        segments_info=options["segments_info_column"],
+        objects=options["objects_column"],
+        folder=options["dataset"] if Path(options["dataset"]).is_dir() else None,
+    )
+
+
+def _suffixes(options: Mapping) -> dict[str, str]:
+    return {name: options[name] or "" for name in ("image_suffix", "map_suffix")}
+
+
+KINDS = {
+    "coco-panoptic": Kind(
+        ("images", "annotations", "maps"),
+        ("classes",),
+        lambda o, split: CocoPanoptic(o["images"], o["annotations"], o["maps"], o["classes"]),
+        "panoptic",
+    ),
+    "coco-instances": Kind(
+        ("images", "annotations"),
+        ("classes",),
+        lambda o, split: CocoInstances(o["images"], o["annotations"], o["classes"], skip_empty=split == "train"),
+        "instance",
+        {"pycocotools": "polygons"},
+    ),
+    "label-maps": Kind(
+        ("images", "maps", "classes"),
+        ("image_suffix", "map_suffix"),
+        lambda o, split: LabelMaps(o["images"], o["maps"], o["classes"], **_suffixes(o)),
+        "semantic",
+    ),
+    "instance-maps": Kind(
+        ("images", "maps", "classes"),
+        ("image_suffix", "map_suffix", "divisor"),
+        lambda o, split: InstanceMaps(o["images"], o["maps"], o["classes"], divisor=o["divisor"], **_suffixes(o)),
+        "instance",
+    ),
+    "hub": Kind(
+        ("dataset", "classes"),
+        ("split", "image_column", "label_column", "segments_info_column", "objects_column"),
+        _hub,
+        None,
+        {"datasets": "data=hub"},
+    ),
+    "scenes": Kind((), (), lambda o, split: Scenes(split), "panoptic"),
+}
+
+
+def load_split(settings, split: str = "") -> Reader:
     """A reader of a split of the data set that settings describe.
 
     Args:
-        settings: has `data` (a kind of `NEEDED`), `classes` in any form of `class_table`, `image_suffix`,
-            `map_suffix`, `divisor`, `dataset`, `image_column`, `label_column`, `segments_info_column`,
-            `objects_column`, and what `OF_A_SPLIT` lists.
+        settings: has `data` (a kind of `KINDS`), `classes` in any form of `class_table`, the others of `SHARED`, and
+            what `OF_A_SPLIT` lists.
         split: prefix of the latter, "train", "val" or any other; "" for none.
 
     Raises:
-        ValueError, OSError: for missing settings, and for what the reader finds wrong with the files.
+        ValueError, OSError: for missing settings, for those that the kind does not take, and for what the reader finds
+            wrong with the files.
         ImportError: for a package that the kind needs.
     """
-    kind, prefix = settings.data, f"{split}_" if split else ""
-    if kind not in NEEDED:
-        problem = "data= is missing" if kind is None else f"data={kind}: no such kind"
-        raise ValueError(f"{problem}; choose one of {', '.join(NEEDED)}")
-    paths = {name: getattr(settings, prefix + name) for name in OF_A_SPLIT}
-    if missing := [f"{prefix}{name}=" for name in NEEDED[kind] if not paths[name]]:
-        raise ValueError(f"data={kind} needs {', '.join(missing)}")
-    if paths["limit"] is not None and paths["limit"] < 1:
-        raise ValueError(f"{prefix}limit={paths['limit']}: must be at least 1")
+    prefix = f"{split}_" if split else ""
+    options = {name: getattr(settings, prefix + name) for name in OF_A_SPLIT}
+    options |= {name: getattr(settings, name) for name in SHARED}
+    _check_options(settings.data, options, prefix)
+    limit = options["limit"]
     try:
-        dataset = _read(kind, paths, settings, split)
+        dataset = KINDS[settings.data].read(options, split)
     except (OSError, ValueError) as error:
         kind_of_error = OSError if isinstance(error, OSError) else ValueError
         raise kind_of_error(f"{split or 'data'}: {error}") from error
-    if paths["limit"] is not None:
-        dataset = Part(dataset, range(min(paths["limit"], len(dataset))))
+    if limit is not None:
+        dataset = Part(dataset, range(min(limit, len(dataset))))
     if not len(dataset):
         raise ValueError(f"{split or 'data'} has no examples")
     return dataset
 
 
-def load_both(settings):
+def _check_options(kind: str | None, options: Mapping, prefix: str):
+    """Refuse a kind that does not exist, options that it needs and lacks, and options that it would not look at."""
+    if kind not in KINDS:
+        problem = "data= is missing" if kind is None else f"data={kind}: no such kind"
+        raise ValueError(f"{problem}; choose one of {', '.join(KINDS)}")
+    own = KINDS[kind]
+    called = {name: f"{prefix}{name}=" if name in OF_A_SPLIT else f"{name}=" for name in options}
+    if missing := [called[name] for name in own.needs if not options[name]]:
+        raise ValueError(f"data={kind} needs {', '.join(missing)}")
+    known = (*own.needs, *own.takes, "limit")
+    if useless := [called[name] for name, value in options.items() if value is not None and name not in known]:
+        raise ValueError(
+            f"data={kind} does not take {', '.join(useless)}: it takes {', '.join(called[name] for name in known)}; "
+            "leave the others out, or choose another kind"
+        )
+    if options["limit"] is not None and options["limit"] < 1:
+        raise ValueError(f"{called['limit']}{options['limit']}: must be at least 1")
+
+
+def load_both(settings) -> tuple[Reader, Reader, str]:
     """The readers of train and val, with one table of classes, and in words what was held out ("" for nothing).
 
     COCO jsons that list different classes of one numbering are read with all of them. Files without anything to
@@ -73,7 +177,8 @@ def load_both(settings):
     Raises:
         ValueError: also if the classes of the two contradict each other.
     """
-    if NEEDED.get(settings.data) and not any(getattr(settings, f"val_{name}") for name in NEEDED[settings.data]):
+    paths = KINDS[settings.data].paths if settings.data in KINDS else []
+    if paths and not any(getattr(settings, f"val_{name}") for name in paths):
         whole = load_split(replace(settings, train_limit=None), "train")
         train, val, text = hold_out(whole, settings.held_out, settings.seed)
         parts = [(train, settings.train_limit), (val, settings.val_limit)]
@@ -85,36 +190,3 @@ def load_both(settings):
         settings = replace(settings, classes=classes)
         train, val = load_split(settings, "train"), load_split(settings, "val")
     return train, val, ""
-
-
-def _read(kind: str, paths: dict, settings, split: str):
-    classes = settings.classes
-    suffixes = {"image_suffix": settings.image_suffix or "", "map_suffix": settings.map_suffix or ""}
-    if kind == "coco-panoptic":
-        return CocoPanoptic(paths["images"], paths["annotations"], paths["maps"], classes)
-    if kind == "coco-instances":
-        return CocoInstances(paths["images"], paths["annotations"], classes, skip_empty=split == "train")
-    if kind == "scenes":
-        return Scenes(split)
-    if classes is None:
-        raise ValueError(f"data={kind} needs classes=")
-    if kind == "label-maps":
-        return LabelMaps(paths["images"], paths["maps"], classes, **suffixes)
-    if kind == "instance-maps":
-        return InstanceMaps(paths["images"], paths["maps"], classes, divisor=settings.divisor, **suffixes)
-    try:
-        import datasets
-    except ImportError as error:
-        raise ImportError("data=hub needs the package datasets: pip install datasets") from error
-    if not settings.dataset:
-        raise ValueError("data=hub needs dataset=")
-    usual = "train" if split == "train" else "validation"
-    return HubDataset(
-        datasets.load_dataset(settings.dataset, split=paths["split"] or usual),
-        classes,
-        image=settings.image_column or "image",
-        label=settings.label_column,
-        segments_info=settings.segments_info_column,
-        objects=settings.objects_column,
-        folder=settings.dataset if Path(settings.dataset).is_dir() else None,
-    )

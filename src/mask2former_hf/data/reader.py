@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from .classes import ClassTable
+from .errors import data_errors
 from .example import Example, check_size
 from .images import read_image, read_size
 
@@ -30,6 +31,7 @@ class Reader(Dataset):
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> Example:
+        """An example; raises `errors.DataError` for a file or row that cannot be used."""
         raise NotImplementedError
 
     def check(self, progress: bool = True):
@@ -90,6 +92,7 @@ class FileReader(Reader):
         path = self._image_path(index)
         check_size(read_size(path), self._annotated_size(index), path)
 
+    @data_errors()
     def __getitem__(self, index: int) -> Example:
         self._check_index(index)
         path = self._image_path(index)
@@ -101,6 +104,12 @@ class FileReader(Reader):
 def annotation(dataset, index: int) -> Example:
     """An example of any data set, without its image where the reader can do that."""
     return Example.of(dataset.annotation(index) if hasattr(dataset, "annotation") else dataset[index])
+
+
+def check_headers(dataset, progress: bool = True):
+    """`Reader.check_headers` of any data set; one that is no reader passes."""
+    if hasattr(dataset, "check_headers"):
+        dataset.check_headers(progress)
 
 
 class PackedRecords(Sequence):

@@ -24,7 +24,7 @@ def recognise(folder: str | Path, kind: str | None = None) -> dict:
     path; what names none is to train on.
 
     Args:
-        kind: of `data.kinds.NEEDED`, if it is known.
+        kind: of `data.kinds.KINDS`, if it is known.
 
     Raises:
         FileNotFoundError: for no such folder.

@@ -8,10 +8,10 @@ help to tell classes apart and none is enough.
 import colorsys
 
 import numpy as np
-from torch.utils.data import Dataset
 
 from .classes import ClassTable
 from .example import Example
+from .reader import Reader
 
 ID2LABEL = {0: "disc", 1: "box", 2: "triangle", 3: "sky", 4: "ground"}
 STUFF_LABEL_IDS = (3, 4)
@@ -19,7 +19,7 @@ NUM_THING_CLASSES = 3
 MIN_VISIBLE = 12  # pixels; a thing of which less is left belongs to what lies around it
 
 
-class ScenesDataset(Dataset):
+class ScenesDataset(Reader):
     """Scenes that are a function of (seed, index) alone: any order, process and machine gives the same.
 
     Every pixel of an `Example` belongs to a segment.
@@ -31,6 +31,11 @@ class ScenesDataset(Dataset):
         num_things: smallest and largest number of things drawn; hidden ones are not annotated.
         noise: standard deviation of the pixel noise, in grey levels of 255.
     """
+
+    task = "panoptic"
+    classes = ClassTable.from_categories(
+        {"id": index, "name": name, "isthing": index not in STUFF_LABEL_IDS} for index, name in ID2LABEL.items()
+    )
 
     def __init__(
         self,
@@ -57,8 +62,7 @@ class ScenesDataset(Dataset):
         return self.length
 
     def __getitem__(self, index: int) -> Example:
-        if not 0 <= index < self.length:
-            raise IndexError(f"index={index}: there are {self.length} scenes, 0 to {self.length - 1}")
+        self._check_index(index)
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, index])))
         H, W = self.size
         y, x = np.mgrid[0.5:H, 0.5:W].astype(np.float32)
@@ -87,12 +91,7 @@ class ScenesDataset(Dataset):
 
 
 class Scenes(ScenesDataset):
-    """Generated scenes as a data set with classes: 2000 to train on, 100 others to measure."""
-
-    task = "panoptic"
-    classes = ClassTable.from_categories(
-        {"id": index, "name": name, "isthing": index not in STUFF_LABEL_IDS} for index, name in ID2LABEL.items()
-    )
+    """Generated scenes as a data set with two splits: 2000 to train on, 100 others to measure."""
 
     def __init__(self, split: str):
         super().__init__(2000 if split == "train" else 100, size=128, seed=0 if split == "train" else 1_000_003)

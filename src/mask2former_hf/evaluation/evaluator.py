@@ -16,6 +16,7 @@ from ..inference.segmenter import Segmenter
 from ..model.image_processing_mask2former import Mask2FormerImageProcessor
 from ..model.modeling_mask2former import Mask2FormerForUniversalSegmentation
 from .average_precision import AveragePrecision
+from .matching_classes import with_classes_of
 from .mean_iou import MeanIoU
 from .panoptic_quality import PanopticQuality
 from .processes import process_rank
@@ -285,41 +286,26 @@ def evaluate(
     progress: bool = True,
     autocast: torch.dtype | None = None,
     tta: bool = False,
+    task: str | None = None,
     **options,
 ) -> dict[str, dict]:
     """Metrics of a model on a dataset; under `torch.distributed` every process measures its share and gets the whole.
 
     Args:
-        dataset: of annotated examples (`data.example.Example`) or mappings; a process measures every n-th.
+        dataset: of annotated examples (`data.example.Example`) or mappings; a process measures every n-th. Its classes
+            are found in the model by name (`matching_classes.with_classes_of`).
         metrics, options: of `SegmentationEvaluator`.
         on_result: called with every example and its results.
         autocast, tta: see `run_evaluation`.
+        task: what the model is measured as; None for the config's `task`, or, where it does not say, the data set's.
 
     Returns:
         The full summary of every metric, by its name; `headline` picks the usual figures.
     """
-    check_classes(model.config, dataset)
-    evaluator = SegmentationEvaluator(model.config, processor, metrics, **options)
+    dataset = with_classes_of(model.config, dataset)
+    task = task or getattr(model.config, "task", None) or getattr(dataset, "task", None)
+    evaluator = SegmentationEvaluator(model.config, processor, metrics, task=task, **options)
     show = progress and process_rank()[0] == 0
     loader = evaluation_loader(dataset, batch_size, num_workers)
     run_evaluation(model, loader, evaluator, on_result, show, autocast, tta)
     return merge_processes(evaluator).compute()
-
-
-def check_classes(config, dataset):
-    """Refuse a dataset whose classes are not the model's.
-
-    Raises:
-        ValueError: naming the first class that differs.
-    """
-    classes = getattr(dataset, "classes", None)
-    if classes is None:
-        return
-    theirs, ours = dict(classes.id2label), {int(i): name for i, name in config.id2label.items()}
-    if theirs != ours:
-        differing = next(i for i in range(max(len(theirs), len(ours))) if theirs.get(i) != ours.get(i))
-        raise ValueError(
-            f"dataset has {len(theirs)} classes and the model {len(ours)}; the first that differs is class "
-            f"{differing}: {theirs.get(differing)!r} in the data, {ours.get(differing)!r} in the model. Use the "
-            "checkpoint's own classes, or give the model those of the data (training.label_surgery.set_labels)"
-        )

@@ -11,7 +11,7 @@ from .. import __version__
 from ..inference.known_labels import stuff_of, task_of
 
 TAGS = ["mask2former", "mask2former_hf", "vision", "image-segmentation"]
-INSTALL = "pip install mask2former-hf"
+INSTALL = "not on PyPI yet: `pip install .` in a clone, or `pip install git+` and its address"  # as in README.md
 _ARGUMENTS = (
     "learning_rate backbone_multiplier weight_decay max_grad_norm schedule milestones lr_scheduler_type warmup_steps "
     "optim per_device_train_batch_size gradient_accumulation_steps max_steps num_train_epochs bf16 fp16 seed"
@@ -185,7 +185,7 @@ segments = pipe("photo.jpg", subtask="{task_of(config)}")
     )
     return f"""## Use
 
-With the package mask2former_hf (`{INSTALL}`), which gives the results of the paper's code:
+With the package mask2former_hf ({INSTALL}), which gives the results of the paper's code:
 
 ```python
 from mask2former_hf import Segmenter

@@ -39,7 +39,7 @@ def stuff_of(config, processor=None) -> list[int] | None:
         stuff = getattr(processor, "label_ids_to_fuse", None)
     if stuff is not None:
         return sorted(int(label) for label in stuff)
-    names = [_plain(config.id2label[label]) for label in sorted(config.id2label)]
+    names = [plain_name(config.id2label[label]) for label in sorted(config.id2label)]
     for known, things in _known_sets():
         same = sum(ours == theirs for ours, theirs in zip(names, known, strict=False))
         if len(names) == len(known) and same >= SHARE * len(known):
@@ -53,11 +53,11 @@ def _known_sets() -> list[tuple[list[str], list[bool]]]:
     sets = []
     for file in sorted(folder.iterdir(), key=lambda file: file.name):  # sets of equal names agree on what is stuff
         rows = json.loads(file.read_text(encoding="utf-8"))["classes"]
-        sets.append(([_plain(label) for _, label, _ in rows], [bool(isthing) for _, _, isthing in rows]))
+        sets.append(([plain_name(label) for _, label, _ in rows], [bool(isthing) for _, _, isthing in rows]))
     return sets
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """Letters of the first synonym: "Road, route" and "road" are equal, as are "wall-other-merged" and "wall"."""
     first = re.sub(r"-(other|merged|stuff)\b", "", str(name).lower().split(",")[0])
     return re.sub(r"[^a-z0-9]", "", first)

@@ -1,35 +1,73 @@
 """Backbones by name, and a new model on one of them."""
 
 import os
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 from huggingface_hub import constants
 from huggingface_hub.utils import get_session
-from transformers import CONFIG_MAPPING, MODEL_FOR_BACKBONE_MAPPING, AutoConfig, ResNetConfig, SwinConfig
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_BACKBONE_MAPPING,
+    AutoConfig,
+    PreTrainedConfig,
+    ResNetConfig,
+    SwinConfig,
+)
 from transformers.utils import logging
 
-from .. import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 from ..conversion.architecture import RESNET_DEPTHS, STAGES
 from ..data.classes import ClassTable
+from ..model.configuration_mask2former import Mask2FormerConfig
+from ..model.modeling_mask2former import Mask2FormerForUniversalSegmentation
 from .recipes import Recipe
 
-SWIN = {  # embed_dim, depths, heads (Liu et al., "Swin Transformer", ICCV 2021, section 3.3)
-    "swin-t": (96, [2, 2, 6, 2], [3, 6, 12, 24]),
-    "swin-s": (96, [2, 2, 18, 2], [3, 6, 12, 24]),
-    "swin-b": (128, [2, 2, 18, 2], [4, 8, 16, 32]),
-    "swin-l": (192, [2, 2, 18, 2], [6, 12, 24, 48]),
-}
-RESNET = {"r50": RESNET_DEPTHS[50], "r101": RESNET_DEPTHS[101]}
+
+class Backbone(NamedTuple):
+    """What a short name stands for: its config, and where the Hub has its weights of ImageNet (None: nowhere)."""
+
+    config: Callable[[], PreTrainedConfig]
+    weights: str | None
+
+
+def _swin(embed_dim: int, depths: list[int], heads: list[int], window: int) -> Callable[[], SwinConfig]:
+    """Liu et al., "Swin Transformer", ICCV 2021, section 3.3; pretrained at 224 pixels (window 7) or 384 (12)."""
+    return partial(
+        SwinConfig,
+        embed_dim=embed_dim,
+        depths=depths,
+        num_heads=heads,
+        window_size=window,
+        image_size=32 * window,
+        drop_path_rate=0.3,
+        out_features=STAGES,
+    )
+
+
+_BASE = _swin(128, [2, 2, 18, 2], [4, 8, 16, 32], 12)
+_LARGE = _swin(192, [2, 2, 18, 2], [6, 12, 24, 48], 12)
 TINY = "tiny"
-BACKBONES = (TINY, *RESNET, *SWIN)
-PUBLISHED = {  # short name, or that of a recipe's backbone -> weights on the Hub, of ImageNet
-    "r50": "microsoft/resnet-50",
-    "r101": "microsoft/resnet-101",
-    "swin-t": "microsoft/swin-tiny-patch4-window7-224",
-    "swin-s": "microsoft/swin-small-patch4-window7-224",
-    "swin-b": "microsoft/swin-base-patch4-window12-384",
-    "swin-b-in21k": "microsoft/swin-base-patch4-window12-384-in22k",
-    "swin-l": "microsoft/swin-large-patch4-window12-384-in22k",
-    "swin-l-in21k": "microsoft/swin-large-patch4-window12-384-in22k",
+BACKBONES = {  # the names that recipes end in are among them; "in21k" is the larger ImageNet, "in22k" on the Hub
+    TINY: Backbone(
+        partial(
+            ResNetConfig,
+            embedding_size=32,
+            hidden_sizes=[32, 64, 128, 192],
+            depths=[1, 1, 1, 1],
+            layer_type="basic",
+            out_features=STAGES,
+        ),
+        None,
+    ),
+    "r50": Backbone(partial(ResNetConfig, depths=RESNET_DEPTHS[50], out_features=STAGES), "microsoft/resnet-50"),
+    "r101": Backbone(partial(ResNetConfig, depths=RESNET_DEPTHS[101], out_features=STAGES), "microsoft/resnet-101"),
+    "swin-t": Backbone(_swin(96, [2, 2, 6, 2], [3, 6, 12, 24], 7), "microsoft/swin-tiny-patch4-window7-224"),
+    "swin-s": Backbone(_swin(96, [2, 2, 18, 2], [3, 6, 12, 24], 7), "microsoft/swin-small-patch4-window7-224"),
+    "swin-b": Backbone(_BASE, "microsoft/swin-base-patch4-window12-384"),
+    "swin-b-in21k": Backbone(_BASE, "microsoft/swin-base-patch4-window12-384-in22k"),
+    "swin-l": Backbone(_LARGE, "microsoft/swin-large-patch4-window12-384-in22k"),
+    "swin-l-in21k": Backbone(_LARGE, "microsoft/swin-large-patch4-window12-384-in22k"),
 }
 TINY_FIELDS = {
     "feature_size": 64,
@@ -45,31 +83,9 @@ TINY_FIELDS = {
 }
 
 
-def backbone_config(name: str):
-    """Config of a backbone by its short name, one of `BACKBONES`."""
-    if name == TINY:
-        return ResNetConfig(
-            embedding_size=32,
-            hidden_sizes=[32, 64, 128, 192],
-            depths=[1, 1, 1, 1],
-            layer_type="basic",
-            out_features=STAGES,
-        )
-    if name in RESNET:
-        return ResNetConfig(depths=RESNET[name], out_features=STAGES)
-    if name in SWIN:
-        embed_dim, depths, heads = SWIN[name]
-        window = 7 if embed_dim == 96 else 12
-        return SwinConfig(
-            embed_dim=embed_dim,
-            depths=depths,
-            num_heads=heads,
-            window_size=window,
-            image_size=224 if window == 7 else 384,
-            drop_path_rate=0.3,
-            out_features=STAGES,
-        )
-    raise ValueError(f"backbone={name!r}: must be one of {', '.join(BACKBONES)}, or a checkpoint's folder or Hub id")
+def queries_for(segments: int) -> int:
+    """Queries for images of up to so many segments: a tenth more, because of what was not looked at, in tens."""
+    return -(-11 * segments // 100) * 10
 
 
 def new_model(
@@ -78,9 +94,9 @@ def new_model(
     """A model for these classes: a backbone with its published weights, and a random head.
 
     Args:
-        backbone: a short name (one of `BACKBONES`) or a recipe, whose weights are those of `PUBLISHED`; or the folder
-            or Hub id of a pretrained backbone with four stages. "tiny" is a model of 1.4 M parameters for a CPU, of
-            which no weights are published: they are random.
+        backbone: a short name (one of `BACKBONES`) or a recipe, whose weights are there under its backbone's name; or
+            the folder or Hub id of a pretrained backbone with four stages. "tiny" is a model of 1.4 M parameters for a
+            CPU, of which no weights are published: they are random.
         random_weights: of the backbone, too; then nothing is loaded.
         fields: of `Mask2FormerConfig`.
 
@@ -92,12 +108,12 @@ def new_model(
         described = backbone.backbone_fields()
         config = CONFIG_MAPPING[described.pop("model_type")](**described, out_features=STAGES)
     elif backbone in BACKBONES:
-        config = backbone_config(backbone)
+        config = BACKBONES[backbone].config()
         fields = (TINY_FIELDS if backbone == TINY else {}) | fields
     else:
         config = AutoConfig.from_pretrained(backbone, out_features=STAGES)
-    source = None if random_weights or name == TINY else PUBLISHED.get(name, name)
-    weights = None if source is None else _weights(name, source, config)
+    source = BACKBONES[name].weights if name in BACKBONES else name
+    weights = None if source is None or random_weights else _weights(name, source, config)
     model = Mask2FormerForUniversalSegmentation(
         Mask2FormerConfig(backbone_config=config, task=task, **classes.config_fields(), **fields)
     )

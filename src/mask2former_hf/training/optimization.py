@@ -12,7 +12,8 @@ BACKBONE_MULTIPLIER = 0.1
 WEIGHT_DECAY = 0.05
 GRADIENT_NORM = 0.01
 POLYNOMIAL_POWER = 0.9
-# Of a backbone from random weights, which those values are too small for: mask2former-hf's own runs (docs/results.md)
+# Of a backbone from random weights, for which those values are too small: of this package's own runs
+# (docs/results.md), all of the tiny model. Larger random backbones take the same; of them nothing was measured.
 FROM_RANDOM = {"learning_rate": 1e-3, "clip": 1.0, "backbone_multiplier": 1.0}
 FROM_PRETRAINED = {"learning_rate": LEARNING_RATE, "clip": GRADIENT_NORM, "backbone_multiplier": BACKBONE_MULTIPLIER}
 MULTI_STEP_FACTOR = 0.1

@@ -12,15 +12,17 @@ from tqdm import tqdm
 from ..data.augmentation import AugmentedDataset, augmentation_for
 from ..data.json_files import write_json
 from ..data.kinds import load_both, load_split
+from ..data.reader import check_headers
 from ..data.recognise import recognise
 from ..data.statistics import Statistics, look_through
 from ..evaluation.evaluator import METRICS, SegmentationEvaluator
 from ..inference.loading import LOADING_ERRORS, default_device, first_line, load_model
-from .backbones import BACKBONES, new_model
+from ..model.configuration_mask2former import Mask2FormerConfig
+from .backbones import BACKBONES, new_model, queries_for
 from .checkpoints import last_complete_checkpoint, saving
 from .collation import processor_for
 from .distillation import Distillation
-from .label_surgery import model_for_classes
+from .label_surgery import model_for_classes, resize_queries
 from .memory import check_batch_norm, check_memory
 from .optimization import FROM_RANDOM
 from .recipes import Recipe
@@ -47,8 +49,9 @@ class TrainingRun:
         given: those of learning rate, clip and backbone multiplier that were not left to the defaults.
         recognised: what was found in the folder of data, by setting.
         held_out: in words, what was kept to measure on.
-        train_data, val_data: the readers; `augmented`: what the model is trained on.
-        model, processor: as they start; `new_classes`: names that the checkpoint did not know.
+        train_data, val_data: the readers; `augmented`: what the model is trained on, images of `side` pixels or so.
+        model, processor: as they start; `new_classes`: names that the checkpoint did not know; `queries_reason`: why
+            the model has so many queries.
         statistics: of the training data's annotations (`data.statistics.Statistics`).
         trainer: the `Mask2FormerTrainer`.
         log: the `RunLog`, which writes `log.txt` and `metrics.csv` into the output.
@@ -85,15 +88,17 @@ class TrainingRun:
         self.model, self.new_classes = _model(settings, self.recipe, classes, task)
         self.statistics = _look_through(self.train_data, "train", show)
         self.statistics.check()
+        self.last = last_complete_checkpoint(settings.output) if settings.resume else None
+        self.queries_reason = _fit_queries(settings, self.model, self.statistics.most, self.last)
         _check_segments(settings, self.model, self.statistics, _look_through(self.val_data, "val", show))
         self.model.config.class_table = classes.config_fields(self.statistics.pixels)["class_table"]
         if not settings.no_check:
             _check_headers(self.train_data, "train", show)
             _check_headers(self.val_data, "val", show)
         self.augmented, self.processor = _images(settings, self.recipe, self.train_data, task)
-        side = settings.crop or self.processor.size["shortest_edge"]
-        check_batch_norm(settings, self.model, side, len(self.train_data))
-        check_memory(settings, self.model, side, torch.device("cpu" if settings.cpu else default_device()))
+        self.side = settings.crop or self.processor.size["shortest_edge"]
+        check_batch_norm(settings, self.model, self.side, len(self.train_data))
+        check_memory(settings, self.model, self.side, torch.device("cpu" if settings.cpu else default_device()))
         try:
             SegmentationEvaluator(self.model.config, self.processor, settings.metrics)  # not after the first steps
             self.trainer = self._trainer()
@@ -101,7 +106,6 @@ class TrainingRun:
             raise ValueError(first_line(error)) from error
         self.log = RunLog(settings.output)
         self.trainer.add_callback(self.log)
-        self.last = last_complete_checkpoint(settings.output) if settings.resume else None
         self.finished = self.last is not None and steps_with_results(settings.output) >= settings.steps
 
     def train(self) -> dict[str, float]:
@@ -205,10 +209,9 @@ def _first_process() -> bool:
 
 def _check_headers(dataset, split: str, show: bool):
     """Find out before the first step which image files cannot be opened or have another size than their annotation."""
-    check = getattr(dataset, "check_headers", None)
-    if check is not None and _first_process():
+    if _first_process():
         try:
-            check(progress=show)
+            check_headers(dataset, progress=show)
         except ValueError as error:
             raise ValueError(f"{split}: {error}") from error
 
@@ -222,12 +225,31 @@ def _look_through(dataset, split: str, show: bool) -> Statistics:
         raise ValueError(f"{split}: {error}") from error
 
 
+def _fit_queries(settings: TrainingSettings, model, most: int, last: str | None) -> str:
+    """Give a new model, unless the settings say a number, queries for the fullest image; say why it has its number."""
+    if settings.queries is not None:
+        return "as given" if settings.recipe is None else "as given, or the recipe's"
+    if settings.model is not None:
+        return "the checkpoint's own"
+    usual = model.config.num_queries
+    if last is not None:
+        resize_queries(model, Mask2FormerConfig.from_pretrained(last).num_queries)
+        return "those of the run that goes on"
+    if most <= usual:
+        return f"as usual; the fullest image to train on has {most} segments"
+    resize_queries(model, queries_for(most))
+    return f"a tenth more than the {most} segments of the fullest image to train on, instead of {usual}"
+
+
 def _check_segments(settings: TrainingSettings, model, train: Statistics, val: Statistics):
     """Refuse more segments than queries, and overlaps where the metric has no meaning for them."""
-    if train.most > model.config.num_queries:
+    queries = model.config.num_queries
+    if train.most > queries:
+        whose = f"queries={queries}" if settings.queries else f"model={settings.model} has {queries} queries"
+        keeps = "" if settings.model is None else ", which keeps those of the checkpoint and adds new ones"
         raise ValueError(
-            f"an image has {train.most} segments and the model {model.config.num_queries} queries, each of which "
-            f"finds one: give queries={train.most} or more"
+            f"{whose}: an image to train on has {train.most} segments, and each query finds one; give "
+            f"queries={queries_for(train.most)}{keeps}"
         )
     undefined = [m for m in ("pq", "miou") if m in (settings.metrics or METRICS[model.config.task])]
     if val.overlapping and undefined:
@@ -293,9 +315,8 @@ def _arguments(settings: TrainingSettings, recipe: Recipe | None, task: str) -> 
     milestones = None
     if recipe is not None and recipe.milestones:  # at the same fraction of a shorter run
         milestones = [round(step / recipe.iterations * settings.steps) for step in recipe.milestones]
-    metric = {"panoptic": "pq", "instance": "ap", "semantic": "miou"}[task]
-    if settings.metrics and metric not in settings.metrics:
-        metric = settings.metrics[0]
+    usual = METRICS[task][0]
+    metric = usual if usual in (settings.metrics or METRICS[task]) else settings.metrics[0]
     return Mask2FormerTrainingArguments(
         output_dir=str(settings.output),
         max_steps=settings.steps,

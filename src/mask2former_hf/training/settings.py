@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..data.kinds import NEEDED, OF_A_SPLIT
+from ..data.kinds import KINDS, OF_A_SPLIT
+from ..evaluation.evaluator import METRICS
 from ..model.configuration_mask2former import MASK_LOSSES, TASKS
 from .backbones import BACKBONES, TINY
 from .optimization import FROM_PRETRAINED, FROM_RANDOM, WEIGHT_DECAY
@@ -54,7 +55,11 @@ class TrainingSettings:
     random_weights: bool = _setting("start the backbone from random weights", False, "model")
     recipe: str | None = _setting("settings of one of the original's 59 recipes, as coco-panoptic-r50", group="model")
     task: str | None = _setting(f"{', '.join(TASKS)} (default: by the data)", group="model")
-    queries: int | None = _setting("number of queries (default: the model's)", group="model")
+    queries: int | None = _setting(
+        "number of queries, each of which finds a segment (default: the checkpoint's; of a new model, enough for the "
+        "fullest image to train on)",
+        group="model",
+    )
     mask_loss: str | None = _setting(
         "cross-entropy (bce, default) or focal loss of masks", group="model", choices=MASK_LOSSES
     )
@@ -62,7 +67,7 @@ class TrainingSettings:
     freeze_batch_norm: bool = _setting("for backbones with trained statistics", False, "model")
 
     folder: str | Path | None = _data("folder in which kind of data, splits and classes are recognised")
-    data: str | None = _data("what the annotations are", choices=tuple(NEEDED))
+    data: str | None = _data("what the annotations are", choices=tuple(KINDS))
     classes: object = _data(
         "names separated by commas, a file of them (txt, json, yaml), or the name of a class set such as "
         "ade20k-semantic; by default what the COCO json says"
@@ -82,7 +87,7 @@ class TrainingSettings:
     )
     image_suffix: str | None = _data("of the images' names, such as _leftImg8bit")
     map_suffix: str | None = _data("of the maps' names, such as _gtFine_labelIds")
-    no_check: bool = _data("do not look at the headers of all image files before the first step", False)
+    no_check: bool = _data("do not look at the headers of all image files before the start", False)
     divisor: int | None = _data("instance-maps: class is id // DIVISOR (Cityscapes: 1000)")
     dataset: str | None = _data("hub: id or folder of the data set")
     image_column: str | None = _data("hub: name of the column of images (default: image)")
@@ -128,7 +133,7 @@ class TrainingSettings:
     metrics: list[str] | None = _setting("pq, ap, box_ap, miou (default: by the task)", group="run")
     keep: int = _setting("checkpoints to keep besides the best (default: 2)", 2, "run")
     log_every: int = _setting("steps between lines of the log (default: 10)", 10, "run")
-    report_to: str = _setting("tensorboard, trackio or none (default)", "none", "run")
+    report_to: str = _setting("tensorboard, trackio, wandb or none (default)", "none", "run")
 
     num_workers: int = _setting("processes that prepare images (default: 0)", 0, "machine")
     bf16: bool = _setting("mixed precision in bfloat16", False, "machine")
@@ -173,7 +178,7 @@ def complete(settings: TrainingSettings) -> tuple[TrainingSettings, Recipe | Non
         "queries": recipe.num_queries,
         "batch_size": max(1, recipe.batch_size // max(1, images)),
     }
-    if settings.data in ("label-maps", "instance-maps", "hub"):
+    if settings.data in KINDS and "classes" in KINDS[settings.data].needs:
         implied["classes"] = recipe.class_set
     if settings.augmentation in ("lsj", "resize-crop"):
         implied["crop"] = DEFAULT_CROP
@@ -234,15 +239,12 @@ def check_packages(settings: TrainingSettings):
     Raises:
         ImportError: with the line that installs them.
     """
-    needed = {"accelerate": "training"}
-    if settings.data == "hub":
-        needed["datasets"] = "data=hub"
-    if settings.data == "coco-instances":
-        needed["pycocotools"] = "polygons"
+    kind = KINDS.get(settings.data)
+    needed = {"accelerate": "training"} | ({} if kind is None else kind.packages)
     if settings.report_to in ("tensorboard", "trackio", "wandb"):  # transformers refuses what it does not know
         needed[settings.report_to] = f"report_to={settings.report_to}"
-    average = settings.task == "instance" or settings.data in ("coco-instances", "instance-maps")
-    if {"ap", "box_ap"} & set(settings.metrics or (["ap"] if average else [])) and find_spec("pycocotools") is None:
+    task = settings.task or (None if kind is None else kind.task)
+    if {"ap", "box_ap"} & set(settings.metrics or METRICS.get(task, ())) and find_spec("pycocotools") is None:
         needed["faster_coco_eval"] = "average precision"
     missing = {name: why for name, why in needed.items() if find_spec(name) is None}
     if missing:

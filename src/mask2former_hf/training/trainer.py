@@ -14,12 +14,12 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length, 
 
 from ..evaluation.evaluator import (
     SegmentationEvaluator,
-    check_classes,
     evaluation_loader,
     headline,
     merge_processes,
     run_evaluation,
 )
+from ..evaluation.matching_classes import with_classes_of
 from ..evaluation.processes import process_rank
 from ..hub.model_card import write_model_card
 from ..model.criterion import loss_normalizers
@@ -217,7 +217,7 @@ class Mask2FormerTrainer(Trainer):
         dataset = self.eval_dataset[dataset] if isinstance(dataset, str) else dataset
         if dataset is None:
             raise ValueError("eval_dataset is missing: give it to the trainer or to `evaluate`")
-        check_classes(self.accelerator.unwrap_model(self.model).config, dataset)
+        dataset = with_classes_of(self.accelerator.unwrap_model(self.model).config, dataset)
         return evaluation_loader(dataset, self.args.eval_batch_size, self.args.dataloader_num_workers)
 
     def get_test_dataloader(self, test_dataset) -> DataLoader:
