@@ -4,24 +4,30 @@ from dataclasses import replace
 from pathlib import Path
 
 from .coco import CocoInstances, CocoPanoptic
+from .colour_maps import ColourMaps
 from .folders import InstanceMaps, LabelMaps
 from .held_out import Part, hold_out
 from .hub_dataset import HubDataset
+from .labelme import LabelmeFiles
 from .scenes import Scenes
+from .yolo import YoloSegments, labels_of
 
 NEEDED = {  # kind -> the paths of a split that it reads
     "coco-panoptic": ("images", "annotations", "maps"),
     "coco-instances": ("images", "annotations"),
     "label-maps": ("images", "maps"),
     "instance-maps": ("images", "maps"),
+    "colour-maps": ("images", "maps"),
+    "yolo": ("images",),
+    "labelme": ("annotations",),
     "hub": (),
     "scenes": (),
 }
 # What a split has; a setting is called <split>_<name>, or <name> where there is one split.
 OF_A_SPLIT = {
     "images": "folder of the images",
-    "annotations": "COCO json",
-    "maps": "folder of the PNGs: panoptic ids, labels or instance ids",
+    "annotations": "COCO json, or the folder of YOLO's texts or of labelme's files",
+    "maps": "folder of the PNGs: panoptic ids, labels, instance ids or colours",
     "split": "split of the Hub data set",
     "limit": "use only the first so many examples",
 }
@@ -94,12 +100,18 @@ def _read(kind: str, paths: dict, settings, split: str):
         return CocoPanoptic(paths["images"], paths["annotations"], paths["maps"], classes)
     if kind == "coco-instances":
         return CocoInstances(paths["images"], paths["annotations"], classes, skip_empty=split == "train")
+    if kind == "labelme":
+        return LabelmeFiles(paths["annotations"], paths["images"], classes)
     if kind == "scenes":
         return Scenes(split)
     if classes is None:
         raise ValueError(f"data={kind} needs classes=")
     if kind == "label-maps":
         return LabelMaps(paths["images"], paths["maps"], classes, **suffixes)
+    if kind == "colour-maps":
+        return ColourMaps(paths["images"], paths["maps"], classes, **suffixes)
+    if kind == "yolo":
+        return YoloSegments(paths["images"], paths["annotations"] or labels_of(Path(paths["images"])), classes)
     if kind == "instance-maps":
         return InstanceMaps(paths["images"], paths["maps"], classes, divisor=settings.divisor, **suffixes)
     try:
