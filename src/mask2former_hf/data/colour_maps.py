@@ -25,7 +25,8 @@ Colour = tuple[int, int, int]
 class ColourMaps(FolderReader):
     """Semantic maps in colours: CamVid's, Pascal VOC's, and what CVAT and others export as "segmentation masks".
 
-    A class that occurs in an image is one segment with id = index + 1. Names such as "void" are ignored. See `Example`.
+    A class that occurs in an image is one segment with id = index + 1. Names such as "void" are ignored. See
+    `Example`.
 
     Args:
         images, maps: folders; files are matched by their path without extension and suffix.
@@ -120,7 +121,8 @@ def read_colours(given) -> list[tuple[str, Colour]] | None:
         names += ["void"] * (len(colours) - len(names))
         return [(name, _levels(colour)) for name, colour in zip(names, colours, strict=True)]
     entries = given.get("categories", given.get("classes")) if isinstance(given, Mapping) else given
-    if isinstance(entries, Sequence) and entries and all(isinstance(e, Mapping) and "color" in e for e in entries):
+    entries = list(entries) if isinstance(entries, Sequence) and not isinstance(entries, str) else []
+    if entries and all(isinstance(entry, Mapping) and {"name", "color"} <= {*entry} for entry in entries):
         return [(entry["name"], _levels(entry["color"])) for entry in entries]
     if isinstance(given, Mapping) and given and all(_is_colour(value) for value in given.values()):
         return [(name, _levels(colour)) for name, colour in given.items()]

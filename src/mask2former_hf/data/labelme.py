@@ -113,7 +113,7 @@ class LabelmeFiles(FileReader):
 
     def file_names(self) -> list[str]:
         """Of all images, relative to the json files, with the extension of the image."""
-        return [f"{name}{self._image_path(index).suffix}" for index, name in enumerate(self._names)]
+        return [f"{name}{self.image_path(index).suffix}" for index, name in enumerate(self._names)]
 
     def annotation(self, index: int) -> Example:
         self._check_index(index)
@@ -127,14 +127,14 @@ class LabelmeFiles(FileReader):
         names = {"image_id": name, "file_name": f"{name}{path.suffix}"}
         return instance_annotation(masks, entries, size, self.classes, source, **names)
 
-    def _image_path(self, index: int) -> Path:
+    def image_path(self, index: int) -> Path:
         return self._records[index][2]
 
     def _annotated_size(self, index: int) -> tuple[int, int]:
         content = self._records[index][3]
         if "imageHeight" in content and "imageWidth" in content:
             return content["imageHeight"], content["imageWidth"]
-        return read_size(self._image_path(index))
+        return read_size(self.image_path(index))
 
 
 def read_file(path: Path) -> dict | None:

@@ -1,8 +1,8 @@
 """Masks → polygons with holes, and back.
 
-Coordinates are those of the pixel grid: pixel (row, column) is the square from (column, row) to (column + 1, row + 1), so
-that an outline of pixel edges has whole numbers and the area of its mask. Polygonising is shapely's (GEOS), whose
-wheel takes 10 MB; rasterio is ten times as fast on large noisy masks and takes 110 MB, OpenCV's outlines (150 MB) run
+Coordinates are those of the pixel grid: pixel (row, column) is the square from (column, row) to (column + 1, row + 1),
+so that an outline of pixel edges has whole numbers and the area of its mask. Polygonising is shapely's (GEOS), which
+takes 10 MB; rasterio is ten times as fast on large noisy masks and takes 110 MB, OpenCV's outlines (150 MB) run
 through the centres of pixels and lose half of one on every side.
 """
 

@@ -23,8 +23,8 @@ def recognise(folder: str | Path, kind: str | None = None) -> dict:
     """Settings for the data in a folder: `data`, the paths of the splits, and `classes` where a file has them.
 
     Recognised are COCO's panoptic and instance jsons, whose images and PNGs are looked for by their names; YOLO's
-    data.yaml; labelme's files; and folders of images beside folders of maps with equal file names. A split is named by a word such as "train" or "val" in a
-    path; what names none is to train on.
+    data.yaml; labelme's files; and folders of images beside folders of maps with equal file names. A split is named by
+    a word such as "train" or "val" in a path; what names none is to train on.
 
     Args:
         kind: of `data.kinds.NEEDED`, if it is known.
@@ -54,7 +54,7 @@ def recognise(folder: str | Path, kind: str | None = None) -> dict:
             f"data.yaml, labelme's files, and folders of images beside folders of maps with equal file names, called "
             f"such as {', '.join(MAP_WORDS[:4])}; name them by data=, train_images= and so on"
         )
-    if "train_images" not in found:
+    if not any(name.startswith("train_") for name in found):
         raise ValueError(f"{folder}: has only a split to measure on; name what is to be trained on by train_images=")
     return found
 
@@ -119,7 +119,7 @@ def _folder_with(files: dict[Path, list[str]], name: str, split: str) -> Path | 
 
 def _maps(folder: Path, files: dict[Path, list[str]], kind: str | None) -> dict:
     """Pairs of folders with equal file names, of which one is called like maps; colours need a file that has them."""
-    colours = [str(folder / name) for name in COLOUR_FILES if name in files[folder] and read_colours(folder / name)]
+    colours = [str(folder / name) for name in COLOUR_FILES if name in files[folder] and _has_colours(folder / name)]
     stems = {place: _stems(names, IMAGE_SUFFIXES) for place, names in files.items()}
     stems = {place: found for place, found in stems.items() if found}
     found = {}
@@ -162,6 +162,13 @@ def _are_maps(folder: Path, names: list[str]) -> bool:
             except OSError:
                 return False
     return False
+
+
+def _has_colours(path: Path) -> bool:
+    try:
+        return read_colours(path) is not None
+    except ValueError:
+        return False
 
 
 def _are_colours(folder: Path, names: list[str], named: bool) -> bool:

@@ -58,7 +58,7 @@ class YoloSegments(FileReader):
 
     def annotation(self, index: int) -> Example:
         self._check_index(index)
-        size, text = read_size(self._image_path(index)), self._texts[index]
+        size, text = read_size(self.image_path(index)), self._texts[index]
         path = self.labels / (text or self._image_files[index])
         objects = [] if text is None else read_objects(path)
         masks = [fill_polygons([points * size[::-1]], size) for _, points in objects]
@@ -66,11 +66,11 @@ class YoloSegments(FileReader):
         names = {"image_id": self._names[index], "file_name": self._image_files[index]}
         return instance_annotation(masks, entries, size, self.classes, path, **names)
 
-    def _image_path(self, index: int) -> Path:
+    def image_path(self, index: int) -> Path:
         return self.images / self._image_files[index]
 
     def _annotated_size(self, index: int) -> tuple[int, int]:
-        return read_size(self._image_path(index))  # coordinates are parts of it, whatever it is
+        return read_size(self.image_path(index))  # coordinates are parts of it, whatever it is
 
 
 def read_objects(path: Path) -> list[tuple[int, np.ndarray]]:
@@ -96,8 +96,8 @@ def read_objects(path: Path) -> list[tuple[int, np.ndarray]]:
             )
         if len(points) < 6 or len(points) % 2 or label != label or label not in range(2**31):
             raise ValueError(
-                f"{where}: {len(words)} numbers that begin with {words[0]}; a line is a class, a whole number, and x y "
-                "of at least three points"
+                f"{where}: {len(words)} numbers that begin with {words[0]}; a line is a class, a whole number, "
+                "and x y of at least three points"
             )
         outside = [value for value in points if not -0.01 <= value <= 1.01]  # the tolerance of Ultralytics
         if outside or not all(map(math.isfinite, points)):

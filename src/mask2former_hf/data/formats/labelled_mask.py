@@ -1,9 +1,10 @@
 """One segment of an image as every format takes it, from a result or from an annotation."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.ndimage import find_objects
 
 from ..example import Example
 from ..polygons import Polygon, polygons_of
@@ -65,18 +66,24 @@ def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def masks_of_example(example: Example, id2label) -> Iterator[LabelledMask]:
+def masks_of_example(example: Example, id2label: Mapping[int, str]) -> list[LabelledMask]:
     """The segments of an annotation that have a pixel, in their order."""
+    numbers = np.array(sorted(segment["id"] for segment in example.segments), dtype=np.int32)
+    places = {}  # id -> where it is, and its mask there
+    for layer in example.layers if len(numbers) else ():
+        position = np.searchsorted(numbers, layer).clip(max=len(numbers) - 1)
+        compact = np.where(numbers[position] == layer, position + 1, 0)  # boxes of all segments in one pass
+        for number, window in zip(numbers.tolist(), find_objects(compact), strict=False):
+            if window is not None:
+                places[number] = window, layer[window] == number
+    found = []
     for segment in example.segments:
-        mask = cut_out(
-            example.masks([segment])[0],
-            label_id=segment["category_id"],
-            label=id2label[segment["category_id"]],
-            isthing=bool(segment.get("isthing", True)),
-            iscrowd=bool(segment.get("iscrowd")),
-        )
-        if mask.area:
-            yield mask
+        if segment["id"] in places:
+            (rows, columns), mask = places[segment["id"]]
+            label_id, box = segment["category_id"], (columns.start, rows.start, columns.stop, rows.stop)
+            kind = {"isthing": bool(segment.get("isthing", True)), "iscrowd": bool(segment.get("iscrowd"))}
+            found.append(LabelledMask(label_id, id2label[label_id], mask, box, **kind))
+    return found
 
 
 def without_overlaps(masks: Iterable[LabelledMask], size: tuple[int, int]) -> tuple[np.ndarray, list[LabelledMask]]:
