@@ -30,6 +30,11 @@ class Georeference:
         a, b, c, d, e, f = self.transform
         return points @ np.array([[a, d], [b, e]]) + np.array([c, f])
 
+    def to_pixels(self, points: np.ndarray) -> np.ndarray:
+        """(N, 2) x and y → (N, 2) column and row."""
+        a, b, c, d, e, f = self.transform
+        return (points - np.array([c, f])) @ np.linalg.inv([[a, d], [b, e]])
+
 
 def read_georeference(path: str | Path) -> Georeference | None:
     """Of an image file, from its tags or from the world file beside it; None for a file that has neither."""

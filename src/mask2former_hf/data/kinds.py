@@ -8,7 +8,7 @@ from .colour_maps import ColourMaps
 from .folders import InstanceMaps, LabelMaps
 from .held_out import Part, hold_out
 from .hub_dataset import HubDataset
-from .labelme import LabelmeFiles
+from .recognise_tools import BESIDE_IMAGES, WITH_IMAGES
 from .scenes import Scenes
 from .yolo import YoloSegments, labels_of
 
@@ -20,13 +20,16 @@ NEEDED = {  # kind -> the paths of a split that it reads
     "colour-maps": ("images", "maps"),
     "yolo": ("images",),
     "labelme": ("annotations",),
+    "geojson": ("annotations",),
+    "label-studio": ("images", "annotations"),
+    "parquet": ("images", "annotations"),
     "hub": (),
     "scenes": (),
 }
 # What a split has; a setting is called <split>_<name>, or <name> where there is one split.
 OF_A_SPLIT = {
     "images": "folder of the images",
-    "annotations": "COCO json, or the folder of YOLO's texts or of labelme's files",
+    "annotations": "json of COCO or Label Studio, Parquet table, or folder of YOLO's, labelme's or GeoJSON files",
     "maps": "folder of the PNGs: panoptic ids, labels, instance ids or colours",
     "split": "split of the Hub data set",
     "limit": "use only the first so many examples",
@@ -100,8 +103,10 @@ def _read(kind: str, paths: dict, settings, split: str):
         return CocoPanoptic(paths["images"], paths["annotations"], paths["maps"], classes)
     if kind == "coco-instances":
         return CocoInstances(paths["images"], paths["annotations"], classes, skip_empty=split == "train")
-    if kind == "labelme":
-        return LabelmeFiles(paths["annotations"], paths["images"], classes)
+    if kind in BESIDE_IMAGES:
+        return BESIDE_IMAGES[kind](paths["annotations"], paths["images"], classes)
+    if kind in WITH_IMAGES:
+        return WITH_IMAGES[kind](paths["images"], paths["annotations"], classes)
     if kind == "scenes":
         return Scenes(split)
     if classes is None:

@@ -11,14 +11,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .annotations import instance_annotation
-from .class_forms import class_table
 from .coco_json import FILE_NAME, ID, PIXELS, SEGMENTS, Rule, read_entry
-from .example import Example
-from .images import IMAGE_SUFFIXES, read_size
+from .images import IMAGE_SUFFIXES
+from .object_files import ObjectFiles, ObjectRecord, image_beside, missing_images
 from .paths import files_by_name
 from .polygons import fill_polygons
-from .reader import FileReader, PackedRecords
 
 NOT_CLASSES = ("__ignore__", "_background_")  # of labelme's own exports
 logger = logging.getLogger(__name__)
@@ -54,7 +51,7 @@ _SHAPE = {
 }
 
 
-class LabelmeFiles(FileReader):
+class LabelmeFiles(ObjectFiles):
     """A folder of labelme's json files, one per image, with their images.
 
     Shapes with one label and `group_id` are one object, and one with the flag "crowd" is a crowd. Read are polygons,
@@ -72,69 +69,43 @@ class LabelmeFiles(FileReader):
         ValueError: for an empty folder, and for what is wrong with a file.
     """
 
-    task = "instance"
-
     def __init__(self, annotations: str | Path, images: str | Path | None = None, classes=None):
-        self.annotations = Path(annotations)
-        self.images = self.annotations if images is None else Path(images)
-        files = files_by_name(self.annotations, "json files", (".json",))
-        below = {} if images is None else files_by_name(self.images, "images", IMAGE_SUFFIXES)
+        folder = Path(annotations)
+        below = {} if images is None else files_by_name(Path(images), "images", IMAGE_SUFFIXES)
         records, missing = [], []
-        for name, file in files.items():
-            content = read_file(self.annotations / file)
+        for name, file in files_by_name(folder, "json files", (".json",)).items():
+            content = read_file(folder / file)
             if content is None:  # classes.json and the like
                 continue
-            path = self.images / below[name] if name in below else self._image_of(file, content)
-            if path is None:
+            image = Path(images) / below[name] if name in below else _image_of(folder / file, content)
+            if image is None:
                 missing.append(f"{file} ({content.get('imagePath')})")
-            records.append((name, file, path, content))
-        if not records:
-            raise ValueError(f"{self.annotations}: no file of labelme's, a json with shapes")
+                continue
+            size = content.get("imageHeight"), content.get("imageWidth")
+            records.append(ObjectRecord(name, image, None if None in size else size, content["shapes"], folder / file))
         if missing:
-            raise FileNotFoundError(
-                f"{self.annotations}: the images of {len(missing)} of {len(records)} files are not there: "
-                f"{', '.join(missing[:5])}; put them beside the files, or give their folder"
-            )
-        names = class_names(record[3] for record in records)
-        if classes is None and not names:
-            raise ValueError(f"{self.annotations}: no shape has a label; give classes=")
-        self.classes = class_table(names if classes is None else classes, instances=True)
-        self._names = [record[0] for record in records]
-        self._records = PackedRecords(records)
+            raise missing_images(folder, missing, len(records) + len(missing))
+        super().__init__(records, labels_of(record.objects for record in records), classes, folder)
 
-    def _image_of(self, file: str, content: dict) -> Path | None:
-        here = (self.annotations / file).parent
-        named = [] if "imagePath" not in content else [here / content["imagePath"].replace("\\", "/")]
-        beside = [(self.annotations / file).with_suffix(ending) for ending in IMAGE_SUFFIXES]
-        return next((path for path in (*named, *beside) if path.is_file()), None)
+    def draw(self, objects, size, source):
+        found = {}
+        for number, shape in enumerate(objects):
+            if shape["label"] in NOT_CLASSES:
+                continue
+            mask = _mask(shape, size, f"{source}: shapes[{number}]")
+            if mask is None:
+                kind = shape["shape_type"]
+                logger.warning("%s: shapes[%s] is a %s, which has no area: left out", source, number, kind)
+                continue
+            is_crowd = bool(shape.get("flags", {}).get("crowd"))
+            key = shape["label"], is_crowd, shape.get("group_id", f"shape {number}")
+            found[key] = found[key] | mask if key in found else mask
+        return [(*key[:2], mask) for key, mask in found.items()]
 
-    def __len__(self) -> int:
-        return len(self._records)
 
-    def file_names(self) -> list[str]:
-        """Of all images, relative to the json files, with the extension of the image."""
-        return [f"{name}{self.image_path(index).suffix}" for index, name in enumerate(self._names)]
-
-    def annotation(self, index: int) -> Example:
-        self._check_index(index)
-        name, file, path, content = self._records[index]
-        source, size = self.annotations / file, self._annotated_size(index)
-        self.check_header(index)  # the file's size is how much memory its masks take
-        masks, entries = [], []
-        for (label, is_crowd), mask in _objects(content["shapes"], size, source):
-            masks.append(mask)
-            entries.append({"category_id": label, "iscrowd": int(is_crowd)})
-        names = {"image_id": name, "file_name": f"{name}{path.suffix}"}
-        return instance_annotation(masks, entries, size, self.classes, source, **names)
-
-    def image_path(self, index: int) -> Path:
-        return self._records[index][2]
-
-    def _annotated_size(self, index: int) -> tuple[int, int]:
-        content = self._records[index][3]
-        if "imageHeight" in content and "imageWidth" in content:
-            return content["imageHeight"], content["imageWidth"]
-        return read_size(self.image_path(index))
+def _image_of(file: Path, content: dict) -> Path | None:
+    named = file.parent / content.get("imagePath", "").replace("\\", "/")
+    return named if named.is_file() else image_beside(file, IMAGE_SUFFIXES)
 
 
 def read_file(path: Path) -> dict | None:
@@ -156,26 +127,9 @@ def read_file(path: Path) -> dict | None:
     return found
 
 
-def class_names(contents: Iterable[dict]) -> list[str]:
-    """The labels of all shapes, by the alphabet, without those that stand for no class."""
-    return sorted({shape["label"] for content in contents for shape in content["shapes"]} - {*NOT_CLASSES})
-
-
-def _objects(shapes: list[dict], size: tuple[int, int], source: Path):
-    """((label, is crowd), (H, W) bool) of each object: its shapes together, in the order of the first ones."""
-    found = {}
-    for number, shape in enumerate(shapes):
-        if shape["label"] in NOT_CLASSES:
-            continue
-        mask = _mask(shape, size, f"{source}: shapes[{number}]")
-        if mask is None:
-            kind = shape["shape_type"]
-            logger.warning("%s: shapes[%s] is a %s, which has no area: left out", source, number, kind)
-            continue
-        is_crowd = bool(shape.get("flags", {}).get("crowd"))
-        key = shape["label"], is_crowd, shape.get("group_id", f"shape {number}")
-        found[key] = found[key] | mask if key in found else mask
-    return [(key[:2], mask) for key, mask in found.items()]
+def labels_of(images: Iterable[list[dict]]) -> set[str]:
+    """The labels of all shapes, without those that stand for no class."""
+    return {shape["label"] for shapes in images for shape in shapes} - {*NOT_CLASSES}
 
 
 def _mask(shape: dict, size: tuple[int, int], where: str) -> np.ndarray | None:
@@ -215,26 +169,3 @@ def _pasted(shape: dict, points: np.ndarray, size: tuple[int, int], where: str) 
     mask = np.zeros(size, dtype=bool)
     mask[top : bottom + 1, left : right + 1] = part
     return mask
-
-
-def recognise_labelme(folder: Path, files: dict[Path, list[str]], split_of) -> dict:
-    """Settings for labelme's files in a folder: the splits that `split_of` sees in their paths, and all labels."""
-    found, contents = {}, []
-    for place in sorted(files, key=lambda place: len(place.parts)):
-        names = [name for name in files[place] if name.endswith(".json")]
-        split = split_of(*place.relative_to(folder).parts)
-        if split is None or not names or not _is_labelme(place / names[0]) and not _is_labelme(place / names[-1]):
-            continue
-        if any(place.is_relative_to(taken) for taken in found.values()):
-            continue
-        found.setdefault(f"{split}_annotations", place)
-        contents += [content for name in names if (content := read_file(place / name)) is not None]
-    return {"data": "labelme", **found, "classes": class_names(contents)} if found else {}
-
-
-def _is_labelme(path: Path) -> bool:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(content, dict) and isinstance(content.get("shapes"), list) and "imagePath" in content

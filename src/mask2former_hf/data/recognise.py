@@ -10,8 +10,7 @@ from PIL import Image
 
 from .colour_maps import COLOUR_FILES, is_colour_map, read_colours
 from .images import IMAGE_SUFFIXES, MAP_SUFFIXES
-from .labelme import recognise_labelme
-from .yolo import recognise_yolo
+from .recognise_tools import TOOL_KINDS, recognise_tools
 
 TRAIN, VAL = ("train", "training"), ("val", "valid", "validation")
 MAP_WORDS = ("label", "mask", "annotation", "map", "gt", "seg", "instance", "panoptic", "truth", "target")
@@ -22,9 +21,9 @@ DEPTH = 4  # of folders that are looked into
 def recognise(folder: str | Path, kind: str | None = None) -> dict:
     """Settings for the data in a folder: `data`, the paths of the splits, and `classes` where a file has them.
 
-    Recognised are COCO's panoptic and instance jsons, whose images and PNGs are looked for by their names; YOLO's
-    data.yaml; labelme's files; and folders of images beside folders of maps with equal file names. A split is named by
-    a word such as "train" or "val" in a path; what names none is to train on.
+    Recognised are COCO's panoptic and instance jsons, whose images and PNGs are looked for by their names; what
+    annotation tools export (`recognise_tools`); and folders of images beside folders of maps with equal file names. A
+    split is named by a word such as "train" or "val" in a path; what names none is to train on.
 
     Args:
         kind: of `data.kinds.NEEDED`, if it is known.
@@ -40,18 +39,14 @@ def recognise(folder: str | Path, kind: str | None = None) -> dict:
     found = {}
     if kind in (None, "coco-panoptic", "coco-instances"):
         found = _coco(folder, files, kind)
-    if not found and kind in (None, "yolo"):
-        found = recognise_yolo(folder, files)
-    if not found and kind in (None, "labelme"):
-        found = recognise_labelme(folder, files, _split_of)
-        if found and "classes.json" in files[folder]:
-            found["classes"] = str(folder / "classes.json")
+    if not found and kind in (None, *TOOL_KINDS):
+        found = recognise_tools(folder, files, kind, _split_of)
     if not found and kind in (None, "label-maps", "instance-maps", "colour-maps"):
         found = _maps(folder, files, kind)
     if not found:
         raise ValueError(
-            f"{folder}: no {kind or 'annotations'} recognised. Looked for COCO jsons with their images, YOLO's "
-            f"data.yaml, labelme's files, and folders of images beside folders of maps with equal file names, called "
+            f"{folder}: no {kind or 'annotations'} recognised. Looked for COCO jsons with their images, for "
+            f"{', '.join(TOOL_KINDS)}, and for folders of images beside folders of maps with equal file names, called "
             f"such as {', '.join(MAP_WORDS[:4])}; name them by data=, train_images= and so on"
         )
     if not any(name.startswith("train_") for name in found):

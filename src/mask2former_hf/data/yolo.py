@@ -1,7 +1,6 @@
 """Reader of YOLO segmentation, as Ultralytics documents it and annotation tools export it."""
 
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,6 @@ from .images import IMAGE_SUFFIXES, read_size
 from .paths import files_by_name
 from .polygons import fill_polygons
 from .reader import FileReader
-
-DATA_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
-SPLITS = {"train": ("train",), "val": ("val", "valid", "validation")}
 
 
 class YoloSegments(FileReader):
@@ -113,38 +109,3 @@ def labels_of(images: Path) -> Path:
         return images  # texts beside the images
     last = len(parts) - 1 - parts[::-1].index("images")
     return Path(*parts[:last], "labels", *parts[last + 1 :])
-
-
-def recognise_yolo(folder: Path, files: dict[Path, list[str]]) -> dict:
-    """Settings for the `data.yaml` in a folder, or in the first below it; nothing if there is none."""
-    import yaml
-
-    for place in sorted(files, key=lambda place: len(place.parts)):
-        for name in DATA_FILES:
-            if name not in files[place]:
-                continue
-            try:
-                content = yaml.safe_load((place / name).read_text(encoding="utf-8"))
-            except (OSError, ValueError, yaml.YAMLError):
-                continue
-            if isinstance(content, dict) and "names" in content:
-                return _splits(place, name, content)
-    return {}
-
-
-def _splits(place: Path, name: str, content: dict) -> dict:
-    found = {"data": "yolo", "classes": str(place / name)}
-    for split, keys in SPLITS.items():
-        given = next((content[key] for key in keys if content.get(key)), None)
-        images = None if not isinstance(given, str) else _folder(place, content.get("path"), given)
-        if images is None or images == found.get("train_images"):  # one for both: nothing to measure on
-            continue
-        found |= {f"{split}_images": images, f"{split}_annotations": labels_of(images)}
-    return found if "train_images" in found else {}
-
-
-def _folder(place: Path, root, given: str) -> Path | None:
-    """A folder of images, from the file's root, its own folder, or below it: exports name other machines' paths."""
-    below = given.removeprefix("../").removeprefix("./")
-    candidates = [place / str(root or "") / given, place / given, place / below]
-    return next((Path(os.path.normpath(path)) for path in candidates if path.is_dir()), None)

@@ -90,7 +90,7 @@ class LabelMapsWriter(FormatWriter):
         Image.fromarray(numbers.astype(np.uint8 if self.void == 255 else np.uint16)).save(path)
 
     def close(self):
-        write_json(self.root / "classes.json", {"classes": _names(self), "void_id": self.void})
+        write_json(self.root / "classes.json", {"classes": self.names, "void_id": self.void})
 
 
 class ColourMapsWriter(LabelMapsWriter):
@@ -110,7 +110,7 @@ class ColourMapsWriter(LabelMapsWriter):
         Image.fromarray(self._colours[numbers]).save(path)
 
     def close(self):
-        content = {"classes": _names(self), "void_id": self.void, "colors": self._colours.tolist()}
+        content = {"classes": self.names, "void_id": self.void, "colors": self._colours.tolist()}
         write_json(self.root / "classes.json", content)
 
 
@@ -126,13 +126,8 @@ class InstanceMapsWriter(FormatWriter):
             )
 
     def add(self, image, masks):
-        masks = list(masks)
-        self.lost["crowds are left out: the format has objects alone"] += sum(mask.iscrowd for mask in masks)
-        ids, _ = _on_one_map(self, [mask for mask in masks if not mask.iscrowd], image)
+        ids, _ = _on_one_map(self, self.without_crowds(masks), image)
         Image.fromarray(ids.astype(np.uint16)).save(self._file("instance_labels", image, ".png"))
-
-    def close(self):
-        write_json(self.root / "classes.json", {"classes": _names(self)})
 
 
 WRITERS = {
@@ -156,10 +151,6 @@ def _on_one_map(writer: FormatWriter, masks: Iterable[LabelledMask], image: Imag
 def _image_entry(number: int, image: ImageFile) -> dict:
     height, width = image.size
     return {"id": number, "file_name": image.name, "height": height, "width": width}
-
-
-def _names(writer: FormatWriter) -> list[str]:
-    return [writer.id2label[index] for index in sorted(writer.id2label)]
 
 
 def _categories(writer: FormatWriter) -> list[dict]:

@@ -42,6 +42,7 @@ def feature_collection(
                     "objectType": "annotation",
                     "classification": classification,
                     "measurements": {**score, "area": mask.area},
+                    **({"iscrowd": True} if mask.iscrowd else {}),
                 },
             }
         )

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 from ..georeference import read_georeference
 from ..json_files import write_json
@@ -74,7 +75,19 @@ class FormatWriter:
         raise NotImplementedError
 
     def close(self):
-        """Write what belongs to all images together."""
+        """Write what belongs to all images together; the least is the names of the classes."""
+        write_json(self.root / "classes.json", {"classes": self.names})
+
+    @property
+    def names(self) -> list[str]:
+        """Of all classes, in the order of their indices."""
+        return [self.id2label[index] for index in sorted(self.id2label)]
+
+    def without_crowds(self, masks: Iterable[LabelledMask]) -> list[LabelledMask]:
+        """The objects, for formats that know nothing else; crowds are counted as lost."""
+        masks = list(masks)
+        self.lost["crowds are left out: the format has objects alone"] += sum(mask.iscrowd for mask in masks)
+        return [mask for mask in masks if not mask.iscrowd]
 
     def _file(self, folder: str, image: ImageFile, ending: str) -> Path:
         """The file of an image, in a folder that is there."""
@@ -105,17 +118,14 @@ class Yolo(FormatWriter):
     needs = ("shapely", "yaml")
 
     def add(self, image, masks):
-        masks = list(masks)
-        self.lost["crowds, which YOLO does not know, are left out"] += sum(mask.iscrowd for mask in masks)
-        text = yolo.label_lines(masks, image.size, self.tolerance)
+        text = yolo.label_lines(self.without_crowds(masks), image.size, self.tolerance)
         self._file("labels", image, ".txt").write_text(text, encoding="utf-8")
 
     def close(self):
-        names = [self.id2label[index] for index in sorted(self.id2label)]
         splits = [split for split in ("train", "val") if (self.root / "labels" / split).is_dir()]
         places = {split: f"{self.images}/{split}" for split in splits} or {"train": self.images}
         places.setdefault("val", places["train"])  # Ultralytics wants both
-        (self.root / "data.yaml").write_text(yolo.data_yaml(names, places), encoding="utf-8")
+        (self.root / "data.yaml").write_text(yolo.data_yaml(self.names, places), encoding="utf-8")
 
 
 class Labelme(FormatWriter):
@@ -129,9 +139,6 @@ class Labelme(FormatWriter):
         relative = Path(os.path.relpath(image.path, path.parent)).as_posix()
         write_json(path, labelme.labelme_json(masks, image.size, relative, self.tolerance))
 
-    def close(self):
-        write_json(self.root / "classes.json", {"classes": [self.id2label[k] for k in sorted(self.id2label)]})
-
 
 class LabelStudio(FormatWriter):
     """One json of tasks to import, and the labelling interface that they need."""
@@ -141,13 +148,14 @@ class LabelStudio(FormatWriter):
         self._tasks = []
 
     def add(self, image, masks):
-        name = f"{self.split}/{image.name}" if self.split else image.name
-        address = f"/data/local-files/?d={name}"
-        self._tasks.append(label_studio.task(masks, image.size, address, self.annotated_by))
+        name = image.path.relative_to(self.root).as_posix() if image.path.is_relative_to(self.root) else image.name
+        address = f"/data/local-files/?d={quote(name)}"
+        self._tasks.append(label_studio.task(self.without_crowds(masks), image.size, address, self.annotated_by))
 
     def close(self):
+        super().close()
         write_json(self._named("label_studio", ".json"), self._tasks, indent=None)
-        (self.root / "label_config.xml").write_text(label_studio.label_config(list(self.id2label.values())))
+        (self.root / "label_config.xml").write_text(label_studio.label_config(self.names))
 
 
 class Parquet(FormatWriter):
@@ -163,6 +171,7 @@ class Parquet(FormatWriter):
         self._rows.add(parquet.rows(masks, image.size, image.image_id, image.name))
 
     def close(self):
+        super().close()
         self._rows.close()
 
 

@@ -10,7 +10,7 @@ from .labelled_mask import LabelledMask
 
 
 def label_lines(masks: Iterable[LabelledMask], size: tuple[int, int], tolerance: float = 0.0) -> str:
-    """The text of a label file; crowds, of which the format knows nothing, are left out.
+    """The text of a label file.
 
     The format has one ring per object: parts and holes are joined to it by cuts (`data.polygons.one_ring`).
 
@@ -20,7 +20,7 @@ def label_lines(masks: Iterable[LabelledMask], size: tuple[int, int], tolerance:
     """
     lines = []
     for mask in masks:
-        polygons = [] if mask.iscrowd else mask.polygons(tolerance, INSET)
+        polygons = mask.polygons(tolerance, INSET)
         if polygons:
             ring = (one_ring(polygons) / size[::-1]).clip(0, 1)
             numbers = " ".join(_short(value) for value in ring.ravel())
