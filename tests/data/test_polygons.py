@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from outlines import iou, ring_and_island, truncated_and_filled_with_its_outline
 from scipy import ndimage
 
 from mask2former_hf.data.polygons import INSET, fill_polygons, one_ring, polygons_of
@@ -12,10 +12,6 @@ shapely = pytest.importorskip("shapely")
 
 def rings_of(polygons):
     return [ring for polygon in polygons for ring in polygon]
-
-
-def iou(one, other):
-    return (one & other).sum() / (one | other).sum()
 
 
 def random_masks(count=60):
@@ -32,15 +28,6 @@ def blobs(least=32**2):
         parts, count = ndimage.label(np.pad(ndimage.gaussian_filter(rng.normal(size=(100, 100)), 6) > 0.01, 3))
         found += [parts == k for k in range(1, count + 1) if (parts == k).sum() >= least]
     return found
-
-
-def ring_and_island():
-    """A ring with a hole, and a part of its own in the hole."""
-    mask = np.zeros((60, 80), bool)
-    mask[5:50, 10:60] = True
-    mask[12:40, 20:50] = False
-    mask[20:30, 30:41] = True
-    return mask
 
 
 @pytest.mark.parametrize("inset", [0, INSET])
@@ -66,13 +53,6 @@ def test_holes_and_parts_are_kept():
     outer, hole = next(polygon for polygon in polygons if len(polygon) == 2)
     assert outer.min(0).tolist() == [10, 5] and outer.max(0).tolist() == [60, 50]
     assert hole.min(0).tolist() == [20, 12] and hole.max(0).tolist() == [50, 40]
-
-
-def truncated_and_filled_with_its_outline(points, size):
-    """The rule of labelme's `shape_to_mask`; OpenCV's fillPoly, which Ultralytics uses, gives the same."""
-    mask = Image.new("1", size[::-1])
-    ImageDraw.Draw(mask).polygon([tuple(point) for point in points], outline=1, fill=1)
-    return np.array(mask)
 
 
 def test_a_quarter_of_a_pixel_inside_the_edges_tools_that_fill_the_outline_see_the_same_mask():
