@@ -10,6 +10,7 @@ from ..data.errors import DataError
 
 COMMANDS = {
     "convert": "turn a checkpoint of detectron2 or mmdetection into a folder for this package, and back",
+    "convert-data": "turn annotated images from one format into another: COCO, YOLO, labelme, maps, ...",
     "demo": "train a small model on generated scenes, evaluate it, and draw its predictions",
     "evaluate": "measure a checkpoint on annotated images: panoptic quality, average precision, mean IoU",
     "env": "print versions, devices, and which kernel runs for each device and dtype",
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name, summary in COMMANDS.items():
         subparser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
         if arguments[:1] == [name]:  # only the chosen command is imported: torch takes seconds
-            module = importlib.import_module(f".{name}", __package__)
+            module = importlib.import_module(f".{name.replace('-', '_')}", __package__)
             module.add_arguments(subparser)
             subparser.set_defaults(run=module.run, parser=subparser)
     parsed = parser.parse_args(arguments)

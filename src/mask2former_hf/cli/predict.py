@@ -1,6 +1,7 @@
-"""`mask2former-hf predict`: images in, overlays and results in COCO's formats out."""
+"""`mask2former-hf predict`: images in, overlays and results in COCO's formats or those of other tools out."""
 
 import argparse
+import math
 import shutil
 import sys
 from collections import Counter
@@ -11,6 +12,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from ..data.formats.writers import TOOL_WRITERS, ImageFile
 from ..data.images import IMAGE_SUFFIXES, read_image
 from ..data.json_files import write_json
 from ..inference.known_labels import stuff_of
@@ -22,7 +24,8 @@ from ..model.configuration_mask2former import TASKS
 from .loading import load
 from .main import UserError
 
-RESULTS = ("overlays", "panoptic", "semantic", "panoptic.json", "instances.json", "categories.json")
+COCO = "coco"
+RESULTS = ("overlays", "panoptic", "semantic", "panoptic.json", "instances.json", "categories.json", *TOOL_WRITERS)
 ASKED_AGAIN = 10  # images of which the best score is looked for if no segment was above the threshold
 
 
@@ -31,6 +34,20 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--model", required=True, help="checkpoint folder or Hub id")
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
     parser.add_argument("--overwrite", action="store_true", help="replace the results that are in --output")
+    parser.add_argument(
+        "--format",
+        nargs="+",
+        choices=(COCO, *TOOL_WRITERS),
+        default=[COCO],
+        help="formats of the results (default: coco), each in a folder of its name; docs/formats.md describes them",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.0,
+        metavar="PIXELS",
+        help="simplify polygons by less than so many pixels (default: 0, exact; 0.5 has a third of the points)",
+    )
     parser.add_argument("--task", help=f"{', '.join(TASKS)} (default: what the checkpoint is for)")
     parser.add_argument("--threshold", type=float, help="lowest score (default: panoptic 0.8, instance 0.5)")
     parser.add_argument(
@@ -48,12 +65,14 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--task {arguments.task}: must be one of {', '.join(TASKS)}")
     if arguments.threshold is not None and not 0 <= arguments.threshold <= 1:
         raise UserError(f"--threshold {arguments.threshold}: must be between 0 and 1")
+    if not 0 <= arguments.tolerance < math.inf:
+        raise UserError(f"--tolerance {arguments.tolerance}: must be 0 (exact) or more pixels")
     images, problems = find_images(arguments.images)
     if not images:
         raise UserError("; ".join(problems))
     check_output(arguments.output, arguments.overwrite)
     segmenter, rules = _segmenter(arguments)
-    writer = WRITERS[rules.task](arguments.output, rules)
+    writer = Results(arguments, rules)
     try:
         for image_id, found in enumerate(tqdm(images, desc="predicting", unit="image"), start=1):
             try:
@@ -88,7 +107,7 @@ def _segmenter(arguments) -> tuple[Segmenter, Rules]:
     return segmenter, rules
 
 
-def _report(arguments, writer: "Writer", segmenter: Segmenter, images: list["Found"], problems: list[str]):
+def _report(arguments, writer: "Results", segmenter: Segmenter, images: list["Found"], problems: list[str]):
     total = writer.count + len(problems)
     print(f"{writer.count} of {total} images, {writer.segments} segments: {arguments.output}")
     if writer.count and not writer.segments:
@@ -151,27 +170,49 @@ def check_output(output: Path, overwrite: bool):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+class Results:
+    """Overlays, and the results in every format that was asked for."""
+
+    def __init__(self, arguments: argparse.Namespace, rules: Rules):
+        self.output, self.rules, self.count, self.segments = arguments.output, rules, 0, 0
+        formats = dict.fromkeys(arguments.format)
+        try:
+            (self.output / "overlays").mkdir(parents=True, exist_ok=True)
+            self.writers = [
+                WRITERS[rules.task](self.output, rules) if name == COCO else ToolWriter(name, arguments, rules)
+                for name in formats
+            ]
+        except OSError as error:
+            raise UserError(f"--output {self.output}: cannot be created ({error.strerror})") from error
+        except ImportError as error:
+            raise UserError(f"--format {' '.join(formats)}: {error}") from error
+
+    def add(self, image_id: int, found: Found, image: np.ndarray, result: Segmentation):
+        for writer in self.writers:
+            writer.write(image_id, found, result)
+        result.plot(image).save(self.output / "overlays" / f"{found.stem}.png")
+        self.count += 1
+        self.segments += len(result.segments)
+
+    def close(self):
+        for writer in self.writers:
+            writer.close()
+
+
 class Writer:
     """Collects results; `close` writes what belongs to all images together."""
 
     folder: str | None = None
 
     def __init__(self, output: Path, rules: Rules):
-        self.output, self.rules, self.count, self.segments = output, rules, 0, 0
-        try:
-            (output / "overlays").mkdir(parents=True, exist_ok=True)
-            if self.folder:
-                (output / self.folder).mkdir(exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--output {output}: cannot be created ({error.strerror})") from error
-
-    def add(self, image_id: int, found: Found, image: np.ndarray, result: Segmentation):
-        self.write(image_id, found, result)
-        result.plot(image).save(self.output / "overlays" / f"{found.stem}.png")
-        self.count += 1
-        self.segments += len(result.segments)
+        self.output, self.rules = output, rules
+        if self.folder:
+            (output / self.folder).mkdir(exist_ok=True)
 
     def write(self, image_id: int, found: Found, result: Segmentation):
+        raise NotImplementedError
+
+    def close(self):
         raise NotImplementedError
 
     def categories(self) -> list[dict]:
@@ -182,6 +223,27 @@ class Writer:
 
     def write_json(self, name: str, content):
         write_json(self.output / name, content, indent=None)
+
+
+class ToolWriter(Writer):
+    """The format of another tool, in a folder of its name."""
+
+    def __init__(self, name: str, arguments: argparse.Namespace, rules: Rules):
+        super().__init__(arguments.output, rules)
+        self.writer = TOOL_WRITERS[name](
+            self.output / name,
+            rules.id2label,
+            rules.stuff_label_ids,
+            tolerance=arguments.tolerance,
+            annotated_by=Path(arguments.model).name if Path(arguments.model).exists() else arguments.model,
+        )
+
+    def write(self, image_id, found, result):
+        image = ImageFile(found.path, found.name, found.stem, result.size, image_id)
+        self.writer.add(image, result.labelled_masks())
+
+    def close(self):
+        self.writer.close()
 
 
 class PanopticWriter(Writer):

@@ -23,8 +23,8 @@ def class_table(
 
     Args:
         given: a `ClassTable`; the name of a class set; the path of a json, a yaml (both in the forms of
-            `ClassTable.from_data`) or a txt (a name per line); names, as a list or one text with commas; one name; or
-            a map of ids to names.
+            `ClassTable.from_data`, or with the `names` of YOLO's data.yaml) or a txt (a name per line); names, as a
+            list or one text with commas; one name; or a map of ids to names.
         instances: the data are instances: classes are things unless the declaration says otherwise.
         own: id -> name that the data themselves state, as the categories of a COCO json do. Names without ids get the
             ids that they have there; a declaration with ids must not contradict it.
@@ -37,6 +37,8 @@ def class_table(
         FileNotFoundError: for a file that is not there.
     """
     data = _read(given) if isinstance(given, str | Path) else given
+    if isinstance(data, Mapping) and isinstance(data.get("names"), list | dict):  # data.yaml of YOLO
+        data = data["names"]
     if names := _names_alone(data):
         numbers = _numbered(names, own or {}, first_id)
         void = data.get("ignored", data.get("void_id", [])) if isinstance(data, Mapping) else []

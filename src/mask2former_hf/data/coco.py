@@ -108,7 +108,7 @@ class CocoPanoptic(FileReader):
         ids, names = read_panoptic_ids(path), {"image_id": image_id, "file_name": name}
         return panoptic_annotation(ids, segments, self.classes, path, **names)
 
-    def _image_path(self, index: int) -> Path:
+    def image_path(self, index: int) -> Path:
         return self.images / self._records[index][1]
 
     def _annotated_size(self, index: int) -> tuple[int, int]:
@@ -215,7 +215,7 @@ class CocoInstances(FileReader):
         names = {"image_id": image_id, "file_name": name}
         return instance_annotation(masks, objects, size, self.classes, self.images / name, **names)
 
-    def _image_path(self, index: int) -> Path:
+    def image_path(self, index: int) -> Path:
         return self.images / self._records[index][1]
 
     def _annotated_size(self, index: int) -> tuple[int, int]:

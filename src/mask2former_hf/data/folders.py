@@ -63,7 +63,7 @@ class FolderReader(FileReader):
     def _annotate(self, ids: np.ndarray, path: Path, image_id: str, file_name: str) -> Example:
         raise NotImplementedError
 
-    def _image_path(self, index: int) -> Path:
+    def image_path(self, index: int) -> Path:
         return self.images / self._image_files[index]
 
     def _annotated_size(self, index: int) -> tuple[int, int]:

@@ -5,17 +5,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .coco import CocoInstances, CocoPanoptic
+from .colour_maps import ColourMaps
 from .folders import InstanceMaps, LabelMaps
 from .held_out import Part, hold_out
 from .hub_dataset import HubDataset
 from .reader import Reader
+from .recognise_tools import BESIDE_IMAGES, WITH_IMAGES
 from .scenes import Scenes
+from .yolo import YoloSegments, labels_of
 
 # What a split has; a setting is called <split>_<name>, or <name> where there is one split.
 OF_A_SPLIT = {
     "images": "folder of the images",
-    "annotations": "COCO json",
-    "maps": "folder of the PNGs: panoptic ids, labels or instance ids",
+    "annotations": "json of COCO or Label Studio, Parquet table, or folder of YOLO's, labelme's or GeoJSON files",
+    "maps": "folder of the PNGs: panoptic ids, labels, instance ids or colours",
     "split": "split of the Hub data set",
     "limit": "use only the first so many examples",
 }
@@ -105,6 +108,36 @@ KINDS = {
         lambda o, split: InstanceMaps(o["images"], o["maps"], o["classes"], divisor=o["divisor"], **_suffixes(o)),
         "instance",
     ),
+    "colour-maps": Kind(
+        ("images", "maps", "classes"),
+        ("image_suffix", "map_suffix"),
+        lambda o, split: ColourMaps(o["images"], o["maps"], o["classes"], **_suffixes(o)),
+        "semantic",
+    ),
+    "yolo": Kind(
+        ("images", "classes"),
+        ("annotations",),
+        lambda o, split: YoloSegments(o["images"], o["annotations"] or labels_of(Path(o["images"])), o["classes"]),
+        "instance",
+    ),
+    **{
+        name: Kind(
+            ("annotations",),
+            ("images", "classes"),
+            lambda o, split, reader=reader: reader(o["annotations"], o["images"], o["classes"]),
+            "instance",
+        )
+        for name, reader in BESIDE_IMAGES.items()
+    },
+    **{
+        name: Kind(
+            ("images", "annotations"),
+            ("classes",),
+            lambda o, split, reader=reader: reader(o["images"], o["annotations"], o["classes"]),
+            "instance",
+        )
+        for name, reader in WITH_IMAGES.items()
+    },
     "hub": Kind(
         ("dataset", "classes"),
         ("split", "image_column", "label_column", "segments_info_column", "objects_column"),

@@ -80,7 +80,7 @@ class FileReader(Reader):
     def check_headers(self, progress: bool = True):
         self._check_all(self.check_header, progress)
 
-    def _image_path(self, index: int) -> Path:
+    def image_path(self, index: int) -> Path:
         raise NotImplementedError
 
     def _annotated_size(self, index: int) -> tuple[int, int]:
@@ -89,13 +89,13 @@ class FileReader(Reader):
 
     def check_header(self, index: int):
         """Of one image file; raises ValueError or OSError for what cannot be used."""
-        path = self._image_path(index)
+        path = self.image_path(index)
         check_size(read_size(path), self._annotated_size(index), path)
 
     @data_errors()
     def __getitem__(self, index: int) -> Example:
         self._check_index(index)
-        path = self._image_path(index)
+        path = self.image_path(index)
         image, annotation = read_image(path), self.annotation(index)
         check_size(image.shape[:2], annotation.size, path)
         return annotation.with_image(image)

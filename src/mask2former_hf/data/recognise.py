@@ -8,7 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from .colour_maps import COLOUR_FILES, is_colour_map, read_colours
 from .images import IMAGE_SUFFIXES, MAP_SUFFIXES
+from .recognise_tools import TOOL_KINDS, recognise_tools
 
 TRAIN, VAL = ("train", "training"), ("val", "valid", "validation")
 MAP_WORDS = ("label", "mask", "annotation", "map", "gt", "seg", "instance", "panoptic", "truth", "target")
@@ -19,9 +21,9 @@ DEPTH = 4  # of folders that are looked into
 def recognise(folder: str | Path, kind: str | None = None) -> dict:
     """Settings for the data in a folder: `data`, the paths of the splits, and `classes` where a file has them.
 
-    Recognised are COCO's panoptic and instance jsons, whose images and PNGs are looked for by their names, and folders
-    of images beside folders of maps with equal file names. A split is named by a word such as "train" or "val" in a
-    path; what names none is to train on.
+    Recognised are COCO's panoptic and instance jsons, whose images and PNGs are looked for by their names; what
+    annotation tools export (`recognise_tools`); and folders of images beside folders of maps with equal file names. A
+    split is named by a word such as "train" or "val" in a path; what names none is to train on.
 
     Args:
         kind: of `data.kinds.KINDS`, if it is known.
@@ -37,15 +39,17 @@ def recognise(folder: str | Path, kind: str | None = None) -> dict:
     found = {}
     if kind in (None, "coco-panoptic", "coco-instances"):
         found = _coco(folder, files, kind)
-    if not found and kind in (None, "label-maps", "instance-maps"):
+    if not found and kind in (None, *TOOL_KINDS):
+        found = recognise_tools(folder, files, kind, _split_of)
+    if not found and kind in (None, "label-maps", "instance-maps", "colour-maps"):
         found = _maps(folder, files, kind)
     if not found:
         raise ValueError(
-            f"{folder}: no {kind or 'annotations'} recognised. Looked for COCO jsons with their images, and for "
-            f"folders of images beside folders of maps with equal file names, called such as "
-            f"{', '.join(MAP_WORDS[:4])}; name them by data=, train_images= and so on"
+            f"{folder}: no {kind or 'annotations'} recognised. Looked for COCO jsons with their images, for "
+            f"{', '.join(TOOL_KINDS)}, and for folders of images beside folders of maps with equal file names, called "
+            f"such as {', '.join(MAP_WORDS[:4])}; name them by data=, train_images= and so on"
         )
-    if "train_images" not in found:
+    if not any(name.startswith("train_") for name in found):
         raise ValueError(f"{folder}: has only a split to measure on; name what is to be trained on by train_images=")
     return found
 
@@ -109,24 +113,30 @@ def _folder_with(files: dict[Path, list[str]], name: str, split: str) -> Path | 
 
 
 def _maps(folder: Path, files: dict[Path, list[str]], kind: str | None) -> dict:
-    """Pairs of folders with equal file names, of which one is called like maps."""
+    """Pairs of folders with equal file names, of which one is called like maps; colours need a file that has them."""
+    colours = [str(folder / name) for name in COLOUR_FILES if name in files[folder] and _has_colours(folder / name)]
     stems = {place: _stems(names, IMAGE_SUFFIXES) for place, names in files.items()}
     stems = {place: found for place, found in stems.items() if found}
     found = {}
     for maps in stems:
         split = _split_of(*maps.relative_to(folder).parts)
         called = [word for word in MAP_WORDS if any(word in part.lower() for part in maps.relative_to(folder).parts)]
-        if not called or split is None or f"{split}_maps" in found or not _are_maps(maps, files[maps]):
+        if not called or split is None or f"{split}_maps" in found:
+            continue
+        in_colour = _are_colours(maps, files[maps], named=bool(colours) or kind == "colour-maps")
+        if not in_colour and not _are_maps(maps, files[maps]):
             continue
         names = stems[maps]
         images = [place for place, others in stems.items() if place != maps and others >= names]
         images = [place for place in images if _split_of(*place.relative_to(folder).parts) == split]
         if not images:
             continue
-        implied = "instance-maps" if "instance" in called else "label-maps"
+        implied = "colour-maps" if in_colour else "instance-maps" if "instance" in called else "label-maps"
         if (kind or found.get("data", implied)) != implied and kind is None:
             continue
         found |= {"data": kind or implied, f"{split}_images": images[0], f"{split}_maps": maps}
+    if found.get("data") == "colour-maps" and colours:
+        return found | {"classes": colours[0]}
     for name in CLASS_FILES if found else ():
         if (folder / name).is_file():
             return found | {"classes": str(folder / name)}
@@ -147,3 +157,16 @@ def _are_maps(folder: Path, names: list[str]) -> bool:
             except OSError:
                 return False
     return False
+
+
+def _has_colours(path: Path) -> bool:
+    try:
+        return read_colours(path) is not None
+    except ValueError:
+        return False
+
+
+def _are_colours(folder: Path, names: list[str], named: bool) -> bool:
+    """Whether the first picture is in colours, where a file says which class a colour is."""
+    pictures = [name for name in names if os.path.splitext(name)[1].lower() in MAP_SUFFIXES]
+    return named and bool(pictures) and is_colour_map(folder / pictures[0])

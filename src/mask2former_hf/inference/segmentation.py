@@ -1,13 +1,16 @@
 """The result of segmenting an image: what every door of the package gives. NumPy and Pillow alone, no torch."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from ..data.formats import geojson, label_studio, labelme, libraries, parquet, yolo
+from ..data.formats.labelled_mask import LabelledMask
+from ..data.georeference import Georeference
 from ..data.images import read_image
 from ..model.run_lengths import masks_to_coco_rle
 
@@ -116,6 +119,48 @@ class Segmentation:
             raise ValueError(f"task={self.task!r}: only panoptic results have COCO's panoptic form; use to_coco()")
         colours = np.stack([self.map & 255, self.map >> 8 & 255, self.map >> 16 & 255], axis=-1).astype(np.uint8)
         return Image.fromarray(colours), [{"id": segment.id, **self._entry(segment)} for segment in self.segments]
+
+    def labelled_masks(self) -> Iterator[LabelledMask]:
+        """What writers of other formats take: each segment with its name, cut out of the image."""
+        for number, segment in enumerate(self.segments):
+            left, top, right, bottom = segment.box
+            window = np.s_[top:bottom, left:right]
+            mask = self.map[window] == segment.id if self.overlapping is None else self.overlapping[number][window]
+            isthing = segment.label_id not in self.stuff_label_ids
+            yield LabelledMask(segment.label_id, segment.label, mask, segment.box, segment.score, isthing)
+
+    def to_geojson(self, tolerance: float = 0.0, georeference: Georeference | None = None) -> dict:
+        """A FeatureCollection for QuPath, or with a georeference for GIS; see `data.formats.geojson`.
+
+        Args:
+            tolerance: 0 for outlines on the edges of pixels; above, they are simplified by less than so many pixels.
+            georeference: `data.georeference.read_georeference` of the image's file; None for pixels.
+        """
+        return geojson.feature_collection(self.labelled_masks(), tolerance, georeference)
+
+    def to_yolo(self, tolerance: float = 0.0) -> str:
+        """The lines of a label file of YOLO segmentation; `tolerance` as in `to_geojson`."""
+        return yolo.label_lines(self.labelled_masks(), self.size, tolerance)
+
+    def to_labelme(self, image_path: str, tolerance: float = 0.0) -> dict:
+        """labelme's json; `image_path` leads from its folder to the image, `tolerance` as in `to_geojson`."""
+        return labelme.labelme_json(self.labelled_masks(), self.size, image_path, tolerance)
+
+    def to_label_studio(self, image: str, model_version: str = "mask2former") -> dict:
+        """A task of Label Studio with predictions as brush labels; `image` is its address for the browser."""
+        return label_studio.task(self.labelled_masks(), self.size, image, model_version)
+
+    def to_rows(self, image_id: int | str, file_name: str) -> list[dict]:
+        """A row per segment with COCO's run lengths, for tables such as Parquet; see `data.formats.parquet`."""
+        return parquet.rows(self.labelled_masks(), self.size, image_id, file_name)
+
+    def to_supervision(self):
+        """`supervision.Detections`."""
+        return libraries.supervision_detections(list(self.labelled_masks()), self.size)
+
+    def to_fiftyone(self):
+        """`fiftyone.Detections`."""
+        return libraries.fiftyone_detections(list(self.labelled_masks()), self.size)
 
     def _entry(self, segment: Segment) -> dict:
         left, top, right, bottom = segment.box

@@ -1,0 +1,72 @@
+"""Rows with COCO's run lengths in Parquet: for pandas, DuckDB, Spark and `datasets`."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..rle import encode_masks
+from .labelled_mask import LabelledMask
+
+
+def rows(masks: Iterable[LabelledMask], size: tuple[int, int], image_id: int | str, file_name: str) -> list[dict]:
+    """A row per segment; `counts` are COCO's compressed run lengths, of the size `height` x `width`."""
+    height, width = size
+    return [
+        {
+            "image_id": str(image_id),
+            "file_name": file_name,
+            "height": height,
+            "width": width,
+            "label_id": mask.label_id,
+            "label": mask.label,
+            "score": mask.score,
+            "iscrowd": mask.iscrowd,
+            "area": mask.area,
+            "box": list(mask.box),
+            "counts": encode_masks(mask.whole(size)[None])[0]["counts"].decode("ascii"),
+        }
+        for mask in masks
+    ]
+
+
+class RowFile:
+    """A Parquet file that grows by groups of rows, so that memory holds one group."""
+
+    GROUP = 10_000  # rows
+
+    def __init__(self, path: Path):
+        try:
+            import pyarrow
+            from pyarrow import parquet
+        except ImportError as error:
+            raise ImportError("Parquet needs pyarrow: pip install pyarrow") from error
+        text, whole = pyarrow.string(), pyarrow.int32()
+        self.schema = pyarrow.schema(
+            {
+                "image_id": text,
+                "file_name": text,
+                "height": whole,
+                "width": whole,
+                "label_id": whole,
+                "label": text,
+                "score": pyarrow.float32(),
+                "iscrowd": pyarrow.bool_(),
+                "area": pyarrow.int64(),
+                "box": pyarrow.list_(whole, 4),
+                "counts": text,
+            }
+        )
+        self._table = pyarrow.Table.from_pylist
+        self._file, self._rows = parquet.ParquetWriter(path, self.schema), []
+
+    def add(self, new: list[dict]):
+        self._rows += new
+        if len(self._rows) >= self.GROUP:
+            self._flush()
+
+    def close(self):
+        self._flush()
+        self._file.close()
+
+    def _flush(self):
+        self._file.write_table(self._table(self._rows, schema=self.schema))
+        self._rows = []
