@@ -14,7 +14,7 @@ from ..inference.rules import METHODS
 from .datasets import add_data_arguments, load_split
 from .loading import load
 from .main import UserError
-from .settings import check_numbers, read_settings
+from .settings import check_numbers, in_flags, read_settings
 
 DEFAULTS = {"batch_size": 4, "num_workers": 0, "device": default_device()}
 OPTIONS = ("threshold", "overlap_threshold", "top_k", "refine")  # of `SegmentationEvaluator`
@@ -25,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--model", help="checkpoint folder or Hub id")
     add_data_arguments(parser)
     parser.add_argument("--metrics", nargs="+", choices=KNOWN_METRICS, help="default: by the checkpoint's task")
-    parser.add_argument("--threshold", type=float, help="lowest score of panoptic segments (default: 0.8)")
-    parser.add_argument("--overlap-threshold", type=float, help="of panoptic segments (default: 0.8)")
+    parser.add_argument("--threshold", type=float, help="lowest score of panoptic segments (default: mostly 0.8)")
+    parser.add_argument("--overlap-threshold", type=float, help="of panoptic segments (default: likewise)")
     parser.add_argument("--top-k", type=int, help="instances per image (default: 100)")
     parser.add_argument("--refine", choices=METHODS, help="a threshold per mask (otsu), or a dense CRF (crf)")
     parser.add_argument("--tta", action="store_true", help="average over six sizes and their mirror images")
@@ -69,7 +69,7 @@ def _evaluate(settings) -> int:
             **{name: getattr(settings, name) for name in OPTIONS},
         )
     except (ValueError, ImportError) as error:
-        raise UserError(str(error)) from error
+        raise UserError(in_flags(str(error), (*OPTIONS, "metrics"))) from error
     if process_rank()[0] == 0:
         print_summary(summary)
         if settings.json is not None:

@@ -12,7 +12,7 @@ import transformers
 from .. import __version__
 from ..data.images import read_image
 from ..data.json_files import write_json
-from ..evaluation.evaluator import evaluate, headline
+from ..evaluation.evaluator import METRICS, evaluate, headline
 from ..inference.loading import default_device
 from ..kernels import select
 from ..model.canvas import image_sizes_of
@@ -148,11 +148,11 @@ class StockWithSizes(torch.nn.Module):
 
 def measure(ours, stock, processor, dataset) -> dict[str, dict[str, float]]:
     """The usual figures of both networks, with this package's image processing around both."""
-    task = dataset.task if ours.config.task is None else None
+    kinds = METRICS[dataset.task] if ours.config.task is None else None
     metrics = {}
     for name, model in (("ours", ours), ("stock", StockWithSizes(stock))):
         try:
-            metrics[name] = headline(evaluate(model, processor, dataset, batch_size=1, task=task))
+            metrics[name] = headline(evaluate(model, processor, dataset, kinds, batch_size=1))
         except ValueError as error:
             raise UserError(f"--data: {error}") from error
     return metrics

@@ -144,11 +144,8 @@ class TrainingRun:
         return figures
 
     def _trainer(self) -> Mask2FormerTrainer:
-        settings, recipe, model = self.settings, self.recipe, self.model
-        thresholds = {}
-        if recipe is not None:
-            thresholds = {"threshold": recipe.object_mask_threshold, "overlap_threshold": recipe.overlap_threshold}
-        options = _arguments(settings, recipe, model.config.task)
+        settings, model = self.settings, self.model
+        options = _arguments(settings, self.recipe, model.config.task)
         if settings.gradient_checkpointing:  # renamed in transformers 5.24, where the old name warns
             getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
         return Mask2FormerTrainer(
@@ -158,7 +155,6 @@ class TrainingRun:
             train_dataset=self.augmented,
             eval_dataset=self.val_data,
             augmented=settings.augmentation != "none",
-            eval_thresholds=thresholds,
             distillation=_distillation(settings, model),
             labelled=not settings.teacher_only,
         )
@@ -272,7 +268,8 @@ def _images(settings: TrainingSettings, recipe: Recipe | None, train, task: str)
         pipeline = augmentation_for(task, settings.crop, kind, settings.short_sides or ())
         test_size = [settings.crop]
     short, *long = settings.test_size or test_size
-    processor = processor_for(train.classes, short, long[0] if long else 2 * short)
+    fields = {} if recipe is None else recipe.processor_fields()
+    processor = processor_for(train.classes, short, long[0] if long else 2 * short, **fields)
     plain = settings.augmentation == "none"
     return train if plain else AugmentedDataset(train, pipeline, seed=settings.seed), processor
 
