@@ -132,7 +132,9 @@ class TrainingRun:
         with StopAtSignal() as stop:
             trainer.add_callback(stop)
             trainer.train(resume_from_checkpoint=self.last)
-        if stop.pressed and trainer.state.global_step < settings.steps:
+            trainer.accelerator.wait_for_everyone()  # before one of them leaves
+        trainer.remove_callback(stop)
+        if stop.stopped and trainer.state.global_step < settings.steps:
             raise KeyboardInterrupt
         figures = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
         if trainer.is_world_process_zero():
