@@ -11,6 +11,7 @@ from ..evaluation.evaluator import KNOWN_METRICS, METRICS, evaluate, headline
 from ..evaluation.processes import process_group, process_rank
 from ..inference.loading import default_device
 from ..inference.rules import METHODS
+from ..training.settings import MOST_IMAGES, MOST_WORKERS
 from .datasets import add_data_arguments, load_split
 from .loading import load
 from .main import UserError
@@ -41,8 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
     settings = read_settings(arguments, DEFAULTS)
     if settings.model is None:
         raise UserError("--model is missing: a checkpoint folder or Hub id")
-    check_numbers(settings, 1, ("batch_size", "top_k"))
-    check_numbers(settings, 0, ("num_workers",))
+    check_numbers(settings, 1, ("batch_size", "top_k"), most=MOST_IMAGES)
+    check_numbers(settings, 0, ("num_workers",), most=MOST_WORKERS)
     check_numbers(settings, 0, ("threshold", "overlap_threshold"), most=1)
     with process_group("gloo"):  # under a launcher the processes share the images, and only counts travel
         if settings.device == "cuda" and process_rank()[1] > 1:

@@ -27,7 +27,7 @@ from .recipes import Recipe
 from .run_folder import RESULTS, StopAtSignal, check_output, plain_settings, steps_with_results, write_settings
 from .run_lock import RunLock
 from .run_log import RunLog
-from .settings import TrainingSettings, check, check_packages, complete, starts_pretrained
+from .settings import TrainingSettings, check, check_packages, check_types, complete, starts_pretrained
 from .trainer import Mask2FormerTrainer, Mask2FormerTrainingArguments
 
 
@@ -61,6 +61,7 @@ class TrainingRun:
     """
 
     def __init__(self, settings: TrainingSettings, train_data=None, val_data=None, show: bool = True):
+        check_types(settings)
         self.given = [name for name in FROM_RANDOM if getattr(settings, name) is not None]
         settings, self.recognised = _recognised(settings)
         settings, self.recipe = complete(settings)
