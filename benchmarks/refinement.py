@@ -46,7 +46,7 @@ VARIANTS = {  # data -> (task, refine, tta)
     + [("instance", None, True)],
     "scenes": [("panoptic", None, False)],
 }
-THRESHOLD = {"semantic": 0.0, "panoptic": 0.5, "instance": 0.05}
+THRESHOLD = {"semantic": None, "panoptic": 0.5, "instance": 0.05}
 FOREGROUND_SCORE = 0.5  # of the instances whose union is the label map of nuclei
 
 

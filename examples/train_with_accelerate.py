@@ -49,8 +49,6 @@ from mask2former_hf import (
     set_epoch,
 )
 
-HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 def main(arguments):
     # Micro-batches are counted below and not by Accelerate, which would divide the loss by their number.
@@ -169,8 +167,7 @@ def evaluate(accelerator, model, processor, dataset, arguments):
     bare = accelerator.unwrap_model(model)
     evaluator = SegmentationEvaluator(bare.config, processor)
     loader = evaluation_loader(dataset, arguments.batch_size, arguments.num_workers)
-    half = HALF.get(accelerator.mixed_precision)
-    run_evaluation(bare, loader, evaluator, progress=accelerator.is_main_process, autocast=half)
+    run_evaluation(bare, loader, evaluator, progress=accelerator.is_main_process)
     return headline(merge_processes(evaluator).compute())
 
 

@@ -13,6 +13,7 @@ from scipy.ndimage import binary_erosion
 
 pytest.importorskip("pycocotools", reason="average precision needs a COCO package")
 
+from mask2former_hf.data.rle import coco_tools, to_rle
 from mask2former_hf.evaluation.average_precision import AveragePrecision
 
 DATA = SHARED / "data"
@@ -97,7 +98,8 @@ def test_truth_with_each_update_equals_truth_from_the_json():
     for image in content["images"]:
         entries = by_image.get(image["id"], [])
         truth = [
-            {**record, "category_id": list(categories)[record["category_id"]]} for record in whole.truth[image["id"]]
+            {**record, "category_id": list(categories)[record["category_id"]], "segmentation": record["region"]}
+            for record in whole.truth[image["id"]]
         ]
         predicted = arguments(entries, "segm") if entries else {"masks": [], "scores": [], "labels": []}
         single.update(**predicted, segments=truth, image_id=f"{image['id']:012}.jpg")
@@ -165,6 +167,76 @@ def test_shards_of_one_json_merge_to_the_whole():
     assert same(shards[1].compute(), whole.compute())
 
 
+def by_the_package(package, images, iou_type, max_detections):
+    """The twelve figures of COCOeval itself."""
+    if package == "pycocotools":
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    else:
+        from faster_coco_eval import COCO
+        from faster_coco_eval import COCOeval_faster as COCOeval
+    sides = [], []
+    for image in images:
+        true = [{**s, "score": 1.0} for s in image["segments"]]
+        rows = zip(image["masks"], image["scores"], image["labels"], strict=True)
+        found = [{"segmentation": m, "score": float(s), "category_id": int(label)} for m, s, label in rows]
+        for side, objects in zip(sides, (true, found), strict=True):
+            for row in objects:
+                rle = to_rle(row["segmentation"])
+                row = {"area": int(row["segmentation"].sum()), "iscrowd": 0, **row, "segmentation": rle}
+                row |= {"id": len(side) + 1, "image_id": image["image_id"] + 1, "ignore": 0}
+                box = [float(x) for x in coco_tools().mask.toBbox([rle])[0]]
+                if side is sides[1] and iou_type == "bbox":
+                    row["area"] = box[2] * box[3]
+                side.append(row | {"bbox": box})
+    sets = []
+    for annotations in sides:
+        sets.append(COCO())
+        sets[-1].dataset = {
+            "images": [{"id": image["image_id"] + 1, "height": 40, "width": 50} for image in images],
+            "categories": [{"id": i, "name": str(i)} for i in CATEGORIES],
+            "annotations": annotations,
+        }
+        sets[-1].createIndex()
+    evaluation = COCOeval(*sets, iou_type)
+    evaluation.params.maxDets = list(max_detections)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    precision, recall = (np.asarray(evaluation.eval[name]) for name in ("precision", "recall"))
+    figures = [precision[..., area, -1] for area in range(4)] + [precision[0, ..., 0, -1], precision[5, ..., 0, -1]]
+    figures += [recall[..., 0, m] for m in range(3)] + [recall[..., area, -1] for area in (1, 2, 3)]
+    return [values[values > -1].mean() if (values > -1).any() else np.nan for values in figures]
+
+
+@pytest.mark.parametrize("iou_type", ["segm", "bbox"])
+@pytest.mark.parametrize("max_detections", [(1, 10, 100), (1, 2, 3)])
+def test_crowds_areas_ties_and_limits_are_those_of_the_coco_packages(iou_type, max_detections, package):
+    rng = np.random.default_rng(7)
+    images = list(random_images(40, seed=7))
+    for image in images:  # areas that make objects of all three ranges, and some at a border of two
+        for segment in image["segments"]:
+            segment["area"] = float(rng.choice([32**2, 96**2, 96**2 + 1, 1e5, segment["segmentation"].sum()]))
+            segment["iscrowd"] = int(rng.random() < 0.3)
+    metric = AveragePrecision(CATEGORIES, iou_type, max_detections)
+    for image in images:
+        metric.update(**image)
+    ours = metric.compute()
+    names = ["AP", "APs", "APm", "APl", "AP50", "AP75", *(f"AR{n}" for n in max_detections), "ARs", "ARm", "ARl"]
+    expected = by_the_package(package, images, iou_type, max_detections)
+    assert [ours[name] for name in names] == pytest.approx(expected, abs=1e-9, nan_ok=True)
+    assert 0 < ours["AP"] < 1 and not np.isnan(expected).any()
+
+
+def test_state_does_not_depend_on_the_masks_and_is_22_bytes_a_detection():
+    sizes = []
+    for count in (100, 200):
+        metric = AveragePrecision(CATEGORIES, max_detections=(1, 10, 200))
+        masks = np.random.default_rng(0).random((count, 48, 64)) < 0.5
+        metric.update(masks, np.ones(count), np.ones(count, dtype=int), [], image_id=0)
+        sizes.append(len(pickle.dumps(metric)))
+    assert sizes[1] - sizes[0] == pytest.approx(22 * 100, abs=20)
+
+
 def test_state_is_much_smaller_than_the_masks():
     masks = np.zeros((100, 480, 640), dtype=bool)
     for index, mask in enumerate(masks):
@@ -178,8 +250,16 @@ def test_only_the_best_of_each_class_are_kept(package):
     masks, scores, labels = np.ones((6, 8, 8), dtype=bool), np.arange(6) / 10, np.array([1, 1, 1, 2, 2, 2])
     metric = AveragePrecision(CATEGORIES, max_detections=(1, 2))
     metric.update(masks, scores, labels, [], image_id=0)
-    assert [(r["category_id"], r["score"]) for r in metric.predictions[0]] == [(1, 0.5), (1, 0.4), (0, 0.2), (0, 0.1)]
+    kept = metric.matches[0]
+    assert list(zip(kept.labels, kept.scores, strict=True)) == [(1, 0.5), (1, 0.4), (0, 0.2), (0, 0.1)]
     assert {"AR1", "AR2"} < set(metric.compute())
+
+
+def spied(metric):
+    """The metric, and a list of what it compares: (detections, truth) of every image."""
+    records, compare = [], metric._match
+    metric._match = lambda *sides: records.append(sides) or compare(*sides)
+    return metric, records
 
 
 def test_all_forms_of_masks_and_tensors_are_the_same(package):
@@ -208,7 +288,7 @@ def test_all_forms_of_masks_and_tensors_are_the_same(package):
         lambda masks: [text(mask) for mask in masks],
         lambda masks: [coco.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in masks],
     ):
-        metric = AveragePrecision(CATEGORIES)
+        metric, records = spied(AveragePrecision(CATEGORIES))
         true = form(np.stack([s["segmentation"] for s in segments]))
         metric.update(
             form(masks),
@@ -217,18 +297,18 @@ def test_all_forms_of_masks_and_tensors_are_the_same(package):
             [{**s, "segmentation": m} for s, m in zip(segments, true, strict=True)],
             image_id=torch.tensor(7),
         )
-        expected = expected or (metric.truth, metric.predictions)
-        assert (metric.truth, metric.predictions) == expected
+        expected = expected or records
+        assert records == expected and len(records) == 1
 
 
 def test_boxes_of_masks_equal_boxes_given():
     for image in random_images(4):
         edges = [(np.flatnonzero(m.any(0)), np.flatnonzero(m.any(1))) for m in image["masks"]]
         boxes = [[x[0], y[0], x[-1] - x[0] + 1, y[-1] - y[0] + 1] for x, y in edges]
-        by_mask, by_box = AveragePrecision(CATEGORIES, "bbox"), AveragePrecision(CATEGORIES, "bbox")
+        (by_mask, of_masks), (by_box, of_boxes) = (spied(AveragePrecision(CATEGORIES, "bbox")) for _ in range(2))
         by_mask.update(**image)
         by_box.update(**image | {"masks": boxes})
-        assert by_mask.predictions == by_box.predictions
+        assert of_masks == of_boxes and len(of_masks) == 1
 
 
 def test_the_annotated_area_decides_the_size_class(package):
@@ -321,7 +401,7 @@ def test_errors_name_what_does_not_fit():
     for image_id, (message, (positional, named)) in enumerate(wrong.items()):
         with pytest.raises(ValueError, match=message):
             metric.update(*positional, **named, image_id=image_id)
-    assert metric.predictions == metric.truth == {}
+    assert metric.matches == metric.truth == metric.sizes == {}
     metric.update(mask, [0.5], [1], truth, image_id=0)
     with pytest.raises(ValueError, match="counted before"):
         metric.update(mask, [0.5], [1], truth, image_id=np.int64(0))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import tiny_model
 
-import mask2former_hf
+import mask2former_hf.inference.segmenter
 from mask2former_hf import Mask2FormerImageProcessor
 from mask2former_hf.cli.main import main
 from mask2former_hf.data.classes import ClassTable
@@ -134,6 +134,28 @@ def test_two_processes_give_the_figures_of_one_with_an_uneven_last_batch(checkpo
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("pq per class") == 1
     assert one.read_text() == two.read_text()
+
+
+@pytest.mark.parametrize("tta", [False, True], ids=["once", "augmented"])
+def test_half_precision_is_of_the_forward_pass_alone(checkpoint, monkeypatch, tta):
+    model, processor = load(checkpoint)
+    processor.size = {"shortest_edge": 96, "longest_edge": 128}
+    seen = {"forward": set(), "results": set()}
+    module = mask2former_hf.inference.segmenter if tta else mask2former_hf.evaluation.evaluator
+    segment = module.segment_outputs
+
+    def segment_outputs(*arguments):
+        seen["results"].add(torch.is_autocast_enabled("cpu"))
+        return segment(*arguments)
+
+    monkeypatch.setattr(module, "segment_outputs", segment_outputs)
+    inside = model.model.register_forward_hook(lambda *_: seen["forward"].add(torch.is_autocast_enabled("cpu")))
+    for half, expected in ((torch.bfloat16, {True}), (None, {False})):
+        seen["forward"].clear()
+        evaluate(model, processor, Subset(1), ["pq"], autocast=half, tta=tta, progress=False)
+        assert seen == {"forward": expected, "results": {False}}
+    inside.remove()
+    assert "forward" not in vars(model)
 
 
 def test_classes_that_the_model_lacks_are_refused_with_the_difference(checkpoint):

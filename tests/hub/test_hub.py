@@ -285,6 +285,13 @@ def test_a_card_leaves_out_what_is_not_known(model, tmp_path):
     assert "## Results" not in text and "## Training" not in text and "Weights: not stated" in text
 
 
+def test_a_card_takes_the_stuff_from_the_processor_where_the_config_is_silent(tmp_path):
+    silent = tiny_model("resnet", task="panoptic")
+    _, text = read(write_model_card(silent, tmp_path, Mask2FormerImageProcessor(label_ids_to_fuse=[1])))
+    assert "| Classes | 5 (4 things, 1 stuff) |" in text and "| 1 | LABEL_1 | stuff |" in text
+    assert "label_ids_to_fuse={1}" in text
+
+
 def test_the_examples_of_a_card_are_python(model, tmp_path):
     for model_of_task in (model, tiny_model("resnet", task="semantic"), tiny_model("resnet", task="instance")):
         _, text = read(write_model_card(model_of_task, tmp_path, with_code=True))

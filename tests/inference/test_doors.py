@@ -4,7 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from helpers import teach, tiny_model
+import torch
+import transformers
+from helpers import teach, tiny_config, tiny_model
 from PIL import Image
 from transformers import pipeline
 
@@ -13,7 +15,8 @@ from mask2former_hf.cli.main import main
 from mask2former_hf.data.classes import ClassTable
 from mask2former_hf.evaluation.evaluator import evaluate
 from mask2former_hf.inference.known_labels import stuff_of, task_of
-from mask2former_hf.inference.rules import THRESHOLDS
+from mask2former_hf.inference.rules import THRESHOLDS, rules_of
+from mask2former_hf.training.recipes import load_recipe
 
 # The end of a published name, its class set, its task, and how many of its labels are stuff.
 PUBLISHED = [
@@ -40,13 +43,22 @@ def published(request, tmp_path_factory):
     """A look-alike: the name and the labels of a published checkpoint, and nothing of what only we write."""
     name, class_set, task, num_stuff = request.param
     folder = tmp_path_factory.mktemp("hub") / f"mask2former-swin-tiny-{name}"
+    save_look_alike(folder, class_set)
+    return folder, task, num_stuff
+
+
+def save_look_alike(folder, class_set, certainty=1.0, **fields):
+    """A checkpoint that knows its labels and its size of images, and `fields` of the processor."""
     names = ClassTable.load(class_set).id2label
     model = tiny_model("resnet", num_labels=len(names), id2label=names, num_queries=12, decoder_layers=1)
-    processor = Mask2FormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 128})
+    processor = Mask2FormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}, **fields)
     stuff = stuff_of(model.config)
     things = [label for label in names if label not in stuff]
     # Two queries of one class of stuff, which panoptic results have to fuse.
     teach(model, processor(photo(), return_tensors="pt"), [*things[:2], *[(stuff or things)[-1]] * 2])
+    with torch.no_grad():
+        for parameter in model.class_predictor.parameters():
+            parameter *= certainty
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     content = json.loads((folder / "config.json").read_text())
@@ -54,7 +66,6 @@ def published(request, tmp_path_factory):
         content.pop(field)
     (folder / "config.json").write_text(json.dumps(content))
     Image.fromarray(photo()).save(folder / "photo.png")
-    return folder, task, num_stuff
 
 
 class Photo:
@@ -117,17 +128,81 @@ def test_every_door_gives_the_same_result_and_it_is_what_the_labels_say(publishe
     expected = rows(result)
     same(by_predict(folder, task, tmp_path / "out"), expected)
     same(by_pipeline(folder, segmenter.model.config), expected)
-    seen = {}
-    evaluate(
-        segmenter.model,
-        segmenter.processor,
-        Photo(),
-        on_result=lambda example, found: seen.update(found),
-        progress=False,
-    )
     # Average precision is over all scores: the other doors show those from the threshold on.
-    measured = rows(seen[task])
+    measured = by_evaluate(segmenter, task)
     same([row for row in measured if row[1] is None or row[1] >= THRESHOLDS[task]], expected)
+
+
+def by_evaluate(segmenter, task):
+    seen = {}
+    keep = lambda example, found: seen.update(found)  # noqa: E731
+    evaluate(segmenter.model, segmenter.processor, Photo(), on_result=keep, progress=False)
+    return rows(seen[task])
+
+
+def test_thresholds_of_a_recipe_travel_with_the_checkpoint_to_every_door(tmp_path):
+    """The original tests its panoptic models of Mapillary Vistas without a lowest score."""
+    folder = tmp_path / "mask2former-swin-tiny-mapillary-vistas-panoptic"
+    fields = load_recipe("mapillary-panoptic-r50").processor_fields()
+    save_look_alike(folder, "mapillary-panoptic", certainty=0.2, **fields)
+    assert json.loads((folder / "preprocessor_config.json").read_text())["object_mask_threshold"] == 0
+    segmenter = Segmenter(folder, device="cpu")
+    expected = rows(segmenter(photo()))
+    assert len(expected) == 3 and all(score < THRESHOLDS["panoptic"] for _, score, _ in expected)
+    assert not segmenter(photo(), threshold=THRESHOLDS["panoptic"]).segments
+    same(by_predict(folder, "panoptic", tmp_path / "out"), expected)
+    same(by_pipeline(folder, segmenter.model.config), expected)
+    same(by_evaluate(segmenter, "panoptic"), expected)
+    with torch.no_grad():
+        outputs = segmenter.model(**segmenter.processor(photo(), return_tensors="pt"))
+    stuff = stuff_of(segmenter.model.config)
+    for processor in (segmenter.processor, transformers.Mask2FormerImageProcessor.from_pretrained(folder)):
+        assert rules_of(segmenter.model.config, processor=processor).threshold == 0
+    found = segmenter.processor.post_process_panoptic_segmentation(outputs, label_ids_to_fuse=stuff)[0]
+    assert [info["label_id"] for info in found["segments_info"]] == [label for label, _, _ in expected]
+
+
+@pytest.mark.parametrize(
+    "task, numbers, words",
+    [
+        (
+            "semantic",
+            {"threshold": 0.3},
+            "threshold=0.3: semantic results .* ask for instance or panoptic",
+        ),
+        ("semantic", {"mask_threshold": 0.3}, "mask_threshold=0.3: semantic results"),
+        ("semantic", {"top_k": 5}, "top_k=5: semantic results have no such number; leave it out, or ask for instance"),
+        ("panoptic", {"top_k": 5}, "top_k=5: panoptic results have no such number"),
+        ("panoptic", {"refine": "otsu", "mask_threshold": 0.4}, "mask_threshold=0.4: refine='otsu' finds a threshold"),
+        ("panoptic", {"threshold": "high"}, "threshold='high' must lie between 0 and 1"),
+        ("instance", {"top_k": 1.5}, "top_k=1.5 must be at least 1"),
+    ],
+)
+def test_a_number_that_the_results_are_not_made_by_is_refused(task, numbers, words):
+    if numbers.get("refine"):
+        pytest.importorskip("skimage")
+    with pytest.raises(ValueError, match=words):
+        rules_of(tiny_config(task="panoptic"), task, **numbers)
+
+
+def test_every_door_refuses_a_threshold_of_semantic_results(tmp_path, capsys):
+    folder = tmp_path / "mask2former-swin-tiny-ade-semantic"
+    save_look_alike(folder, "ade20k-semantic")
+    segmenter = Segmenter(folder, device="cpu")
+    with pytest.raises(ValueError, match="threshold=0.3: semantic results"):
+        segmenter(photo(), threshold=0.3)
+    with pytest.raises(ValueError, match=r"threshold=0.3: metrics=\['miou'\] are not measured on panoptic results"):
+        evaluate(segmenter.model, segmenter.processor, Photo(), threshold=0.3)
+    given = [str(folder / "photo.png"), "--model", str(folder), "--output", str(tmp_path / "out")]
+    assert main(["predict", *given, "--threshold", "0.3"]) == 2
+    assert "--threshold 0.3: semantic results" in capsys.readouterr().err
+    register()
+    try:
+        pipe = pipeline("image-segmentation", model=str(folder), device="cpu")
+        with pytest.raises(ValueError, match="overlap_mask_area_threshold=0.3: semantic results"):
+            pipe(Image.fromarray(photo()), overlap_mask_area_threshold=0.3)
+    finally:
+        unregister()
 
 
 def test_the_name_counts_also_in_the_cache_of_the_hub(published):

@@ -310,11 +310,12 @@ def checkpoint(tmp_path_factory):
 def test_unrefined_results_are_the_processors(checkpoint, task):
     _, model, processor, photo = checkpoint
     segmenter = Segmenter.of(model, processor, task=task)
-    found = segmenter(photo, threshold=0.1)
+    numbers = {} if task == "semantic" else {"threshold": 0.1}
+    found = segmenter(photo, **numbers)
     with torch.no_grad():
         outputs = model(**processor([photo, photo.transpose(1, 0, 2)], return_tensors="pt"))
     sizes = [(60, 90), (90, 60)]
-    again = segment_outputs(outputs, segmenter.rules(threshold=0.1), sizes)[0]
+    again = segment_outputs(outputs, segmenter.rules(**numbers), sizes)[0]
     assert (found.map == again.map).all() and found.segments and (found.masks == again.masks).all()
     if task == "semantic":
         scores = semantic_scores(
@@ -359,7 +360,8 @@ def test_predict_augments(checkpoint, tmp_path, task):
 
 
 def run_predict(folder, output, task, *flags):
-    arguments = ["predict", folder / "photo.png", "--model", folder, "--task", task, "--threshold", 0.1]
+    arguments = ["predict", folder / "photo.png", "--model", folder, "--task", task]
+    arguments += [] if task == "semantic" else ["--threshold", 0.1]
     assert main([str(part) for part in (*arguments, "--output", output / "plain")]) == 0
     assert main([str(part) for part in (*arguments, "--output", output / "refined", *flags)]) == 0
     names = {"panoptic": "panoptic.json", "instance": "instances.json", "semantic": "semantic/photo.png"}

@@ -36,6 +36,11 @@ def segmenters(checkpoint):
     return {task: Segmenter(checkpoint, task=task, device="cpu") for task in TASKS}
 
 
+def at(task, threshold):
+    """The option; semantic results have no threshold."""
+    return {} if task == "semantic" else {"threshold": threshold}
+
+
 def photo(size=(60, 90), seed=0):
     return np.random.default_rng(seed).integers(0, 255, (*size, 3), dtype=np.uint8)
 
@@ -99,11 +104,11 @@ def test_many_images_of_mixed_sizes_come_lazily_and_as_alone(segmenters, task):
             drawn.append(image)
             yield image
 
-    results = segmenter(source(), batch_size=2, threshold=0.1)
+    results = segmenter(source(), batch_size=2, **at(task, 0.1))
     first = next(results)
     assert len(drawn) == 2
     for ours, image in zip([first, *results], images, strict=True):
-        alone = segmenter(image, threshold=0.1)
+        alone = segmenter(image, **at(task, 0.1))
         assert ours.size == image.shape[:2] and [s.label for s in ours.segments] == [s.label for s in alone.segments]
         assert (ours.map == alone.map).mean() > 0.999
 
@@ -116,7 +121,7 @@ def test_what_is_no_image_is_refused(segmenters, tmp_path):
         segmenter(tmp_path / "none.png")
     with pytest.raises(ValueError, match="image is float32"):
         segmenter(np.zeros((8, 8, 3), dtype=np.float32))
-    with pytest.raises(ValueError, match="threshold=2: must be from 0 to 1"):
+    with pytest.raises(ValueError, match="threshold=2 must lie between 0 and 1"):
         segmenter(photo(), threshold=2)
     with pytest.raises(ValueError, match="batch_size=0"):
         segmenter([photo()], batch_size=0)
@@ -135,7 +140,7 @@ def test_bad_options_are_refused_before_the_first_image(checkpoint):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_segments_describe_the_map_and_the_masks(segmenters, task):
-    result = segmenters[task](photo(), threshold=0.05)
+    result = segmenters[task](photo(), **at(task, 0.05))
     assert result.segments and result.masks.shape == (len(result.segments), 60, 90) and result.masks.dtype == bool
     for segment, mask in zip(result.segments, result.masks, strict=True):
         rows, columns = np.nonzero(mask)
@@ -157,7 +162,7 @@ def test_segments_describe_the_map_and_the_masks(segmenters, task):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_result_is_immutable_and_can_be_sent_to_another_process(segmenters, task):
-    result = segmenters[task](photo(), threshold=0.05)
+    result = segmenters[task](photo(), **at(task, 0.05))
     with pytest.raises(AttributeError):
         result.task = "other"
     with pytest.raises(ValueError, match="read-only"):
@@ -168,7 +173,7 @@ def test_a_result_is_immutable_and_can_be_sent_to_another_process(segmenters, ta
 @pytest.mark.parametrize("task", TASKS)
 def test_coco_entries_are_json_that_pycocotools_reads(segmenters, task):
     decode = pytest.importorskip("pycocotools.mask").decode
-    result = segmenters[task](photo(), threshold=0.05)
+    result = segmenters[task](photo(), **at(task, 0.05))
     entries = json.loads(json.dumps(result.to_coco(image_id=5)))
     assert len(entries) == len(result.segments)
     for entry, segment, mask in zip(entries, result.segments, result.masks, strict=True):
@@ -189,7 +194,7 @@ def test_only_panoptic_results_have_cocos_panoptic_form(segmenters):
 def test_plot_draws_on_the_image_or_on_grey_also_without_a_segment(segmenters, task, tmp_path):
     Image.fromarray(photo()).save(tmp_path / "photo.png")
     for threshold in (0.05, 1.0):
-        result = segmenters[task](photo(), threshold=threshold)
+        result = segmenters[task](photo(), **at(task, threshold))
         for image in (None, photo(), Image.fromarray(photo()), tmp_path / "photo.png"):
             assert result.plot(image).mode == "RGB"
 

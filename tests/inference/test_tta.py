@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers.image_processing_utils import BatchFeature
 
-from mask2former_hf import Mask2FormerImageProcessor
+from mask2former_hf import Mask2FormerConfig, Mask2FormerImageProcessor
 from mask2former_hf.inference.tta import augmented_outputs, augmented_semantic_scores, augmented_sizes
 from mask2former_hf.model.postprocessing import semantic_scores
 
@@ -85,6 +85,7 @@ class BrightnessModel:
     """
 
     device = torch.device("cpu")
+    config = Mask2FormerConfig()
 
     def __init__(self, shuffled=True):
         self.calls, self.shuffled, self.areas = 0, shuffled, []

@@ -469,6 +469,16 @@ def test_the_stuff_classes_travel_with_the_processor(tmp_path):
     assert Mask2FormerImageProcessor.from_pretrained(tmp_path).label_ids_to_fuse == [2, 3]
 
 
+def test_thresholds_are_in_the_file_only_where_they_are_not_the_defaults(tmp_path):
+    Mask2FormerImageProcessor(object_mask_threshold=0.8, overlap_threshold=0.5).save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert "object_mask_threshold" not in fields and fields["overlap_threshold"] == 0.5
+    read = Mask2FormerImageProcessor.from_pretrained(tmp_path)
+    assert (read.object_mask_threshold, read.overlap_threshold) == (0.8, 0.5)
+    with pytest.raises(ValueError, match="overlap_threshold=2 must be between 0 and 1"):
+        Mask2FormerImageProcessor(overlap_threshold=2)
+
+
 def test_pixels_equal_transformers_where_it_does_not_stretch():
     image = photo(64, 96)
     kwargs = {"size": {"height": 32, "width": 64}, "return_tensors": "pt"}

@@ -68,6 +68,7 @@ def build(arguments):
         "eval_strategy": "steps" if arguments.evaluate else "no",
         "eval_steps": arguments.save_steps,
         "load_best_model_at_end": arguments.evaluate,
+        "bf16": arguments.bf16,
     }
     data = ScenesDataset(arguments.images, size=64)
     if arguments.augment:
@@ -107,7 +108,7 @@ def main(argv=None):
     parser.add_argument("--limit", type=int)
     parser.add_argument("--images", type=int, default=24)
     parser.add_argument("--workers", type=int, default=0)
-    for flag in ("fixed-points", "resume", "plain", "evaluate", "augment", "persistent"):
+    for flag in ("fixed-points", "resume", "plain", "evaluate", "augment", "persistent", "bf16"):
         parser.add_argument(f"--{flag}", action="store_true")
     parser.add_argument("--stop-at", type=int, help="end the process without warning after this step")
     parser.add_argument(

@@ -2,9 +2,11 @@
 
 import os
 import pty
+import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +19,7 @@ from transformers import TrainerCallback
 import mask2former_hf
 from mask2former_hf import TrainingRun, TrainingSettings
 from mask2former_hf.cli.main import main
+from mask2former_hf.training import run_folder
 from mask2former_hf.training.checkpoints import saving
 from mask2former_hf.training.run_folder import StopAtSignal
 from mask2former_hf.training.run_lock import LOCK, FolderInUse, RunLock
@@ -184,6 +187,40 @@ def test_a_signal_saves_a_checkpoint_and_a_second_one_ends_the_run_at_once(numbe
     with pytest.raises(KeyboardInterrupt):
         twice.train()
     assert twice.trainer.state.global_step == 1 and not list((tmp_path / "twice").glob("checkpoint-*"))
+
+
+def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.path.dirname(os.path.dirname(mask2former_hf.__file__))}
+    command = [sys.executable, "-u", "-m", "mask2former_hf", "train", *FLAGS.split(), "--batch-size", "1"]
+    command += ["--steps", "5000", "--eval-every", "5000", "--output", str(tmp_path)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    first, second = (
+        subprocess.Popen(command, env=environment | {"WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank}, **pipes)
+        for rank in "01"
+    )
+    seen = ""
+    while not re.search(r"[1-9]\d*/5000", seen) and first.poll() is None:
+        seen += first.stderr.read(1)
+    second.send_signal(signal.SIGTERM)
+    (output, errors), (silence, other_errors) = (run.communicate(timeout=120) for run in (first, second))
+    assert (first.returncode, second.returncode) == (130, 130), errors + other_errors
+    (step,) = re.findall(r"Interrupted at step (\d+)", output)
+    (checkpoint,) = tmp_path.glob("checkpoint-*")
+    assert checkpoint.name == f"checkpoint-{step}" and (checkpoint / "complete").is_file()
+    assert {path.name for path in checkpoint.glob("rng_state_*.pth")} == {"rng_state_0.pth", "rng_state_1.pth"}
+    assert "Interrupted" not in silence
+
+
+def test_the_second_signal_to_one_of_several_processes_is_the_systems(monkeypatch):
+    """One that waits for another does not come to raise an exception."""
+    monkeypatch.setattr(run_folder, "process_rank", lambda: (1, 2))
+    with StopAtSignal() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.pressed and signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
 
 
 def test_a_run_whose_terminal_is_closed_saves_and_prints_into_the_void(tmp_path):

@@ -18,10 +18,12 @@ from safetensors.torch import load_file
 
 from mask2former_hf import Mask2FormerForUniversalSegmentation
 from mask2former_hf.data.scenes import ScenesDataset
+from mask2former_hf.evaluation.evaluator import evaluate, headline
 from mask2former_hf.training.checkpoints import last_complete_checkpoint
 from mask2former_hf.training.trainer import Mask2FormerTrainingArguments
 
 WORKER = Path(training_worker.__file__)
+METRICS = ["pq", "ap", "miou"]  # of the worker
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +72,17 @@ def test_terms_of_the_loss_are_logged_and_sum_to_it(tmp_path):
     for row in rows:
         terms = [row[name] for name in ("loss_cross_entropy", "loss_mask", "loss_dice")]
         assert sum(terms) == pytest.approx(row["loss"], rel=1e-3)
+
+
+def test_training_in_mixed_precision_measures_a_checkpoint_as_evaluate_does(tmp_path):
+    trainer = run(tmp_path, "--steps", 2, "--images", 4, "--backbone", "resnet", "--bf16", "--evaluate")
+    assert trainer.accelerator.mixed_precision == "bf16" and hasattr(trainer.model, "_original_forward")
+    model = Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path / "checkpoint-2")
+    summaries = evaluate(model, trainer.processor, trainer.eval_dataset, METRICS, 2, threshold=0.1, progress=False)
+    measured = json.loads((tmp_path / "metrics.json").read_text())
+    figures = headline(summaries)
+    assert figures["miou"] > 0
+    assert figures == pytest.approx({name: measured[f"eval_{name}"] for name in figures}, abs=0, nan_ok=True)
 
 
 @pytest.mark.parametrize("plain", [(), ("--plain",)], ids=["ours", "transformers"])
@@ -223,7 +236,7 @@ def arguments_of(folder, *flags, way=()):
     return SimpleNamespace(
         output=str(folder), backbone="swin", steps=4, batch=4, accumulate=1, save_steps=2, limit=None,
         fixed_points=False, resume=False, plain="--plain" in flags, evaluate=False, images=24, augment=False,
-        workers=int("--workers" in way), persistent="--persistent" in way,
+        workers=int("--workers" in way), persistent="--persistent" in way, bf16=False,
     )  # fmt: skip
 
 

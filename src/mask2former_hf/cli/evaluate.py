@@ -11,10 +11,11 @@ from ..evaluation.evaluator import KNOWN_METRICS, evaluate, headline
 from ..evaluation.processes import process_group, process_rank
 from ..inference.loading import default_device
 from ..inference.rules import METHODS
+from ..training.settings import MOST_IMAGES, MOST_WORKERS
 from .datasets import add_data_arguments, load_split
 from .loading import load
 from .main import UserError
-from .settings import add_flag, check_numbers, read_settings
+from .settings import add_flag, check_numbers, in_flags, read_settings
 
 DEFAULTS = {"batch_size": 4, "num_workers": 0, "device": default_device()}
 OPTIONS = ("threshold", "overlap_threshold", "top_k", "refine")  # of `SegmentationEvaluator`
@@ -26,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser):
     add_data_arguments(parser)
     add_flag(parser, "no_check")
     parser.add_argument("--metrics", nargs="+", choices=KNOWN_METRICS, help="default: by the checkpoint's task")
-    parser.add_argument("--threshold", type=float, help="lowest score of panoptic segments (default: 0.8)")
-    parser.add_argument("--overlap-threshold", type=float, help="of panoptic segments (default: 0.8)")
+    parser.add_argument("--threshold", type=float, help="lowest score of panoptic segments (default: mostly 0.8)")
+    parser.add_argument("--overlap-threshold", type=float, help="of panoptic segments (default: likewise)")
     parser.add_argument("--top-k", type=int, help="instances per image (default: 100)")
     parser.add_argument("--refine", choices=METHODS, help="a threshold per mask (otsu), or a dense CRF (crf)")
     parser.add_argument("--tta", action="store_true", help="average over six sizes and their mirror images")
@@ -42,8 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
     settings = read_settings(arguments, DEFAULTS)
     if settings.model is None:
         raise UserError("--model is missing: a checkpoint folder or Hub id")
-    check_numbers(settings, 1, ("batch_size", "top_k"))
-    check_numbers(settings, 0, ("num_workers",))
+    check_numbers(settings, 1, ("batch_size", "top_k"), most=MOST_IMAGES)
+    check_numbers(settings, 0, ("num_workers",), most=MOST_WORKERS)
     check_numbers(settings, 0, ("threshold", "overlap_threshold"), most=1)
     with process_group("gloo"):  # under a launcher the processes share the images, and only counts travel
         if settings.device == "cuda" and process_rank()[1] > 1:
@@ -69,7 +70,7 @@ def _evaluate(settings) -> int:
             **{name: getattr(settings, name) for name in OPTIONS},
         )
     except (ValueError, ImportError) as error:
-        raise UserError(str(error)) from error
+        raise UserError(in_flags(str(error), (*OPTIONS, "metrics"))) from error
     if process_rank()[0] == 0:
         print_summary(summary)
         if settings.json is not None:

@@ -23,6 +23,7 @@ from ..inference.segmenter import Segmenter
 from ..model.configuration_mask2former import TASKS
 from .loading import load
 from .main import UserError
+from .settings import in_flags
 
 COCO = "coco"
 RESULTS = ("overlays", "panoptic", "semantic", "panoptic.json", "instances.json", "categories.json", *TOOL_WRITERS)
@@ -49,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser):
         help="simplify polygons by less than so many pixels (default: 0, exact; 0.5 has a third of the points)",
     )
     parser.add_argument("--task", help=f"{', '.join(TASKS)} (default: what the checkpoint is for)")
-    parser.add_argument("--threshold", type=float, help="lowest score (default: panoptic 0.8, instance 0.5)")
+    parser.add_argument("--threshold", type=float, help="lowest score (default: panoptic mostly 0.8, instance 0.5)")
     parser.add_argument(
         "--stuff", type=int, nargs="*", metavar="LABEL", help="labels that are stuff (default: by checkpoint)"
     )
@@ -99,7 +100,10 @@ def _segmenter(arguments) -> tuple[Segmenter, Rules]:
         segmenter = Segmenter.of(model, processor, task=arguments.task, refine=arguments.refine, tta=arguments.tta)
     except (ImportError, ValueError) as error:
         raise UserError(f"--refine {arguments.refine}: {error}" if arguments.refine else str(error)) from error
-    rules = segmenter.rules(threshold=arguments.threshold, stuff_label_ids=arguments.stuff)
+    try:
+        rules = segmenter.rules(threshold=arguments.threshold, stuff_label_ids=arguments.stuff)
+    except ValueError as error:
+        raise UserError(in_flags(str(error), ["threshold"])) from error
     if rules.task == "panoptic" and arguments.stuff is None and stuff_of(model.config, processor) is None:
         print(
             "The checkpoint does not say which labels are stuff; none is fused (--stuff names them)", file=sys.stderr

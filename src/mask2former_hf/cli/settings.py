@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from ..training.settings import TrainingSettings
+from ..training.settings import TrainingSettings, kinds_of
 from ..training.settings import check_numbers as check_settings
 from .main import UserError
 
@@ -116,7 +116,7 @@ def _words(path: Path, name: str, value, action: argparse.Action) -> list[str]:
 def add_flag(parser, name: str):
     """The flag of a field of `TrainingSettings`, which says its type, help and choices."""
     entry = next(entry for entry in dataclasses.fields(TrainingSettings) if entry.name == name)
-    kinds = [kind for kind in _kinds(entry.type) if kind not in (types.NoneType, Path)]
+    kinds = [kind for kind in kinds_of(entry.type) if kind not in (types.NoneType, Path)]
     options = {"help": entry.metadata["help"], **entry.metadata["flag"]}
     flag = f"--{name.replace('_', '-')}"
     if kinds == [bool]:
@@ -125,11 +125,7 @@ def add_flag(parser, name: str):
     kind = kinds[0]
     if typing.get_origin(kind) is list:
         kind, options = typing.get_args(kind)[0], options | {"nargs": "+"}
-    parser.add_argument(flag, type=str if kind is object else kind, **options)
-
-
-def _kinds(annotation) -> tuple:
-    return typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    parser.add_argument(flag, type=kind, **options)
 
 
 def in_flags(text: str, names: Iterable[str]) -> str:

@@ -131,6 +131,9 @@ def _settings(path: str | Path, tree: dict) -> Settings:
         "image_mean": [value / 255 for value in model.get("PIXEL_MEAN", DEFAULT_MEAN)],
         "image_std": [value / 255 for value in model.get("PIXEL_STD", DEFAULT_STD)],
     }
+    for name in ("object_mask_threshold", "overlap_threshold"):
+        if (value := former.get("TEST", {}).get(name.upper())) is not None:
+            processor[name] = float(value)
     notes = []
     if inputs.get("FORMAT", "RGB") != "RGB":
         notes.append(f"INPUT.FORMAT is {inputs['FORMAT']}: give the processor images in that order of channels")

@@ -11,7 +11,7 @@ MAX_GROUPS = 9  # of 5 bits in a number of compressed run lengths: 2**40 with it
 
 
 def coco_tools() -> SimpleNamespace:
-    """The installed package's `mask` module, `COCO` and `COCOeval`, and whether it compares boundaries.
+    """The installed package's `mask` module, and whether it makes outlines of masks (`rleToBoundary`).
 
     Both packages give identical figures.
 
@@ -19,20 +19,18 @@ def coco_tools() -> SimpleNamespace:
         ImportError: if neither package is installed.
     """
     try:
-        from faster_coco_eval import COCO, COCOeval_faster, mask
+        from faster_coco_eval import mask
     except ImportError:
         pass
     else:
-        return SimpleNamespace(mask=mask, COCO=COCO, COCOeval=COCOeval_faster, has_boundary=True)
+        return SimpleNamespace(mask=mask, has_boundary=True)
     try:
         from pycocotools import mask
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
     except ImportError as error:
         raise ImportError(
             "average precision needs a COCO package: pip install faster-coco-eval (fast) or pip install pycocotools"
         ) from error
-    return SimpleNamespace(mask=mask, COCO=COCO, COCOeval=COCOeval, has_boundary=False)
+    return SimpleNamespace(mask=mask, has_boundary=False)
 
 
 def encode_masks(masks: np.ndarray) -> list[dict]:

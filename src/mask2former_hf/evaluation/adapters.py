@@ -1,6 +1,6 @@
 """The metrics as `evaluate.Metric`: `add`, `add_batch` and `compute`, offline and in several processes.
 
-Each image is reduced to counts or run lengths when it is added. `compute` writes this state into the shared cache
+Each image is reduced to counts or matches when it is added. `compute` writes this state into the shared cache
 folder, where process 0 merges all of them. The files are pickles: the folder must be one that only you can write to.
 
     metric = PanopticQualityMetric(PanopticQuality(categories), num_process=2, process_id=rank, experiment_id="run 7",

@@ -1,7 +1,5 @@
-"""Average precision of masks or boxes by COCO's rules, with run lengths as the only state."""
+"""Average precision of masks or boxes by COCO's rules; of an image only the matches are kept."""
 
-import contextlib
-import io
 import json
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -10,17 +8,17 @@ from pathlib import Path
 import numpy as np
 
 from ..data.rle import coco_tools, encode_masks, to_numpy, to_rle
+from .coco_matching import AREAS, Matches, curves, match
 
 IOU_TYPES = ("segm", "bbox", "boundary")
-AREAS = ("all", "small", "medium", "large")  # the order of the COCO packages; limits 32² and 96² pixels
 
 
 class AveragePrecision:
-    """Keeps a compressed run-length code per mask (or a box); `compute` hands all of them to a COCO package.
+    """Matches the detections of an image with its true objects, and keeps which of them hit; masks are not kept.
 
-    The truth comes with every image, or from one COCO json (`from_coco`). Pickle the object to send it to another
-    process; the result does not depend on the order of updates and merges. Alone among the metrics its state grows
-    with the images, by truth and detections of each: measured on generated scenes, 0.1 MB an image.
+    The truth comes with every image, or from one COCO json (`from_coco`), which is kept. Pickle the object to send it
+    to another process; the result does not depend on the order of updates and merges. Alone among the metrics its
+    state grows with the images, by 22 bytes a detection: 3 kB for an image of 100.
 
     Args:
         categories: class id -> `{"name", ...}`.
@@ -52,8 +50,8 @@ class AveragePrecision:
             )
         self.categories = dict(categories)
         self.iou_type = iou_type
-        self.truth: dict[Hashable, list[dict]] = {}
-        self.predictions: dict[Hashable, list[dict]] = {}
+        self.matches: dict[Hashable, Matches] = {}
+        self.truth: dict[Hashable, list[dict]] = {}  # of a COCO json
         self.sizes: dict[Hashable, list[int]] = {}
         self._row = {category: row for row, category in enumerate(self.categories)}
         self._truth_is_given = False
@@ -115,7 +113,7 @@ class AveragePrecision:
                 size, unequal numbers of masks, scores and labels, and truth that is missing or given twice.
         """
         image_id = image_id.item() if hasattr(image_id, "item") else image_id
-        if image_id in self.predictions:
+        if image_id in self.matches:
             raise ValueError(f"image_id={image_id!r} was counted before: update once per image")
         if self._truth_is_given and segments is not None:
             raise ValueError("segments: this metric has its truth from a COCO json; pass segments=None")
@@ -123,25 +121,23 @@ class AveragePrecision:
             raise ValueError(f"image_id={image_id!r} is not in the COCO json's images: pass the id that it has there")
         if not self._truth_is_given and segments is None:
             raise ValueError("segments=None: pass the image's true objects, or make the metric with `from_coco`")
-        known_size = self.sizes.get(image_id)
         try:
             if self._truth_is_given:
                 truth = self.truth[image_id]
             else:
                 truth = [self._true_record(segment, image_id) for segment in segments]
             records = self._predicted_records(masks, to_numpy(scores), to_numpy(labels), areas, image_id)
-        except Exception:
-            if known_size is None:
+        finally:
+            if not self._truth_is_given:
                 self.sizes.pop(image_id, None)
-            raise
-        self.truth[image_id], self.predictions[image_id] = truth, records
+        self.matches[image_id] = self._match(records, truth)
 
     def merge(self, other: "AveragePrecision"):
         """Add the images of another metric, for example of another process."""
         for name in ("categories", "iou_type", "max_detections", "_truth_is_given"):
             if getattr(self, name) != getattr(other, name):
                 raise ValueError(f"other has another {name.strip('_')}: merge metrics that were made alike")
-        twice = sorted(map(repr, self.predictions.keys() & other.predictions.keys()))
+        twice = sorted(map(repr, self.matches.keys() & other.matches.keys()))
         if twice:
             raise ValueError(
                 f"{len(twice)} images were counted in both metrics, for example {', '.join(twice[:3])}: give each "
@@ -149,9 +145,7 @@ class AveragePrecision:
             )
         if self._truth_is_given and self.truth.keys() != other.truth.keys():
             raise ValueError("other was made from a COCO json with other images: merge metrics of the same json")
-        self.truth.update(other.truth)
-        self.predictions.update(other.predictions)
-        self.sizes.update(other.sizes)
+        self.matches.update(other.matches)
 
     def compute(self) -> dict:
         """COCO's figures in [0, 1], nan where there is no such object in the truth (the COCO packages print -1).
@@ -160,54 +154,47 @@ class AveragePrecision:
             `{"AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl", "per_class": {id:
             {"name", "AP", "AP50"}}}`, where AR's numbers are `max_detections`.
         """
-        precision, recall = self._accumulate()
-        figures = {"AP": _mean(precision[..., 0, -1])}
-        figures |= {"AP50": _mean(precision[0, ..., 0, -1]), "AP75": _mean(precision[5, ..., 0, -1])}
-        figures |= {f"AP{name[0]}": _mean(precision[..., i, -1]) for i, name in enumerate(AREAS) if i}
+        matches = {image_id: self._match([], truth) for image_id, truth in self.truth.items()} | self.matches
+        images = [matches[image_id] for image_id in _sort_ids(matches)]  # the order decides between equal scores
+        precision, recall = curves(images, len(self.categories), self.max_detections)
+        figures = {"AP": _mean(precision[..., 0])}
+        figures |= {"AP50": _mean(precision[0, ..., 0]), "AP75": _mean(precision[5, ..., 0])}
+        figures |= {f"AP{name[0]}": _mean(precision[..., i]) for i, name in enumerate(AREAS) if i}
         figures |= {f"AR{n}": _mean(recall[..., 0, i]) for i, n in enumerate(self.max_detections)}
         figures |= {f"AR{name[0]}": _mean(recall[..., i, -1]) for i, name in enumerate(AREAS) if i}
         figures["per_class"] = {
             category: {
                 "name": self.categories[category]["name"],
-                "AP": _mean(precision[:, :, row, 0, -1]),
-                "AP50": _mean(precision[0, :, row, 0, -1]),
+                "AP": _mean(precision[:, :, row, 0]),
+                "AP50": _mean(precision[0, :, row, 0]),
             }
             for category, row in self._row.items()
         }
         return figures
 
-    def _accumulate(self) -> tuple[np.ndarray, np.ndarray]:
-        """Precision (T, R, K, A, M) and recall (T, K, A, M) over IoU thresholds, recalls, classes, areas, limits."""
-        tools = coco_tools()
-        order = _sort_ids(self.truth)  # decides between equal scores in different images
-        images = [{"id": i, "height": 0, "width": 0} for i in range(1, len(order) + 1)]
-        for image, image_id in zip(images, order, strict=True):
-            if image_id in self.sizes:
-                image["height"], image["width"] = self.sizes[image_id]
-        sides = []
-        # Both packages print, and so does making an index.
-        with contextlib.redirect_stdout(io.StringIO()):
-            for records in (self.truth, self.predictions):
-                side = tools.COCO()
-                annotations = [
-                    {**record, "image_id": image["id"]}
-                    for image, image_id in zip(images, order, strict=True)
-                    for record in records.get(image_id, ())
-                ]
-                for number, annotation in enumerate(annotations, start=1):  # id 0 would mean "no match"
-                    annotation["id"] = number
-                side.dataset = {
-                    "images": images,
-                    "annotations": annotations,
-                    "categories": [{"id": row, "name": str(row)} for row in self._row.values()],
-                }
-                side.createIndex()
-                sides.append(side)
-            evaluation = tools.COCOeval(*sides, self.iou_type)
-            evaluation.params.maxDets = list(self.max_detections)
-            evaluation.evaluate()
-            evaluation.accumulate()
-        return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
+    def _match(self, detections: list[dict], truth: list[dict]) -> Matches:
+        return match(
+            *(np.array([d[name] for d in detections]) for name in ("category_id", "score", "area")),
+            *(np.array([g[name] for g in truth]) for name in ("category_id", "area")),
+            np.array([g["iscrowd"] for g in truth], dtype=bool),
+            self._ious(detections, truth),
+        )
+
+    def _ious(self, detections: list[dict], truth: list[dict]) -> np.ndarray:
+        """(D, G) by the COCO package, 0 where the classes differ; with a crowd, the part of the detection inside."""
+        mask, ious = coco_tools().mask, np.zeros((len(detections), len(truth)))
+        labels, true_labels = (np.array([r["category_id"] for r in records]) for records in (detections, truth))
+        crowds = np.array([g["iscrowd"] for g in truth])
+        for label in np.intersect1d(labels, true_labels):
+            rows, columns = np.flatnonzero(labels == label), np.flatnonzero(true_labels == label)
+            regions = [[detections[d]["region"] for d in rows], [truth[g]["region"] for g in columns]]
+            own = np.asarray(mask.iou(*regions, crowds[columns].tolist()))
+            if self.iou_type == "boundary":
+                outlines = [[mask.rleToBoundary(rle) for rle in side] for side in regions]
+                near = np.asarray(mask.iou(*outlines, crowds[columns].tolist()))
+                own = np.where(crowds[columns], own, np.minimum(own, near))
+            ious[np.ix_(rows, columns)] = own
+        return ious
 
     def _true_record(self, segment: Mapping, image_id: Hashable) -> dict:
         category = segment["category_id"]
@@ -267,11 +254,11 @@ class AveragePrecision:
         if self.iou_type != "bbox":
             if rle is None:
                 raise ValueError("segments has no segmentation: an RLE or an (H, W) bool mask per object is needed")
-            return {"segmentation": rle, "area": float(coco_tools().mask.area([rle])[0])}
+            return {"region": rle, "area": float(coco_tools().mask.area([rle])[0])}
         if box is None and rle is None:
             raise ValueError("segments has neither bbox nor segmentation: one of them per object is needed")
         x, y, width, height = map(float, coco_tools().mask.toBbox([rle])[0] if box is None else box)
-        return {"bbox": [x, y, width, height], "area": width * height}
+        return {"region": [x, y, width, height], "area": width * height}
 
     def _check_size(self, rle: dict, image_id: Hashable) -> dict:
         size = self.sizes.setdefault(image_id, rle["size"])
@@ -292,5 +279,5 @@ def _sort_ids(ids: Iterable[Hashable]) -> list:
 
 
 def _mean(values: np.ndarray) -> float:
-    values = values[values > -1]  # -1 marks classes without truth
+    values = values[~np.isnan(values)]  # of classes without truth
     return float(values.mean()) if values.size else math.nan

@@ -1,5 +1,6 @@
 """Measure a model on a dataset, image by image: only the metrics' small states are kept and sent between processes."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -32,12 +33,14 @@ class SegmentationEvaluator:
     Args:
         config: of the model, ours or transformers'; what it does not say of task and stuff is known of its labels.
         processor: of the model.
-        metrics: some of "pq", "ap", "box_ap", "miou"; by default the one of the task.
-        threshold, overlap_threshold: of panoptic results; None for the package's defaults. Instances are all taken,
+        metrics: some of "pq", "ap", "box_ap", "miou"; by default the one of the model's task (`METRICS`).
+        threshold, overlap_threshold: of panoptic results; None for the checkpoint's own. Instances are all taken,
             because average precision is defined over every score.
         top_k: instances per image (the original's TEST.DETECTIONS_PER_IMAGE).
-        task: what the model is measured as; None for what it is for.
         refine: "otsu" or "crf" (`inference.rules.Rules`).
+
+    Raises:
+        ValueError: for unknown metrics, and numbers that none of them is measured by.
     """
 
     def __init__(
@@ -48,22 +51,29 @@ class SegmentationEvaluator:
         threshold: float | None = None,
         overlap_threshold: float | None = None,
         top_k: int | None = None,
-        task: str | None = None,
         refine: str | None = None,
     ):
-        metrics = METRICS[task or task_of(config)] if metrics is None else metrics
+        metrics = METRICS[task_of(config)] if metrics is None else metrics
         unknown = sorted(set(metrics) - set(KNOWN_METRICS))
         if unknown or not metrics:
             raise ValueError(f"metrics={list(metrics)}: choose from {', '.join(KNOWN_METRICS)}")
         self.processor = processor
-        numbers = {
+        kinds = dict.fromkeys(KINDS[name] for name in metrics)
+        given = {
             "panoptic": {"threshold": threshold, "overlap_threshold": overlap_threshold},
-            "instance": {"threshold": 0.0, "top_k": top_k},
+            "instance": {"top_k": top_k},
             "semantic": {},
         }
-        kinds = dict.fromkeys(KINDS[name] for name in metrics)
+        for kind, numbers in given.items():
+            unread = [name for name, value in numbers.items() if value is not None and kind not in kinds]
+            if unread:
+                raise ValueError(
+                    f"{unread[0]}={numbers[unread[0]]!r}: metrics={list(metrics)} are not measured on {kind} results, "
+                    "which it is about; leave it out"
+                )
+        given["instance"]["threshold"] = 0.0
         self.rules = {
-            kind: rules_of(config, kind, processor=processor, refine=refine, **numbers[kind]) for kind in kinds
+            kind: rules_of(config, kind, processor=processor, refine=refine, **given[kind]) for kind in kinds
         }
         rules = next(iter(self.rules.values()))
         self.stuff, self.num_labels = set(rules.stuff_label_ids), len(rules.id2label)
@@ -239,7 +249,8 @@ def run_evaluation(
     """Feed all batches to `evaluator`; returns the number of images. Restores the model's mode.
 
     Args:
-        autocast: half precision of the forward pass.
+        autocast: half precision of the forward pass. By default it has that of the weights, as in the original,
+            also inside a training in mixed precision: a checkpoint's figures are the same whoever measures it.
         tta: average over several sizes and both directions (`inference.tta`).
     """
     training, images = model.training, 0
@@ -247,28 +258,43 @@ def run_evaluation(
     model.eval()
     segmenter = Segmenter.of(model, evaluator.processor, tta=True) if tta else None
     try:
-        for batch in tqdm(loader, desc="evaluating", unit="batch", disable=not progress, leave=False):
-            examples = [Example.of(example) for _, example in batch]
-            numbers = [number for number, _ in batch]
-            with torch.autocast(device.type, autocast, enabled=autocast is not None):
+        with _forward_in(autocast, model, device):
+            for batch in tqdm(loader, desc="evaluating", unit="batch", disable=not progress, leave=False):
+                examples = [Example.of(example) for _, example in batch]
+                numbers = [number for number, _ in batch]
                 if tta:
                     results = [_augmented(segmenter, evaluator, example.image) for example in examples]
+                    for result, example, number in zip(results, examples, numbers, strict=True):
+                        evaluator.count(result, example, number)
                 else:
                     pictures = [example.image for example in examples]
                     inputs = evaluator.processor(pictures, input_data_format="channels_last", return_tensors="pt")
-                    outputs = model(**inputs.to(device))
-            if tta:
-                for result, example, number in zip(results, examples, numbers, strict=True):
-                    evaluator.count(result, example, number)
-            else:
-                results = evaluator.update(outputs, examples, numbers)
-            images += len(batch)
-            for example, result in zip(examples, results, strict=True):
-                if on_result is not None:
-                    on_result(example, result)
+                    results = evaluator.update(model(**inputs.to(device)), examples, numbers)
+                images += len(batch)
+                for example, result in zip(examples, results, strict=True):
+                    if on_result is not None:
+                        on_result(example, result)
     finally:
         model.train(training)
     return images
+
+
+@contextlib.contextmanager
+def _forward_in(dtype: torch.dtype | None, model: torch.nn.Module, device: torch.device):
+    """The model's forward pass, and nothing around it, in autocast; with None also without that of Accelerate.
+
+    Accelerate puts the autocast of a training in mixed precision into `forward` itself, and leaves the forward that
+    was there before in `_original_forward`.
+    """
+    attributes = vars(model)
+    before, own = attributes.get("forward"), attributes.get("_original_forward", model.forward)
+    attributes["forward"] = own if dtype is None else torch.autocast(device.type, dtype)(own)
+    try:
+        yield
+    finally:
+        del attributes["forward"]
+        if before is not None:
+            attributes["forward"] = before
 
 
 def _augmented(segmenter: Segmenter, evaluator: SegmentationEvaluator, image: np.ndarray) -> dict[str, Segmentation]:
@@ -286,7 +312,6 @@ def evaluate(
     progress: bool = True,
     autocast: torch.dtype | None = None,
     tta: bool = False,
-    task: str | None = None,
     **options,
 ) -> dict[str, dict]:
     """Metrics of a model on a dataset; under `torch.distributed` every process measures its share and gets the whole.
@@ -294,17 +319,18 @@ def evaluate(
     Args:
         dataset: of annotated examples (`data.example.Example`) or mappings; a process measures every n-th. Its classes
             are found in the model by name (`matching_classes.with_classes_of`).
-        metrics, options: of `SegmentationEvaluator`.
+        metrics, options: of `SegmentationEvaluator`; without metrics, and a task in the config, those of the data
+            set's task.
         on_result: called with every example and its results.
         autocast, tta: see `run_evaluation`.
-        task: what the model is measured as; None for the config's `task`, or, where it does not say, the data set's.
 
     Returns:
         The full summary of every metric, by its name; `headline` picks the usual figures.
     """
     dataset = with_classes_of(model.config, dataset)
-    task = task or getattr(model.config, "task", None) or getattr(dataset, "task", None)
-    evaluator = SegmentationEvaluator(model.config, processor, metrics, task=task, **options)
+    if metrics is None and getattr(model.config, "task", None) is None:
+        metrics = METRICS.get(getattr(dataset, "task", None))
+    evaluator = SegmentationEvaluator(model.config, processor, metrics, **options)
     show = progress and process_rank()[0] == 0
     loader = evaluation_loader(dataset, batch_size, num_workers)
     run_evaluation(model, loader, evaluator, on_result, show, autocast, tta)

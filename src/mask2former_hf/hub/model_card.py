@@ -38,7 +38,7 @@ def write_model_card(
     Args:
         model: `Mask2FormerForUniversalSegmentation`; gives task, classes, architecture and size.
         directory: created if it does not exist; a README.md there is overwritten.
-        processor: gives the input size.
+        processor: gives the input size, and the stuff where the config does not say it.
         repo_id: "owner/name" on the Hub, used in the examples; by default the directory's name.
         dataset: what the model was trained and measured on; "owner/name" links the Hub's data set.
         metrics: {name: number} as from `evaluation.evaluator.headline`, or nested as from `evaluate`. Numbers are
@@ -56,18 +56,36 @@ def write_model_card(
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     name = repo_id or directory.resolve().name
-    figures = flatten(metrics or {})
+    figures, stuff = flatten(metrics or {}), stuff_of(model.config, processor)
+    sections = [
+        f"# {name.split('/')[-1]}",
+        _introduction(model.config, base_model),
+        _facts(model, processor, dataset, stuff),
+        _results(figures, dataset, unit),
+        _parity(parity),
+        _usage(name, model.config, stuff, with_code),
+        _training(training_arguments),
+        _classes(model.config, stuff),
+        _licences(license, with_code),
+    ]
+    metadata = _metadata(name.split("/")[-1], dataset, figures, license=license, base_model=base_model)
+    body = "\n\n".join(section for section in sections if section)
+    ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}\n").save(directory / "README.md")
+    return directory / "README.md"
+
+
+def _metadata(name: str, dataset: str | None, figures: Mapping[str, float], **fields) -> ModelCardData:
+    """What the Hub reads; a figure needs the data that it was measured on."""
     is_id = dataset is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", dataset) is not None
     data = ModelCardData(
-        license=license,
         library_name="transformers",
         pipeline_tag="image-segmentation",
         tags=TAGS,
         datasets=[dataset] if is_id else None,
-        base_model=base_model,
+        **fields,
     )
     if figures and dataset is not None:
-        data.model_name = name.split("/")[-1]
+        data.model_name = name
         data.eval_results = [
             EvalResult(
                 task_type="image-segmentation",
@@ -78,20 +96,7 @@ def write_model_card(
             )
             for metric, value in figures.items()
         ]
-    sections = [
-        f"# {name.split('/')[-1]}",
-        _introduction(model.config, base_model),
-        _facts(model, processor, dataset),
-        _results(figures, dataset, unit),
-        _parity(parity),
-        _usage(name, model.config, with_code),
-        _training(training_arguments),
-        _classes(model.config),
-        _licences(license, with_code),
-    ]
-    body = "\n\n".join(section for section in sections if section)
-    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n").save(directory / "README.md")
-    return directory / "README.md"
+    return data
 
 
 def flatten(metrics: Mapping) -> dict[str, float]:
@@ -113,9 +118,8 @@ def _introduction(config, base_model: str | None) -> str:
     )
 
 
-def _facts(model, processor, dataset: str | None) -> str:
+def _facts(model, processor, dataset: str | None, stuff: list[int] | None) -> str:
     config, backbone = model.config, model.config.backbone_config
-    stuff = stuff_of(config)
     kinds = "" if stuff is None else f" ({config.num_labels - len(stuff)} things, {len(stuff)} stuff)"
     weights = [tensor for tensor in model.state_dict().values()]
     size = sum(tensor.numel() * tensor.element_size() for tensor in weights)
@@ -162,9 +166,9 @@ def _parity(parity: Mapping | None) -> str:
     return "\n\n".join(parts)
 
 
-def _usage(name: str, config, with_code: bool) -> str:
+def _usage(name: str, config, stuff: list[int] | None, with_code: bool) -> str:
     post_process = f"post_process_{task_of(config)}_segmentation"
-    stuff = stuff_of(config) if task_of(config) == "panoptic" else None
+    stuff = stuff if task_of(config) == "panoptic" else None
     if stuff == list(range(config.num_labels))[-len(stuff or ()) :]:
         stuff = f", label_ids_to_fuse=set(range({stuff[0]}, {config.num_labels}))"  # COCO's 53
     else:
@@ -227,13 +231,13 @@ def _training(arguments) -> str:
     return "## Training\n\n" + _table(("argument", "value"), [(name, _shown(v)) for name, v in arguments.items()])
 
 
-def _classes(config) -> str:
-    stuff = set(stuff_of(config) or ())
+def _classes(config, stuff: list[int] | None) -> str:
     rows = [
-        (label, config.id2label[label], "stuff" if label in stuff else "thing") for label in sorted(config.id2label)
+        (label, config.id2label[label], "stuff" if label in (stuff or ()) else "thing")
+        for label in sorted(config.id2label)
     ]
     header = ("label", "name", "kind")
-    if stuff_of(config) is None:
+    if stuff is None:
         header, rows = header[:2], [row[:2] for row in rows]
     return f"## Classes\n\n<details><summary>{len(rows)} classes</summary>\n\n{_table(header, rows)}\n\n</details>"
 

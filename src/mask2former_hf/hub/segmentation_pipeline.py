@@ -88,14 +88,12 @@ class Mask2FormerSegmentationPipeline(ImageSegmentationPipeline):
             raise ValueError(
                 f"subtask={subtask!r}: must be one of {', '.join(TASKS)}, or None for the checkpoint's own"
             )
-        rules = rules_of(
-            self.model.config,
-            subtask,
-            processor=self.image_processor,
-            threshold=threshold,
-            mask_threshold=mask_threshold,
-            overlap_threshold=overlap_mask_area_threshold,
-        )
+        numbers = {"threshold": threshold, "mask_threshold": mask_threshold}
+        numbers["overlap_threshold"] = overlap_mask_area_threshold
+        try:
+            rules = rules_of(self.model.config, subtask, processor=self.image_processor, **numbers)
+        except ValueError as error:
+            raise ValueError(str(error).replace("overlap_threshold=", "overlap_mask_area_threshold=")) from error
         outputs = ModelOutput(**model_outputs)
         result = segment_outputs(outputs, rules, outputs.target_size.tolist())[0]
         return [

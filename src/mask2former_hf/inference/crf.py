@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..model.postprocessing import panoptic_claims
+from ..model.postprocessing import MASK_THRESHOLD, panoptic_claims
 
 MIN_PROBABILITY = 1e-5  # of a label in its energy; keeps a certain pixel movable
 MIN_PRESENCE = 0.02  # a label that reaches this nowhere in a crop is left out there: time and memory grow with labels
@@ -123,24 +123,28 @@ def map_of_winners(winner: Tensor, segments: list[dict]) -> tuple[Tensor, list[d
     return torch.tensor(ids, dtype=torch.int32, device=winner.device)[winner], kept
 
 
-def crf_instance_decision(image, *, crf: CrfOptions | None = None, progress: bool = False):
+def crf_instance_decision(
+    image, *, mask_threshold: float = MASK_THRESHOLD, crf: CrfOptions | None = None, progress: bool = False
+):
     """A `decide` of `postprocessing.instance_segmentation`: a CRF draws each mask against its surroundings.
 
     Every mask takes a run of its own, so a score threshold above 0 saves most of the time.
 
     Args:
+        mask_threshold: probability, before and after, above which a pixel belongs to the instance.
         progress: show a bar over the masks.
     """
     bar = tqdm(desc="refining", unit="mask", disable=not progress, leave=False)
 
     def decide(probabilities: Tensor) -> Tensor:
-        result = probabilities > 0.5
+        result = probabilities > mask_threshold
         for mask, drawn in zip(probabilities, result, strict=True):
             bar.update()
             around = _surroundings(mask)
             if around is not None:
                 inside = mask[around]
-                drawn[around] = dense_crf(image[around], torch.stack([1 - inside, inside]), crf)[1] > 0.5
+                posterior = dense_crf(image[around], torch.stack([1 - inside, inside]), crf)[1]
+                drawn[around] = posterior > mask_threshold
         return result
 
     return decide

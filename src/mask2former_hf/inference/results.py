@@ -66,7 +66,10 @@ def _panoptic(logits, rules: Rules, image, progress) -> Segmentation:
 
 
 def _instances(logits, rules: Rules, image, progress) -> Segmentation:
-    decide = {"otsu": lambda: otsu_decision(progress), "crf": lambda: crf_instance_decision(image, progress=progress)}
+    decide = {
+        "otsu": lambda: otsu_decision(progress),
+        "crf": lambda: crf_instance_decision(image, mask_threshold=rules.mask_threshold, progress=progress),
+    }
     stuff = set(rules.stuff_label_ids)
     found = instance_segmentation(
         *logits,

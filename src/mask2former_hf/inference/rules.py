@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from ..model.argument_checks import check_count, check_fractions
 from ..model.configuration_mask2former import TASKS
 from ..model.postprocessing import (
     INSTANCE_THRESHOLD,
@@ -16,6 +17,9 @@ from .known_labels import stuff_of, task_of
 METHODS = ("otsu", "crf")
 THRESHOLDS = {"panoptic": PANOPTIC_THRESHOLD, "instance": INSTANCE_THRESHOLD, "semantic": 0.0}
 OVERLAP_THRESHOLDS = {"panoptic": OVERLAP_THRESHOLD, "instance": 0.0, "semantic": 0.0}
+FRACTIONS = ("threshold", "mask_threshold", "overlap_threshold")
+READ = {"panoptic": FRACTIONS, "instance": (*FRACTIONS, "top_k"), "semantic": ()}  # task -> what it is made by
+OF_PROCESSOR = {"threshold": "object_mask_threshold", "overlap_threshold": "overlap_threshold"}  # for panoptic results
 
 
 @dataclass(frozen=True)
@@ -60,32 +64,48 @@ def rules_of(
     Args:
         config: the checkpoint's, ours or transformers'.
         task: None for what the checkpoint is for (`known_labels.task_of`).
-        processor: of the checkpoint; where its config does not name the stuff, the processor may.
+        processor: of the checkpoint; where its config does not name the stuff, the processor may, and it knows the
+            thresholds of panoptic results if the checkpoint's recipe has its own.
         stuff_label_ids: None for what is known of the labels (`known_labels.stuff_of`).
         numbers: `threshold`, `mask_threshold`, `overlap_threshold`, `top_k`, `refine`; None for the default.
 
     Raises:
-        ValueError: for a value that is out of range, naming it.
+        ValueError: for a value that is out of range or that such results are not made by, naming it.
     """
     own_task = task_of(config)
     task = own_task if task is None else task
     if task not in TASKS:
         raise ValueError(f"task={task!r}: must be one of {', '.join(TASKS)}, or None for the checkpoint's own")
     given = {name: value for name, value in numbers.items() if value is not None}
-    for name in ("threshold", "mask_threshold", "overlap_threshold"):
-        if name in given and not 0 <= given[name] <= 1:
-            raise ValueError(
-                f"{name}={given[name]!r}: must be from 0 to 1, it is compared with probabilities or shares"
-            )
-    if given.get("top_k", 1) < 1:
-        raise ValueError(f"top_k={given['top_k']!r}: must be at least 1, the number of instances of an image")
+    check_refinement(task, given.get("refine"))
+    _check_read(task, given)
+    if task == "panoptic":
+        of_checkpoint = {name: getattr(processor, field, None) for name, field in OF_PROCESSOR.items()}
+        given = {name: value for name, value in of_checkpoint.items() if value is not None} | given
+    check_fractions(**{name: value for name, value in given.items() if name in FRACTIONS})
+    check_count(top_k=given.get("top_k", MAX_INSTANCES))
     names = {int(label): str(name) for label, name in config.id2label.items()}
     stuff = tuple(sorted((stuff_of(config, processor) if stuff_label_ids is None else stuff_label_ids) or ()))
     if unknown := [label for label in stuff if label not in names]:
         raise ValueError(f"stuff_label_ids contains {unknown}: labels are 0 to {len(names) - 1}")
-    check_refinement(task, given.get("refine"))
     defaults = {"threshold": THRESHOLDS[task], "overlap_threshold": OVERLAP_THRESHOLDS[task]}
     return Rules(task, names, stuff, own_task == "semantic", **{**defaults, **given})
+
+
+def _check_read(task: str, given: Mapping):
+    """Refuse numbers that nothing would read."""
+    unread = [name for name in given if name not in (*READ[task], "refine")]
+    if unread:
+        name, others = unread[0], [other for other in TASKS if unread[0] in READ[other]]
+        raise ValueError(
+            f"{name}={given[name]!r}: {task} results have no such number; leave it out, or ask for "
+            f"{' or '.join(others)} results"
+        )
+    if given.get("refine") == "otsu" and "mask_threshold" in given:
+        raise ValueError(
+            f"mask_threshold={given['mask_threshold']!r}: refine='otsu' finds a threshold for every mask; leave one "
+            "of the two out"
+        )
 
 
 def check_refinement(task: str, refine: str | None):

@@ -75,11 +75,13 @@ class Segmenter:
         """Segment an image, or many.
 
         Args:
-            images: an image, which is a PIL image, a path, a URL, an (H, W) or (H, W, channels) array or tensor of
-                integers; or an iterable of images. Photos are turned upright by their EXIF tag.
+            images: an image, which is a PIL image, a path, a URL, the bytes of an image file, an array of integers,
+                (H, W) or (H, W, channels), or a tensor of integers, (H, W) or (channels, H, W) with up to 4 channels;
+                or an iterable of images. Photos are turned upright by their EXIF tag.
             batch_size: images that go through the network at a time, of an iterable.
             progress: show the steps of an image with a refinement.
-            numbers: `threshold`, `mask_threshold`, `overlap_threshold`, `top_k`, `stuff_label_ids`; see `Rules`.
+            numbers: `threshold`, `mask_threshold`, `overlap_threshold`, `top_k`, `stuff_label_ids`; see `Rules`. One
+                that the task's results are not made by is refused.
 
         Returns:
             a `Segmentation` for an image, an iterator of them for an iterable.

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..model.canvas import image_sizes_of
-from ..model.mask_losses import CrossEntropy, Dice
+from ..model.mask_losses import loss_weights, mask_terms
 from ..model.matcher import assign
 from ..model.postprocessing import logits_per_image, semantic_scores
 
@@ -86,7 +86,7 @@ def augmented_outputs(model, processor, image, sizes: Sequence[dict] | None = No
             continue
         grid = _grid(masks.shape[1:], first_canvas, first_extent, canvas, extent, flipped).to(masks)
         seen = F.grid_sample(mask_logits[None], grid[None], padding_mode="border", align_corners=False)[0]
-        queries, targets = _match(probabilities, seen, classes, masks)
+        queries, targets = _match(probabilities, seen, classes, masks, model.config)
         seen = seen[queries].sigmoid()
         one, other = seen >= 0.5, masks[targets] >= 0.5
         union = (one | other).flatten(1).sum(1)
@@ -129,10 +129,12 @@ def _grid(shape, first_canvas, first_extent, canvas, extent, flipped) -> Tensor:
     return torch.stack([x, y], -1)
 
 
-def _match(probabilities, mask_logits, classes, masks) -> tuple[Tensor, Tensor]:
-    """Pairs of a view's queries and the first view's, by the weights of the training loss."""
+def _match(probabilities, mask_logits, classes, masks, config) -> tuple[Tensor, Tensor]:
+    """Pairs of a view's queries and the first view's, by the terms and weights of the training loss."""
     points = mask_logits.flatten(1)[None], masks.flatten(1)[None], None  # every pixel
-    entropy, dice = CrossEntropy().pairs(*points), Dice().pairs(*points)  # (1, Q, Q)
-    agreement = probabilities[:, :-1] @ classes[:, :-1].T
-    queries, targets = assign([5 * entropy + 5 * dice - 2 * agreement])[0]
+    weights = loss_weights(config)
+    cost = -weights["loss_cross_entropy"] * (probabilities[:, :-1] @ classes[:, :-1].T)[None]  # (1, Q, Q)
+    for name, term in mask_terms(config).items():
+        cost += weights[name] * term.pairs(*points)
+    queries, targets = assign([cost])[0]
     return queries[0], targets[0]

@@ -19,6 +19,16 @@ def check_fractions(**fractions):
             )
 
 
+def check_count(**counts):
+    """Refuse what is no whole number from 1, by the argument's name."""
+    for name, value in counts.items():
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+            raise ValueError(
+                f"{name}={reprlib.repr(value)} must be at least 1, a whole number; pass how many are wanted, for "
+                "example 100."
+            )
+
+
 def check_labels(**labels):
     """Refuse what is no collection of labels, by the argument's name."""
     for name, value in labels.items():

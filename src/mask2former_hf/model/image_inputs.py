@@ -49,6 +49,7 @@ _SIZE = (
     f"at least 1 pixel and at most {LARGEST_SIDE}: one or two sides, or a dict of some of {', '.join(SIDES)}",
 )
 _SWITCH = (lambda value: isinstance(value, bool), "True or False")
+_SHARE = (lambda value: _is_finite(value) and 0 <= value <= 1, "between 0 and 1")
 _RULES: dict[str, tuple[Callable, str]] = {  # what a setting of the processor must be, unless it is None
     "do_resize": _SWITCH,
     "size": _SIZE,
@@ -69,6 +70,8 @@ _RULES: dict[str, tuple[Callable, str]] = {  # what a setting of the processor m
         ),
         "a list of labels, whole numbers from 0",
     ),
+    "object_mask_threshold": _SHARE,
+    "overlap_threshold": _SHARE,
 }
 
 

@@ -88,6 +88,8 @@ class Mask2FormerImageProcessor(PilBackend):
         do_reduce_labels: id 0 is ignored as ignore_index is, and every other id becomes one less (ADE20k).
         num_labels: number of classes; a label outside it is warned about.
         label_ids_to_fuse: classes that are stuff: the panoptic default, and no instances. Optional field of ours.
+        object_mask_threshold, overlap_threshold: defaults of panoptic results (`post_process_panoptic_segmentation`),
+            where the checkpoint's recipe has others than 0.8 and 0.8. Optional fields of ours, in files only then.
     """
 
     valid_kwargs = Mask2FormerImageProcessorKwargs
@@ -104,6 +106,8 @@ class Mask2FormerImageProcessor(PilBackend):
     image_std = IMAGENET_DEFAULT_STD
     do_reduce_labels = False
     label_ids_to_fuse = None
+    object_mask_threshold = PANOPTIC_THRESHOLD
+    overlap_threshold = OVERLAP_THRESHOLD
 
     def __init__(self, **kwargs):
         # Spellings of older preprocessor_config.json files, in which the cap of the long side was a field of its own.
@@ -118,6 +122,9 @@ class Mask2FormerImageProcessor(PilBackend):
             kwargs["size"] = {"shortest_edge": size, **({"longest_edge": longest} if longest else {})}
         elif size is None and max_size is not None:
             kwargs["size"] = {**self.size, "longest_edge": max_size}
+        for name in ("object_mask_threshold", "overlap_threshold"):
+            if kwargs.get(name) in (None, getattr(type(self), name)):
+                kwargs.pop(name, None)
         check_settings(kwargs)
         super().__init__(**kwargs)
 
@@ -313,9 +320,9 @@ class Mask2FormerImageProcessor(PilBackend):
     def post_process_panoptic_segmentation(
         self,
         outputs,
-        threshold=PANOPTIC_THRESHOLD,
+        threshold=None,
         mask_threshold=MASK_THRESHOLD,
-        overlap_mask_area_threshold=OVERLAP_THRESHOLD,
+        overlap_mask_area_threshold=None,
         label_ids_to_fuse=None,
         target_sizes=None,
     ):
@@ -323,9 +330,11 @@ class Mask2FormerImageProcessor(PilBackend):
 
         Args:
             outputs, target_sizes: as in `post_process_semantic_segmentation`.
-            threshold: a query counts above this class probability. 0.8 is the original's; transformers has 0.5.
+            threshold: a query counts above this class probability; None takes the processor's object_mask_threshold.
+                0.8 is the original's; transformers has 0.5.
             mask_threshold: mask probability that a pixel's owner needs there, or the pixel is void.
-            overlap_mask_area_threshold: fraction of its thresholded area that a query has to own.
+            overlap_mask_area_threshold: fraction of its thresholded area that a query has to own; None takes the
+                processor's overlap_threshold.
             label_ids_to_fuse: stuff classes, one segment each; None takes the processor's own field.
 
         Returns:
@@ -333,6 +342,9 @@ class Mask2FormerImageProcessor(PilBackend):
             "label_id", "was_fused", "score" and "area" in pixels.
         """
         stuff = self.label_ids_to_fuse if label_ids_to_fuse is None else label_ids_to_fuse
+        threshold = self.object_mask_threshold if threshold is None else threshold
+        if overlap_mask_area_threshold is None:
+            overlap_mask_area_threshold = self.overlap_threshold
         check_labels(label_ids_to_fuse=() if stuff is None else stuff)
         check_fractions(
             threshold=threshold,

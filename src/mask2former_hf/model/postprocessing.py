@@ -14,15 +14,13 @@ ValueError.
 "The original" is facebookresearch/Mask2Former (`maskformer_model.py`); the paper is arXiv 2112.01527.
 """
 
-import reprlib
 from collections.abc import Callable, Iterator
-from numbers import Integral
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .argument_checks import as_tensor, check_fractions, check_labels
+from .argument_checks import as_tensor, check_count, check_fractions, check_labels
 from .canvas import crop_to_canvas
 from .cpu_layout import chunk_length
 from .mask_resizing import check_sizes, query_chunks, resize_rows, source_rows
@@ -245,9 +243,7 @@ def instance_segmentation(
         (N, 4) float32 as (x0, y0, x1, y1) pixel edges of the mask, zeros for an empty one.
     """
     check_fractions(score_threshold=score_threshold, mask_threshold=mask_threshold)
-    if not isinstance(top_k, Integral) or top_k < 1 or isinstance(top_k, bool):
-        shown = reprlib.repr(top_k)
-        raise ValueError(f"top_k={shown} must be at least 1; pass the number of instances wanted, for example 100.")
+    check_count(top_k=top_k)
     if thing_label_ids is not None:
         check_labels(thing_label_ids=thing_label_ids)
     class_logits, mask_logits, sizes = _check(class_logits, mask_logits, canvas_size, image_size, target_size)

@@ -80,6 +80,10 @@ class Recipe:
             fields["freeze_batch_norm"] = self.backbone["norm"] == "FrozenBN"
         return fields
 
+    def processor_fields(self) -> dict:
+        """Fields of `Mask2FormerImageProcessor` that say how results are made; a checkpoint keeps them."""
+        return {"object_mask_threshold": self.object_mask_threshold, "overlap_threshold": self.overlap_threshold}
+
     def pipeline(self) -> Pipeline:
         """The augmentation.
 

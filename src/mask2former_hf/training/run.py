@@ -29,7 +29,7 @@ from .recipes import Recipe
 from .run_folder import RESULTS, StopAtSignal, check_output, plain_settings, steps_with_results, write_settings
 from .run_lock import RunLock
 from .run_log import RunLog
-from .settings import TrainingSettings, check, check_packages, complete, starts_pretrained
+from .settings import TrainingSettings, check, check_packages, check_types, complete, starts_pretrained
 from .trainer import Mask2FormerTrainer, Mask2FormerTrainingArguments
 
 
@@ -64,6 +64,7 @@ class TrainingRun:
     """
 
     def __init__(self, settings: TrainingSettings, train_data=None, val_data=None, show: bool = True):
+        check_types(settings)
         self.given = [name for name in FROM_RANDOM if getattr(settings, name) is not None]
         settings, self.recognised = _recognised(settings)
         settings, self.recipe = complete(settings)
@@ -136,7 +137,9 @@ class TrainingRun:
         with StopAtSignal() as stop:
             trainer.add_callback(stop)
             trainer.train(resume_from_checkpoint=self.last)
-        if stop.pressed and trainer.state.global_step < settings.steps:
+            trainer.accelerator.wait_for_everyone()  # before one of them leaves
+        trainer.remove_callback(stop)
+        if stop.stopped and trainer.state.global_step < settings.steps:
             raise KeyboardInterrupt
         figures = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
         if trainer.is_world_process_zero():
@@ -148,11 +151,8 @@ class TrainingRun:
         return figures
 
     def _trainer(self) -> Mask2FormerTrainer:
-        settings, recipe, model = self.settings, self.recipe, self.model
-        thresholds = {}
-        if recipe is not None:
-            thresholds = {"threshold": recipe.object_mask_threshold, "overlap_threshold": recipe.overlap_threshold}
-        options = _arguments(settings, recipe, model.config.task)
+        settings, model = self.settings, self.model
+        options = _arguments(settings, self.recipe, model.config.task)
         if settings.gradient_checkpointing:  # renamed in transformers 5.24, where the old name warns
             getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
         return Mask2FormerTrainer(
@@ -162,7 +162,6 @@ class TrainingRun:
             train_dataset=self.augmented,
             eval_dataset=self.val_data,
             augmented=settings.augmentation != "none",
-            eval_thresholds=thresholds,
             distillation=_distillation(settings, model),
             labelled=not settings.teacher_only,
         )
@@ -294,7 +293,8 @@ def _images(settings: TrainingSettings, recipe: Recipe | None, train, task: str)
         pipeline = augmentation_for(task, settings.crop, kind, settings.short_sides or ())
         test_size = [settings.crop]
     short, *long = settings.test_size or test_size
-    processor = processor_for(train.classes, short, long[0] if long else 2 * short)
+    fields = {} if recipe is None else recipe.processor_fields()
+    processor = processor_for(train.classes, short, long[0] if long else 2 * short, **fields)
     plain = settings.augmentation == "none"
     return train if plain else AugmentedDataset(train, pipeline, seed=settings.seed), processor
 

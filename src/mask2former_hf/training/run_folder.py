@@ -7,9 +7,11 @@ import threading
 from dataclasses import asdict
 from pathlib import Path
 
+import torch.distributed
 from transformers import TrainerCallback
 
 from ..data.json_files import write_json
+from ..evaluation.processes import process_rank
 from .checkpoints import last_complete_checkpoint
 from .run_lock import RunLock
 from .settings import TrainingSettings
@@ -90,18 +92,21 @@ class StopAtSignal(TrainerCallback):
     """The first Ctrl-C ends training after the step with a checkpoint; a second one ends it at once.
 
     SIGTERM, by which schedulers take a machine back, and SIGHUP, of a terminal that was closed, do the same. Signals
-    that are ignored, as under nohup, stay so. Of one process only: a launcher of several passes signals on in its own
-    way.
+    that are ignored, as under nohup, stay so. Processes of a launcher ask each other after every step, so that all of
+    them stop after the same one, whichever got the signal. (torchrun passes a signal on to its processes and kills
+    them 30 seconds later.)
+
+    Attributes:
+        pressed: this process got a signal; `stopped`: every process knows that the run ends here.
     """
 
     def __init__(self):
-        self.pressed = False
+        self.pressed = self.stopped = False
         self._before, self._process = {}, os.getpid()
         self._terminals = [number for number in (1, 2) if os.isatty(number)]  # stdout and stderr
 
     def __enter__(self):
-        alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-        if alone and threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread():
             numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
             for number in numbers:
                 if signal.getsignal(number) != signal.SIG_IGN:
@@ -118,10 +123,15 @@ class StopAtSignal(TrainerCallback):
         if self.pressed:
             raise KeyboardInterrupt
         self.pressed = True
+        rank, processes = process_rank()
+        if processes > 1:  # one that waits for another is deaf to exceptions: the second signal is the system's
+            for known in self._before:
+                signal.signal(known, signal.SIG_DFL)
         name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         self._leave_closed_terminals()
         try:
-            print(f"\n{name}: saving a checkpoint after this step. Once more to stop at once.", flush=True)
+            if rank == 0:
+                print(f"\n{name}: saving a checkpoint after this step. Once more to stop at once.", flush=True)
         except (OSError, RuntimeError):  # the reader is gone, or the signal came while something was printed
             pass
 
@@ -133,13 +143,22 @@ class StopAtSignal(TrainerCallback):
                 os.dup2(nowhere, number)
                 os.close(nowhere)
 
+    def _agree(self, device: torch.device) -> bool:
+        """Whether any of the processes got a signal; all of them get the same answer."""
+        self.stopped = self.pressed
+        if process_rank()[1] > 1:
+            flag = torch.tensor(int(self.pressed), device=device)
+            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+            self.stopped = bool(flag)
+        return self.stopped
+
     def on_step_end(self, args, state, control, **kwargs):
-        if self.pressed:
+        if self._agree(args.device):
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False
 
     def on_evaluate(self, args, state, control, **kwargs):
-        if self.pressed:
+        if self._agree(args.device):
             control.should_training_stop = True
 
 

@@ -2,10 +2,16 @@
 
 import math
 import os
+import reprlib
+import types
+import typing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib.util import find_spec
+from numbers import Integral, Real
 from pathlib import Path
 
+from ..data.classes import ClassTable
 from ..data.kinds import KINDS, OF_A_SPLIT
 from ..evaluation.evaluator import METRICS
 from ..model.configuration_mask2former import MASK_LOSSES, TASKS
@@ -15,6 +21,7 @@ from .recipes import Recipe, load_recipe
 
 DEFAULT_BATCH, DEFAULT_CROP = 4, 512  # where neither a setting nor a recipe says otherwise
 AUGMENTATIONS = ("lsj", "resize-crop", "none")
+MOST_STEPS, MOST_IMAGES, MOST_WORKERS = 10**9, 2**16, 2**10  # beyond any run; more is a slip of the keyboard
 
 
 def _setting(text: str, default=None, group: str = "training", **options):
@@ -68,7 +75,7 @@ class TrainingSettings:
 
     folder: str | Path | None = _data("folder in which kind of data, splits and classes are recognised")
     data: str | None = _data("what the annotations are", choices=tuple(KINDS))
-    classes: object = _data(
+    classes: str | Path | Sequence | Mapping | ClassTable | None = _data(
         "names separated by commas, a file of them (txt, json, yaml), or the name of a class set such as "
         "ade20k-semantic; by default what the COCO json says"
     )
@@ -190,6 +197,36 @@ def _filled(settings: TrainingSettings, values: dict) -> TrainingSettings:
     return replace(settings, **{name: value for name, value in values.items() if getattr(settings, name) is None})
 
 
+def check_types(settings: TrainingSettings):
+    """Refuse values of a kind that a setting cannot have, before anything is made of them.
+
+    Raises:
+        ValueError: naming the setting, its value and what it may be.
+    """
+    for entry in fields(settings):
+        value, kinds = getattr(settings, entry.name), kinds_of(entry.type)
+        if not any(_is_of(value, kind) for kind in kinds):
+            words = " or ".join("None" if kind is types.NoneType else _name(kind) for kind in kinds)
+            raise ValueError(f"{entry.name}={reprlib.repr(value)}: must be of type {words}")
+
+
+def kinds_of(annotation) -> tuple:
+    """The types that a field may have."""
+    return typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+
+
+def _name(kind) -> str:
+    return str(kind) if typing.get_origin(kind) else kind.__name__
+
+
+def _is_of(value, kind) -> bool:
+    """As Python's annotations mean it, where an int is a float and a bool is no number."""
+    if typing.get_origin(kind) is list:
+        return isinstance(value, list | tuple) and all(_is_of(part, typing.get_args(kind)[0]) for part in value)
+    wanted = {int: Integral, float: Real}.get(kind, kind)
+    return isinstance(value, wanted) and not (isinstance(value, bool) and kind is not bool)
+
+
 def check(settings: TrainingSettings):
     """Refuse settings that make no sense, alone or together.
 
@@ -208,15 +245,16 @@ def check(settings: TrainingSettings):
         raise ValueError("steps= is missing: give the number of optimizer steps, epochs=, or a recipe=")
     if settings.steps is not None and settings.epochs is not None:
         raise ValueError("steps= and epochs=: choose one")
-    if settings.epochs is not None and not 0 < settings.epochs < math.inf:
-        raise ValueError(f"epochs={settings.epochs}: must be above 0")
+    if settings.epochs is not None and not 0 < settings.epochs <= MOST_STEPS:
+        raise ValueError(f"epochs={settings.epochs}: must be above 0 and at most {MOST_STEPS}")
     if not 0 < settings.held_out < 1:
         raise ValueError(f"held_out={settings.held_out}: must be above 0 and below 1")
-    counts = ("steps", "batch_size", "accumulate", "queries", "eval_every", "log_every", "keep")
-    check_numbers(settings, 1, counts)
+    check_numbers(settings, 1, ("steps", "eval_every", "log_every", "keep", "divisor"), most=MOST_STEPS)
+    check_numbers(settings, 1, ("batch_size", "accumulate", "queries"), most=MOST_IMAGES)
+    check_numbers(settings, 0, ("num_workers",), most=MOST_WORKERS)
     check_numbers(settings, 1, ("crop", "short_sides", "test_size"), most=2**15)  # the processor takes twice a crop
     factors = ("learning_rate", "clip", "mask_weight", "weight_decay", "backbone_multiplier", "teacher_weight")
-    check_numbers(settings, 0, (*factors, "num_workers"))
+    check_numbers(settings, 0, factors)
     check_numbers(settings, 0, ("seed",), most=2**32 - 1)
     if len(settings.test_size or ()) > 2:
         raise ValueError(f"test_size={settings.test_size}: must be one or two numbers, short and largest long side")
@@ -258,9 +296,10 @@ def check_numbers(settings, least: float, names, most: float = math.inf):
     Raises:
         ValueError: naming the setting, its value and the rule.
     """
-    rule = f"must be at least {least:g}" if most == math.inf else f"must be from {least:g} to {most:g}"
     for name in names:
         value = getattr(settings, name)
         for number in value if isinstance(value, list | tuple) else [] if value is None else [value]:
-            if not (least <= number <= most and math.isfinite(number)):
-                raise ValueError(f"{name}={number}: {rule}")
+            if not number >= least:
+                raise ValueError(f"{name}={number}: must be at least {least}")
+            if number > most or number == math.inf:
+                raise ValueError(f"{name}={number}: must be {'finite' if most == math.inf else f'at most {most}'}")

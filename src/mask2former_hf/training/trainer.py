@@ -226,10 +226,14 @@ class Mask2FormerTrainer(Trainer):
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ) -> EvalLoopOutput:
-        """Metrics of the dataset; predictions are not kept, so the output has none."""
+        """Metrics of the dataset; predictions are not kept, so the output has none.
+
+        In the weights' precision, as `evaluate` measures the checkpoint, also where training is in mixed precision;
+        with `bf16_full_eval` or `fp16_full_eval` the forward pass is in autocast.
+        """
         model = self.accelerator.unwrap_model(self.model)
         model.to(self.args.device)
-        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
+        half = torch.bfloat16 if self.args.bf16_full_eval else torch.float16 if self.args.fp16_full_eval else None
         evaluator = SegmentationEvaluator(model.config, self.processor, self.args.eval_metrics, **self.eval_thresholds)
         show = not self.args.disable_tqdm and process_rank()[0] == 0
         images = run_evaluation(model, dataloader, evaluator, progress=show, autocast=half)

@@ -1,0 +1,132 @@
+"""COCO's rules of average precision: how an image's detections meet its true objects, and the curves over all images.
+
+Written after `COCOeval.evaluateImg` and `accumulate` of pycocotools. Letters: `D` detections, `G` true objects, `K`
+classes, `A` ranges of areas, `T` IoU thresholds, `R` recalls, `M` limits of detections.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+THRESHOLDS = np.linspace(0.5, 0.95, 10)  # of the IoU
+RECALLS = np.linspace(0, 1, 101)
+AREAS = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}  # pixels
+FLAGS = len(AREAS) * len(THRESHOLDS)
+
+
+class Matches(NamedTuple):
+    """What is kept of an image: 22 bytes a detection, whatever its mask.
+
+    Args:
+        labels: (D,) rows of the classes.
+        scores: (D,), falling.
+        hits: (D, A * T) bits: whether the detection is matched with an object that counts.
+        counted: (D, A * T) bits: whether it is a hit or a false alarm, and not left out.
+        truth: (k, 1 + A) row of a class that the image has, and how many of its objects count.
+    """
+
+    labels: np.ndarray
+    scores: np.ndarray
+    hits: np.ndarray
+    counted: np.ndarray
+    truth: np.ndarray
+
+
+def match(
+    labels: np.ndarray,
+    scores: np.ndarray,
+    areas: np.ndarray,
+    true_labels: np.ndarray,
+    true_areas: np.ndarray,
+    crowds: np.ndarray,
+    ious: np.ndarray,
+) -> Matches:
+    """Give each detection, the best first, the free object of its class that it overlaps most.
+
+    Crowds and objects outside the range of areas do not count, nor do the detections that find only those, nor
+    detections outside the range that find nothing. An object that counts goes before one that does not; crowds stay
+    free.
+
+    Args:
+        labels, scores, areas: (D,) of the detections, by falling score.
+        true_labels, true_areas, crowds: (G,) of the true objects.
+        ious: (D, G), 0 where the classes differ.
+    """
+    ignored = crowds | ~_in_range(true_areas)  # (A, G)
+    hits, lost = np.zeros((2, len(labels), len(AREAS), len(THRESHOLDS)), dtype=bool)
+    free = np.ones((*hits.shape[1:], len(true_labels)), dtype=bool)
+    for detection in np.flatnonzero((ious >= THRESHOLDS[0]).any(1)):
+        near = np.flatnonzero(ious[detection] >= THRESHOLDS[0])
+        overlaps = ious[detection, near]
+        possible = free[..., near] & (overlaps >= THRESHOLDS[:, None])  # (A, T, g)
+        # Above 2 if it counts; IoUs of boxes may exceed 1 by rounding.
+        rank = np.where(possible, overlaps + 2 * ~ignored[:, None, near], 0)
+        best = len(near) - 1 - rank[..., ::-1].argmax(-1)  # the last of equal ones, as in pycocotools
+        rank = np.take_along_axis(rank, best[..., None], -1)[..., 0]  # (A, T)
+        hits[detection], lost[detection] = rank > 2, (rank > 0) & (rank < 2)
+        area, threshold = np.nonzero(rank)
+        taken = near[best[area, threshold]]
+        free[area, threshold, taken] = crowds[taken]
+    counted = hits | (_in_range(areas).T[:, :, None] & ~lost)
+    present = np.unique(true_labels)
+    counts = [(~ignored[:, true_labels == label]).sum(1) for label in present]
+    return Matches(
+        labels.astype(np.int32),
+        scores.astype(np.float64),
+        *(np.packbits(flags.reshape(-1, FLAGS), axis=1) for flags in (hits, counted)),
+        np.column_stack([present, np.reshape(counts, (-1, len(AREAS)))]).astype(np.int32),
+    )
+
+
+def curves(images: Sequence[Matches], num_classes: int, limits: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Precision of the best `limits[-1]` detections of a class in an image, and recall of each of the limits.
+
+    Args:
+        images: whose order decides between equal scores.
+
+    Returns:
+        (T, R, K, A) and (T, K, A, M); nan where no object counts.
+    """
+    truth = np.zeros((num_classes, len(AREAS)), dtype=np.int64)
+    for image in images:
+        truth[image.truth[:, 0]] += image.truth[:, 1:]
+    precision = np.full((len(THRESHOLDS), len(RECALLS), *truth.shape), np.nan)
+    recall = np.full((len(THRESHOLDS), *truth.shape, len(limits)), np.nan)
+    if not images:
+        return precision, recall
+    owner = np.repeat(np.arange(len(images)), [len(image.labels) for image in images])
+    labels, scores, hits, counted = (np.concatenate(parts) for parts in list(zip(*images, strict=True))[:4])
+    for row in np.flatnonzero(truth.any(1)):
+        own = np.flatnonzero(labels == row)
+        place = np.arange(len(own)) - np.searchsorted(owner[own], owner[own])  # in the class and the image
+        order = np.argsort(-scores[own], kind="stable")
+        own, place = own[order], place[order]
+        for area in np.flatnonzero(truth[row]):
+            found, counts = (_flags(bits[own], area) for bits in (hits, counted))  # (n, T)
+            for m, limit in enumerate(limits):
+                recall[:, row, area, m] = found[place < limit].sum(0) / truth[row, area]
+            kept = place < limits[-1]
+            right, wrong = (flags[kept].cumsum(0) for flags in (found, counts & ~found))
+            precision[:, :, row, area] = _precision_at_recalls(right, wrong, truth[row, area])
+    return precision, recall
+
+
+def _precision_at_recalls(right: np.ndarray, wrong: np.ndarray, truth: int) -> np.ndarray:
+    """(T, R) best precision at each recall or a larger one, of (n, T) rising numbers of hits and false alarms."""
+    precision = right / (right + wrong + np.spacing(1))
+    precision = np.maximum.accumulate(precision[::-1])[::-1]
+    precision = np.concatenate([precision, np.zeros((1, len(THRESHOLDS)))])  # of recalls that are not reached
+    return np.stack([p[np.searchsorted(r, RECALLS)] for p, r in zip(precision.T, right.T / truth, strict=True)])
+
+
+def _flags(bits: np.ndarray, area: int) -> np.ndarray:
+    """(n, T) of a range of areas."""
+    flags = np.unpackbits(bits, axis=1, count=FLAGS).reshape(-1, len(AREAS), len(THRESHOLDS))
+    return flags[:, area].astype(bool)
+
+
+def _in_range(areas: np.ndarray) -> np.ndarray:
+    """(A, n) which of n areas lie in each range; the ends belong to it."""
+    low, high = np.array(list(AREAS.values())).T[:, :, None]
+    return (low <= areas) & (areas <= high)
