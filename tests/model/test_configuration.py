@@ -11,7 +11,7 @@ from transformers import ConvNextConfig, DINOv3ConvNextConfig, ResNetConfig, Swi
 
 from mask2former_hf import Mask2FormerConfig, Mask2FormerModel
 
-OWN_FIELDS = {"freeze_batch_norm", "vit_neck", "mask_loss", "focal_alpha", "focal_gamma", "task", "stuff_label_ids"}
+OWN_FIELDS = {"freeze_batch_norm", "mask_loss", "focal_alpha", "focal_gamma", "task", "stuff_label_ids"}
 
 
 def test_fields_and_defaults_are_those_of_stock():

@@ -254,6 +254,13 @@ class Mask2FormerConfig(PreTrainedConfig):
             self.backbone_config = AutoConfig.for_model(fields.pop("model_type"), **fields)
         super().__post_init__(**kwargs)
 
+    def to_dict(self) -> dict:
+        """As it is written to files: without `vit_neck` where a backbone needs none or its usual one."""
+        fields = super().to_dict()
+        if fields["vit_neck"] is None:
+            del fields["vit_neck"]
+        return fields
+
     def validate_architecture(self):
         super().validate_architecture()
         rules = {
