@@ -11,6 +11,7 @@ from .. import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 from ..conversion.architecture import RESNET_DEPTHS, STAGES
 from ..data.classes import ClassTable
 from .recipes import Recipe
+from .vit_backbones import VITS, normalisation, with_maps
 
 SWIN = {  # embed_dim, depths, heads (Liu et al., "Swin Transformer", ICCV 2021, section 3.3)
     "swin-t": (96, [2, 2, 6, 2], [3, 6, 12, 24]),
@@ -20,7 +21,7 @@ SWIN = {  # embed_dim, depths, heads (Liu et al., "Swin Transformer", ICCV 2021,
 }
 RESNET = {"r50": RESNET_DEPTHS[50], "r101": RESNET_DEPTHS[101]}
 TINY = "tiny"
-BACKBONES = (TINY, *RESNET, *SWIN)
+BACKBONES = (TINY, *RESNET, *SWIN, *VITS)
 PUBLISHED = {  # short name, or that of a recipe's backbone -> weights on the Hub, of ImageNet
     "r50": "microsoft/resnet-50",
     "r101": "microsoft/resnet-101",
@@ -30,6 +31,7 @@ PUBLISHED = {  # short name, or that of a recipe's backbone -> weights on the Hu
     "swin-b-in21k": "microsoft/swin-base-patch4-window12-384-in22k",
     "swin-l": "microsoft/swin-large-patch4-window12-384-in22k",
     "swin-l-in21k": "microsoft/swin-large-patch4-window12-384-in22k",
+    **{name: source for name, (_, source) in VITS.items()},
 }
 TINY_FIELDS = {
     "feature_size": 64,
@@ -55,6 +57,8 @@ def backbone_config(name: str):
             layer_type="basic",
             out_features=STAGES,
         )
+    if name in VITS:
+        return VITS[name][0]()
     if name in RESNET:
         return ResNetConfig(depths=RESNET[name], out_features=STAGES)
     if name in SWIN:
@@ -79,8 +83,8 @@ def new_model(
 
     Args:
         backbone: a short name (one of `BACKBONES`) or a recipe, whose weights are those of `PUBLISHED`; or the folder
-            or Hub id of a pretrained backbone with four stages. "tiny" is a model of 1.4 M parameters for a CPU, of
-            which no weights are published: they are random.
+            or Hub id of a pretrained backbone, with four stages or a plain ViT. "tiny" is a model of 1.4 M parameters
+            for a CPU, of which no weights are published: they are random.
         random_weights: of the backbone, too; then nothing is loaded.
         fields: of `Mask2FormerConfig`.
 
@@ -92,10 +96,10 @@ def new_model(
         described = backbone.backbone_fields()
         config = CONFIG_MAPPING[described.pop("model_type")](**described, out_features=STAGES)
     elif backbone in BACKBONES:
-        config = backbone_config(backbone)
+        config = with_maps(backbone_config(backbone), fields.get("vit_neck"))
         fields = (TINY_FIELDS if backbone == TINY else {}) | fields
     else:
-        config = AutoConfig.from_pretrained(backbone, out_features=STAGES)
+        config = with_maps(AutoConfig.from_pretrained(backbone), fields.get("vit_neck"))
     source = None if random_weights or name == TINY else PUBLISHED.get(name, name)
     weights = None if source is None else _weights(name, source, config)
     model = Mask2FormerForUniversalSegmentation(
@@ -104,6 +108,19 @@ def new_model(
     if weights is not None:
         model.model.pixel_level_module.encoder.load_state_dict(weights)
     return model
+
+
+def normalisation_of(source: str | Recipe, random_weights: bool = False) -> dict[str, list[float]]:
+    """`image_mean` and `image_std` for images as those that the weights of a backbone or a checkpoint were trained on.
+
+    Empty for a source without a processor, and for one of the Hub that is not on this machine where it cannot be
+    reached, or nothing of it is loaded.
+    """
+    name = source.backbone_name if isinstance(source, Recipe) else source
+    if name == TINY:
+        return {}
+    source = PUBLISHED.get(name, name)
+    return normalisation(source, local_files_only=os.path.isdir(source) or random_weights or not _hub_answers())
 
 
 def _weights(name: str, source: str, config) -> dict:

@@ -16,7 +16,7 @@ from ..data.recognise import recognise
 from ..data.statistics import Statistics, look_through
 from ..evaluation.evaluator import METRICS, SegmentationEvaluator
 from ..inference.loading import LOADING_ERRORS, default_device, first_line, load_model
-from .backbones import BACKBONES, new_model
+from .backbones import BACKBONES, new_model, normalisation_of
 from .checkpoints import last_complete_checkpoint, saving
 from .collation import processor_for
 from .distillation import Distillation
@@ -239,7 +239,7 @@ def _check_segments(settings: TrainingSettings, model, train: Statistics, val: S
 
 def _model(settings: TrainingSettings, recipe: Recipe | None, classes, task: str):
     """The model, and the names of the classes that a checkpoint did not know."""
-    given = {name: getattr(settings, name) for name in ("mask_loss", "mask_weight")}
+    given = {name: getattr(settings, name) for name in ("mask_loss", "mask_weight", "vit_neck")}
     fields = {name: value for name, value in given.items() if value is not None}
     frozen = recipe is not None and recipe.backbone.get("norm") == "FrozenBN" and starts_pretrained(settings)
     if settings.freeze_batch_norm or frozen:
@@ -272,7 +272,8 @@ def _images(settings: TrainingSettings, recipe: Recipe | None, train, task: str)
         pipeline = augmentation_for(task, settings.crop, kind, settings.short_sides or ())
         test_size = [settings.crop]
     short, *long = settings.test_size or test_size
-    processor = processor_for(train.classes, short, long[0] if long else 2 * short)
+    normalised = normalisation_of(settings.model or settings.backbone or recipe, settings.random_weights)
+    processor = processor_for(train.classes, short, long[0] if long else 2 * short, **normalised)
     plain = settings.augmentation == "none"
     return train if plain else AugmentedDataset(train, pipeline, seed=settings.seed), processor
 

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..data.kinds import NEEDED, OF_A_SPLIT
-from ..model.configuration_mask2former import MASK_LOSSES, TASKS
+from ..model.configuration_mask2former import MASK_LOSSES, TASKS, VIT_NECKS
 from .backbones import BACKBONES, TINY
 from .optimization import FROM_PRETRAINED, FROM_RANDOM, WEIGHT_DECAY
 from .recipes import Recipe, load_recipe
@@ -47,9 +47,14 @@ class TrainingSettings:
 
     model: str | None = _setting("checkpoint to start from (folder or Hub id)", group="model")
     backbone: str | None = _setting(
-        f"instead of a checkpoint: {', '.join(BACKBONES)} with ImageNet weights of the Hub (tiny has none), or the "
+        f"instead of a checkpoint: {', '.join(BACKBONES)} with pretrained weights of the Hub (tiny has none), or the "
         "folder or Hub id of a pretrained backbone",
         group="model",
+    )
+    vit_neck: str | None = _setting(
+        "what makes four maps of a plain ViT: ViTDet's pyramid (default) or DINOv3's adapter",
+        group="model",
+        choices=VIT_NECKS,
     )
     random_weights: bool = _setting("start the backbone from random weights", False, "model")
     recipe: str | None = _setting("settings of one of the original's 59 recipes, as coco-panoptic-r50", group="model")
@@ -215,7 +220,8 @@ def check(settings: TrainingSettings):
     check_numbers(settings, 0, ("seed",), most=2**32 - 1)
     if len(settings.test_size or ()) > 2:
         raise ValueError(f"test_size={settings.test_size}: must be one or two numbers, short and largest long side")
-    for name, known in (("task", TASKS), ("augmentation", AUGMENTATIONS), ("mask_loss", MASK_LOSSES)):
+    choices = {"task": TASKS, "augmentation": AUGMENTATIONS, "mask_loss": MASK_LOSSES, "vit_neck": VIT_NECKS}
+    for name, known in choices.items():
         if getattr(settings, name) not in (None, *known):
             raise ValueError(f"{name}={getattr(settings, name)}: must be one of {', '.join(known)}")
     if settings.teacher is None and (settings.teacher_only or settings.teacher_cache):
