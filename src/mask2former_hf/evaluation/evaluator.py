@@ -244,19 +244,21 @@ def run_evaluation(
     training, images = model.training, 0
     device = next(iter(model.parameters())).device
     model.eval()
-    segmenter = Segmenter.of(model, evaluator.processor, tta=True) if tta else None
+    # which knows of views and windows; otherwise one forward serves every task
+    several = tta or getattr(model.config, "sliding_window", None) is not None
+    segmenter = Segmenter.of(model, evaluator.processor, tta=tta) if several else None
     try:
         for batch in tqdm(loader, desc="evaluating", unit="batch", disable=not progress, leave=False):
             examples = [Example.of(example) for _, example in batch]
             numbers = [number for number, _ in batch]
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
-                if tta:
-                    results = [_augmented(segmenter, evaluator, example.image) for example in examples]
+                if several:
+                    results = [_segmented(segmenter, evaluator, example.image) for example in examples]
                 else:
                     pictures = [example.image for example in examples]
                     inputs = evaluator.processor(pictures, input_data_format="channels_last", return_tensors="pt")
                     outputs = model(**inputs.to(device))
-            if tta:
+            if several:
                 for result, example, number in zip(results, examples, numbers, strict=True):
                     evaluator.count(result, example, number)
             else:
@@ -270,7 +272,7 @@ def run_evaluation(
     return images
 
 
-def _augmented(segmenter: Segmenter, evaluator: SegmentationEvaluator, image: np.ndarray) -> dict[str, Segmentation]:
+def _segmented(segmenter: Segmenter, evaluator: SegmentationEvaluator, image: np.ndarray) -> dict[str, Segmentation]:
     return {task: segmenter.segment([image], rules)[0] for task, rules in evaluator.rules.items()}
 
 
