@@ -131,6 +131,12 @@ VIT = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "int
     [
         ("swin", {"out_features": ["stage1", "stage2", "stage3", "stage4"]}, "pyramid", "has four maps .* of its own"),
         ("dinov3_vit", VIT, "adapter", r"1 feature maps, and the adapter takes 4.*out_indices=\[1, 2, 3, 4\]"),
+        (
+            "dinov3_vit",
+            VIT | {"hidden_size": 48, "out_indices": [1, 2, 3, 4]},
+            "adapter",
+            "48 channels.*multiple of 32",
+        ),
         ("dinov3_vit", VIT, "both", "vit_neck='both': must be one of pyramid, adapter"),
         ("dinov2", VIT | {"reshape_hidden_states": False}, None, "are not maps.*reshape_hidden_states=True"),
         ("vitpose_backbone", VIT, None, "does not take an image of 96 x 128.*any size"),

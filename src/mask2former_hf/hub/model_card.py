@@ -21,8 +21,9 @@ LICENCES = {  # what a config's `weights_license` may name: title, where its tex
 TAGS = ["mask2former", "mask2former_hf", "vision", "image-segmentation"]
 INSTALL = "pip install mask2former-hf"
 _ARGUMENTS = (
-    "learning_rate backbone_multiplier weight_decay max_grad_norm schedule milestones lr_scheduler_type warmup_steps "
-    "optim per_device_train_batch_size gradient_accumulation_steps max_steps num_train_epochs bf16 fp16 seed"
+    "learning_rate backbone_multiplier layer_decay weight_decay max_grad_norm schedule milestones lr_scheduler_type "
+    "warmup_steps optim per_device_train_batch_size gradient_accumulation_steps max_steps num_train_epochs bf16 fp16 "
+    "seed"
 ).split()
 
 

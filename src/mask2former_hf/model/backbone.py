@@ -182,6 +182,16 @@ class _FixedAffine(torch.autograd.Function):
         return (gradient * scale[:, None, None]).to(gradient.dtype), None, None, None, None, None
 
 
+def rest_frozen(module: nn.Module):
+    """Put the parts of a backbone whose parameters are all frozen into evaluation mode."""
+    trained = [parameter.requires_grad for parameter in module.parameters()]
+    if trained and not any(trained):
+        module.eval()
+        return
+    for child in module.children():
+        rest_frozen(child)
+
+
 def batch_norms(module: nn.Module) -> list[nn.Module]:
     return [child for child in module.modules() if isinstance(child, nn.modules.batchnorm._BatchNorm)]
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .backbone import batch_norms, feature_maps, make_backbone
+from .backbone import feature_maps, make_backbone, rest_frozen
 from .configuration_mask2former import Mask2FormerConfig
 from .cpu_layout import ConvolutionNorm, PointwiseConvolution, channels_last_on_cpu, in_blocks, map_of, tokens_of
 from .deformable_attention import MultiScaleDeformableAttention, cell_centres
@@ -140,8 +140,8 @@ class Mask2FormerPixelDecoder(nn.Module):
 class Mask2FormerPixelLevelModule(nn.Module):
     """Backbone (`encoder`), the `neck` of a plain ViT, and pixel decoder (`decoder`).
 
-    A backbone without any parameter that trains stays in evaluation mode in training, too: no dropped paths, no
-    statistics of batches, and no random scale of DINOv3's positions.
+    A part of the backbone without a parameter that trains stays in evaluation mode in training, too: no dropped paths,
+    no statistics of batches, and, of a backbone that is frozen as a whole, no random scale of DINOv3's positions.
     """
 
     def __init__(self, config: Mask2FormerConfig):
@@ -170,11 +170,7 @@ class Mask2FormerPixelLevelModule(nn.Module):
 
     def train(self, mode: bool = True):
         super().train(mode)
-        if not any(parameter.requires_grad for parameter in self.encoder.parameters()):
-            self.encoder.eval()
-        elif self.freezes_batch_norm:
-            for module in batch_norms(self.encoder):
-                module.eval()
+        rest_frozen(self.encoder)
         return self
 
     def forward(self, pixel_values: Tensor) -> tuple[tuple[Tensor, ...], Tensor, list[Tensor]]:

@@ -15,7 +15,7 @@ from transformers.models.dinov3_vit.modeling_dinov3_vit import (
     eager_attention_forward,
 )
 
-from .vit_adapter import NUM_MAPS, ViTAdapter, tapped_blocks
+from .vit_adapter import NUM_HEADS, NUM_MAPS, VALUE_RATIO, ViTAdapter, tapped_blocks
 from .vit_pyramid import SimpleFeaturePyramid
 
 LEAST_PATCH = 8  # pixels; hierarchical backbones begin with patches of 2 or 4, and may be asked for their first map
@@ -46,7 +46,7 @@ def make_neck(kind: str | None, config, channels: list[int], pyramid_channels: i
         pyramid_channels: of each of the pyramid's maps. The adapter's have those of the ViT.
 
     Raises:
-        ValueError: for an adapter without four maps.
+        ValueError: for an adapter without four maps, or of a width that its heads do not divide.
     """
     if kind != "adapter":
         return SimpleFeaturePyramid(channels[-1], pyramid_channels)
@@ -56,6 +56,11 @@ def make_neck(kind: str | None, config, channels: list[int], pyramid_channels: i
         raise ValueError(
             f"vit_neck='adapter': backbone_config is a {config.model_type} with {len(channels)} feature maps, and the "
             f"adapter takes {NUM_MAPS}: name four of its blocks{which}"
+        )
+    if channels[-1] * VALUE_RATIO % NUM_HEADS:
+        raise ValueError(
+            f"vit_neck='adapter': the {config.model_type} has {channels[-1]} channels, and the adapter's {NUM_HEADS} "
+            f"heads need a multiple of {int(NUM_HEADS / VALUE_RATIO)}; take another ViT, or vit_neck='pyramid'"
         )
     return ViTAdapter(channels[-1])
 

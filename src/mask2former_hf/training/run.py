@@ -20,6 +20,7 @@ from .backbones import BACKBONES, new_model, normalisation_of
 from .checkpoints import last_complete_checkpoint, saving
 from .collation import processor_for
 from .distillation import Distillation
+from .freezing import freeze_backbone
 from .label_surgery import model_for_classes
 from .memory import check_batch_norm, check_memory
 from .optimization import FROM_RANDOM
@@ -83,6 +84,8 @@ class TrainingRun:
         classes, task = self.train_data.classes, settings.task or self.train_data.task
         torch.manual_seed(settings.seed)
         self.model, self.new_classes = _model(settings, self.recipe, classes, task)
+        if settings.freeze_backbone is not None:
+            freeze_backbone(self.model, settings.freeze_backbone)
         self.statistics = _look_through(self.train_data, "train", show)
         self.statistics.check()
         _check_segments(settings, self.model, self.statistics, _look_through(self.val_data, "val", show))
@@ -305,6 +308,7 @@ def _arguments(settings: TrainingSettings, recipe: Recipe | None, task: str) -> 
         gradient_accumulation_steps=settings.accumulate,
         learning_rate=settings.learning_rate,
         backbone_multiplier=settings.backbone_multiplier,
+        layer_decay=settings.layer_decay,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.clip,
         schedule="multistep" if milestones else "poly",
