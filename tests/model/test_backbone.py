@@ -98,7 +98,7 @@ def test_resnet_that_overwrites_its_own_results_equals_transformers(kind, activa
 
 
 def test_a_block_leaves_its_input_as_it_is():
-    backbone, _ = make_backbone(BACKBONES["resnet"](), (4, 8, 16, 32), freeze_batch_norm=True)
+    backbone, *_ = make_backbone(BACKBONES["resnet"](), (4, 8, 16, 32), freeze_batch_norm=True)
     for block in (module for module in backbone.modules() if isinstance(module, RectifiedConvolution | RectifiedSum)):
         channels = next(block.parameters()).shape[1]
         x = torch.randn(1, channels, 8, 8)

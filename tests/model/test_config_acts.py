@@ -48,6 +48,7 @@ BUILT_IN = {
     "num_labels": 7,
     "feature_strides": [8, 16, 32, 64],
     "freeze_batch_norm": True,
+    "vit_neck": "pyramid",
     "backbone_config.depths": [2, 1, 1, 1],
     "backbone_config.out_features": ["stage1", "stage2"],
 }

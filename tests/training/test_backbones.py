@@ -1,8 +1,23 @@
 """A new model's backbone has the weights that it is said to have: published ones, or random ones on request."""
 
+import json
+
 import pytest
 import torch
-from transformers import ResNetConfig, ResNetForImageClassification, SwinConfig, SwinForImageClassification
+from safetensors.torch import load_file
+from transformers import (
+    BeitConfig,
+    BeitModel,
+    Dinov2Config,
+    Dinov2Model,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    ResNetConfig,
+    ResNetForImageClassification,
+    SwinConfig,
+    SwinForImageClassification,
+    ViTConfig,
+)
 
 from mask2former_hf import new_model
 from mask2former_hf.data.scenes import Scenes
@@ -103,3 +118,52 @@ def test_a_short_name_is_the_backbone_of_its_recipe(name):
 def test_learning_rate_clip_and_multiplier_follow_from_what_is_trained(start, expected):
     settings, _ = complete(TrainingSettings(output="run", steps=1, **start))
     assert (settings.learning_rate, settings.clip, settings.backbone_multiplier) == expected
+
+
+VIT = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 48}
+SMALL_VITS = {
+    "dinov2": (Dinov2Model, Dinov2Config(**VIT, image_size=56)),
+    "dinov3_vit": (DINOv3ViTModel, DINOv3ViTConfig(**VIT, image_size=64, num_register_tokens=4)),
+    "beit": (BeitModel, BeitConfig(**VIT, image_size=64)),
+}
+
+
+@pytest.fixture(params=SMALL_VITS)
+def vit_folder(request, tmp_path):
+    """A pretrained ViT as the Hub has it, whose images were normalised in its own way."""
+    kind, config = SMALL_VITS[request.param]
+    kind(config).save_pretrained(tmp_path / "vit")
+    (tmp_path / "vit" / "preprocessor_config.json").write_text(
+        json.dumps({"image_processor_type": "BitImageProcessor", "image_mean": [0.4] * 3, "image_std": [0.2] * 3})
+    )
+    return tmp_path / "vit"
+
+
+@pytest.mark.parametrize("neck", [None, "adapter"])
+def test_a_folder_of_a_plain_vit_keeps_its_names_and_weights_through_saving(vit_folder, neck, tmp_path):
+    fields = {"vit_neck": neck, "hidden_dim": 32, "num_attention_heads": 4}
+    model = new_model(str(vit_folder), Scenes.classes, "panoptic", **fields)
+    assert len(model.config.backbone_config.out_features) == (4 if neck else 1)
+    model.save_pretrained(tmp_path / "model")
+    published = load_file(vit_folder / "model.safetensors")
+    saved = load_file(tmp_path / "model" / "model.safetensors")
+    prefix = "model.pixel_level_module.encoder."
+    own = {name.removeprefix(prefix).removeprefix("beit."): x for name, x in saved.items() if name.startswith(prefix)}
+    assert len(set(own) & set(published)) >= len(published) - 4  # but a pooler and a last norm, which no map passes
+    assert all(torch.equal(own[name], published[name]) for name in set(own) & set(published))
+    resumed = new_model(
+        str(vit_folder), Scenes.classes, "panoptic", True, vit_neck=neck, hidden_dim=32, num_attention_heads=4
+    )
+    assert not resumed.load_state_dict(saved).missing_keys  # as Trainer does, with the names in the file
+    assert all(torch.equal(x, resumed.state_dict()[name]) for name, x in model.state_dict().items())
+
+
+def test_images_are_normalised_as_the_backbone_s_own_processor_says(vit_folder):
+    assert backbones.normalisation_of(str(vit_folder)) == {"image_mean": [0.4] * 3, "image_std": [0.2] * 3}
+    assert backbones.normalisation_of("tiny") == {}
+
+
+def test_a_model_without_a_backbone_class_is_refused(tmp_path):
+    ViTConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="a vit has no backbone class in transformers.*dinov2"):
+        new_model(str(tmp_path), Scenes.classes, "panoptic", random_weights=True)

@@ -15,6 +15,7 @@ from ..conversion.converting import assumptions, build_model, check_numbers, rec
 from ..conversion.detectron2_config import settings_from_yaml
 from ..conversion.names import CheckpointError
 from ..data.classes import ClassTable
+from ..hub.model_card import write_model_card
 from ..hub.publishing import push_to_hub
 from ..model.image_processing_mask2former import Mask2FormerImageProcessor
 from ..training.recipes import load_recipe, recipe_names
@@ -28,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("source", help="checkpoint file (.pkl, .pth); with --to original a folder or Hub id")
     parser.add_argument("--output", type=Path, required=True, help="folder; with --to original a file, .pth or .pkl")
     parser.add_argument("--to", choices=("transformers", "original"), default="transformers")
+    parser.add_argument(
+        "--vit", metavar="PLACE", help="of DINOv3's head: the ViT's folder, Hub id (transformers) or file (Meta)"
+    )
     parser.add_argument("--recipe", help="the original's recipe it was trained with, such as coco-panoptic-swin-t")
     parser.add_argument("--config", type=Path, help="the original's yaml it was trained with")
     parser.add_argument("--push", metavar="ID", help="publish the result on the Hub, with a model card, as ID")
@@ -38,8 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser):
 def run(arguments: argparse.Namespace) -> int:
     if arguments.recipe and arguments.config:
         raise UserError("--recipe and --config say the same thing: give one of them")
-    if arguments.to == "original" and (arguments.recipe or arguments.config):
-        raise UserError("--recipe and --config are for checkpoints of others; a folder has its own config.json")
+    if arguments.to == "original" and (arguments.recipe or arguments.config or arguments.vit):
+        raise UserError("--recipe, --config and --vit are for checkpoints of others; a folder has its own config.json")
     if arguments.to == "original" and arguments.push:
         raise UserError("--push publishes folders of transformers; leave it out with --to original")
     transformers_logging.disable_progress_bar()
@@ -51,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         source = Path(arguments.source)
         if source.is_dir():
             raise UserError(f"{source} is a folder: give the checkpoint file (for the way back add --to original)")
-        model, processor = convert(read_checkpoint(source), settings, arguments.output)
+        model, processor = convert(read_checkpoint(source), settings, arguments.output, arguments.vit)
     except CheckpointError as error:
         raise UserError(str(error)) from error
     except OSError as error:
@@ -92,9 +96,9 @@ def settings_from_recipe(name: str) -> Settings:
     )
 
 
-def convert(checkpoint: Checkpoint, settings: Settings | None, output: Path):
+def convert(checkpoint: Checkpoint, settings: Settings | None, output: Path, vit: str | None = None):
     """Write config.json, model.safetensors and preprocessor_config.json, all or nothing; returns model, processor."""
-    source = recognise_source(checkpoint)
+    source = recognise_source(checkpoint, vit)
     notes = [*source.notes, *(settings.notes if settings else [])]
     if assumed := assumptions(source, settings):
         notes.append(assumed)
@@ -115,7 +119,7 @@ def convert(checkpoint: Checkpoint, settings: Settings | None, output: Path):
         ignore_index=model.config.ignore_value,
         num_labels=num_labels,
         label_ids_to_fuse=stuff,
-        **(settings.processor if settings else {}),
+        **(source.processor | (settings.processor if settings else {})),
     )
     save_folder(output, model, processor)
     print(f"Saved {output}")
@@ -175,6 +179,8 @@ def save_folder(output: Path, model, processor):
     try:
         model.save_pretrained(staging)
         processor.save_pretrained(staging)
+        if getattr(model.config, "weights_license", None):
+            write_model_card(model, staging, processor, repo_id=output.name)
         if output.exists():
             output.rename(old)
         staging.rename(output)

@@ -10,7 +10,7 @@ from transformers.trainer_callback import ProgressCallback
 from ..data.example import Example
 from ..inference.drawing import draw_instances
 from ..model.mask_losses import WEIGHT_FIELDS, short_name
-from ..training.optimization import FROM_RANDOM
+from ..training.optimization import FROM_RANDOM, parts_table
 from ..training.run import TrainingRun
 from ..training.settings import starts_pretrained
 
@@ -79,6 +79,7 @@ def summary(run: TrainingRun) -> str:
         f"learning rate {settings.learning_rate:g}, {settings.backbone_multiplier:g} of that in the backbone, "
         f"gradients clipped at {settings.clip:g} ({given}as the backbone starts from {trained} weights)"
     )
+    lines.append(parts_table(model, run.trainer.parameter_groups()))
     return "\n".join(lines)
 
 

@@ -57,8 +57,11 @@ class Settings:
     notes: list[str] = field(default_factory=list)
 
 
-def infer_architecture(state: Mapping[str, Tensor]) -> Architecture:
+def infer_architecture(state: Mapping[str, Tensor], vit: dict | None = None) -> Architecture:
     """Read the architecture off the tensors of a checkpoint with the original's names, of any version.
+
+    Args:
+        vit: fields of the backbone's config, if it is a ViT that was read from a file of its own.
 
     Raises:
         CheckpointError: if a tensor that decides is not there, or has another number of dimensions.
@@ -75,7 +78,9 @@ def infer_architecture(state: Mapping[str, Tensor]) -> Architecture:
             raise CheckpointError(f"{name} has shape {shapes[name]}: it must have {dimensions} dimensions, none empty")
         return shapes[name]
 
-    if "backbone.patch_embed.proj.weight" in shapes:
+    if vit is not None:
+        backbone, assumed_backbone = vit, {}
+    elif "backbone.patch_embed.proj.weight" in shapes:
         backbone, assumed_backbone = _swin(shapes, shape)
     elif "backbone.stem.conv1.weight" in shapes:
         backbone, assumed_backbone = _resnet(shapes, shape)
@@ -99,6 +104,8 @@ def infer_architecture(state: Mapping[str, Tensor]) -> Architecture:
     }
     if hidden == feature_size:
         config["enforce_input_projection"] = _QUERIES + "input_proj.0.weight" in shapes
+    if vit is not None:
+        config["vit_neck"] = "adapter"
     assumed = {"pre_norm": False, "dropout": 0.0}
     if backbone["model_type"] == "resnet":
         # SyncBN counts its updates, FrozenBN does not
@@ -179,7 +186,7 @@ def make_config(
     if conflicts:
         raise CheckpointError(f"{settings.name} is not this checkpoint's configuration: {'; '.join(conflicts)}")
     fields = architecture.assumed | settings.config | architecture.config
-    backbone = architecture.assumed_backbone | settings.backbone | architecture.backbone | {"out_features": STAGES}
+    backbone = {"out_features": STAGES} | architecture.assumed_backbone | settings.backbone | architecture.backbone
     count = fields.pop("num_labels")
     if labels is not None and len(labels) != count:
         raise CheckpointError(f"{len(labels)} names for {count} classes: give one name per class")

@@ -1,7 +1,8 @@
 """From a checkpoint of another implementation to our model, and back to the original's file."""
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from ..model.configuration_mask2former import Mask2FormerConfig
 from ..model.modeling_mask2former import Mask2FormerForUniversalSegmentation
-from . import mmdetection
+from . import dinov3, mmdetection
 from .architecture import Architecture, Settings, infer_architecture, make_config
 from .checkpoint_files import Checkpoint
 from .names import CheckpointError, listed
@@ -24,25 +25,43 @@ class Source:
     """A checkpoint that was read and understood, before it becomes a model.
 
     Args:
-        kind: "original" or "mmdetection".
+        kind: "original", "mmdetection" or "dinov3".
         state: its tensors under the original's names.
         architecture: what they show.
         notes: what was assumed.
+        translated: tensors that the original has no name for, under ours.
+        fields: what the config says besides the architecture.
+        processor: fields of the image processor.
     """
 
     kind: str
     state: dict[str, Tensor]
     architecture: Architecture
     notes: list[str]
+    translated: dict[str, Tensor] = field(default_factory=dict)
+    fields: dict = field(default_factory=dict)
+    processor: dict = field(default_factory=dict)
 
 
-def recognise_source(checkpoint: Checkpoint) -> Source:
+def recognise_source(checkpoint: Checkpoint, vit: str | os.PathLike | None = None) -> Source:
     """Recognise a checkpoint by its names and bring them to those of the original.
+
+    Args:
+        vit: folder, Hub id or file of the ViT, which DINOv3's segmentor needs.
 
     Raises:
         CheckpointError: for a checkpoint of something else, and for names that no table has.
     """
     names = list(checkpoint.tensors)
+    if dinov3.is_segmentor(names):
+        return _dinov3(checkpoint, vit)
+    if vit is not None:
+        raise CheckpointError(f"--vit {vit}: only DINOv3's head has its backbone in another file; leave it out")
+    if any(".injector." in name for name in names):
+        raise CheckpointError(
+            "a ViT-Adapter with injectors, such as DINOv2's segmentor: they change the ViT's tokens between its "
+            "blocks, which no backbone of transformers can do; of ViTs only DINOv3's segmentor is converted"
+        )
     if any(name.startswith("model.pixel_level_module.") for name in names):
         raise CheckpointError("the tensors already have transformers' names: load the folder with from_pretrained")
     if any(name.startswith("panoptic_head.") for name in names):
@@ -51,8 +70,8 @@ def recognise_source(checkpoint: Checkpoint) -> Source:
         kind, state = "original", dict(checkpoint.tensors)
     else:
         raise CheckpointError(
-            "neither facebookresearch/Mask2Former (names with sem_seg_head.) nor mmdetection (panoptic_head.): the "
-            f"tensors are {listed(names, 6)}"
+            "neither facebookresearch/Mask2Former (names with sem_seg_head.) nor mmdetection (panoptic_head.) nor "
+            f"DINOv3 (segmentation_model.): the tensors are {listed(names, 6)}"
         )
     architecture = infer_architecture(state)
     notes = []
@@ -61,6 +80,32 @@ def recognise_source(checkpoint: Checkpoint) -> Source:
     if kind == "original" and "criterion.empty_weight" not in state:
         notes.append("criterion.empty_weight is not in the file; made anew from no_object_weight")
     return Source(kind, state, architecture, notes)
+
+
+def _dinov3(checkpoint: Checkpoint, vit: str | os.PathLike | None) -> Source:
+    if vit is None:
+        raise CheckpointError(
+            "the head of DINOv3's segmentor without its ViT: add --vit with the folder of that ViT for transformers, "
+            "or Meta's file of it (for the released head dinov3_vit7b16)"
+        )
+    config, translated = dinov3.read_vit(vit)
+    translated |= dinov3.adapter_to_ours(checkpoint.tensors)
+    fields = {"model_type": config.model_type} | config.to_diff_dict() | {"out_features": list(config.out_features)}
+    fields.pop("out_indices", None)
+    architecture = infer_architecture(state := dinov3.head_to_original(checkpoint.tensors), fields)
+    notes = [
+        "the weights are under Meta's DINOv3 License, and so is what is made of them: pass them on only under that "
+        "licence and with its text; the model card says so"
+    ]
+    return Source(
+        "dinov3",
+        state,
+        architecture,
+        notes,
+        translated,
+        {"task": "semantic", "sliding_window": dinov3.SLIDING_WINDOW, "weights_license": dinov3.LICENCE},
+        {"size": dinov3.TEST_SIZE},
+    )
 
 
 def assumptions(source: Source, settings: Settings | None) -> str | None:
@@ -89,7 +134,9 @@ def build_model(
         CheckpointError: listing tensors that are unknown, missing, or of another shape than the configuration's.
     """
     config = make_config(source.architecture, settings, labels, stuff)
-    converted = convert_state_dict(source.state)
+    for name, value in source.fields.items():
+        setattr(config, name, value)
+    converted = convert_state_dict(source.state) | source.translated
     converted.setdefault("criterion.empty_weight", empty_weight(config))
     model = Mask2FormerForUniversalSegmentation(config).eval()
     expected = file_state_dict(model)

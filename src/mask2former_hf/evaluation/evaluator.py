@@ -256,14 +256,16 @@ def run_evaluation(
     training, images = model.training, 0
     device = next(iter(model.parameters())).device
     model.eval()
-    segmenter = Segmenter.of(model, evaluator.processor, tta=True) if tta else None
+    # which knows of views and windows; otherwise one forward serves every task
+    several = tta or getattr(model.config, "sliding_window", None) is not None
+    segmenter = Segmenter.of(model, evaluator.processor, tta=tta) if several else None
     try:
         with _forward_in(autocast, model, device):
             for batch in tqdm(loader, desc="evaluating", unit="batch", disable=not progress, leave=False):
                 examples = [Example.of(example) for _, example in batch]
                 numbers = [number for number, _ in batch]
-                if tta:
-                    results = [_augmented(segmenter, evaluator, example.image) for example in examples]
+                if several:
+                    results = [_segmented(segmenter, evaluator, example.image) for example in examples]
                     for result, example, number in zip(results, examples, numbers, strict=True):
                         evaluator.count(result, example, number)
                 else:
@@ -297,7 +299,7 @@ def _forward_in(dtype: torch.dtype | None, model: torch.nn.Module, device: torch
             attributes["forward"] = before
 
 
-def _augmented(segmenter: Segmenter, evaluator: SegmentationEvaluator, image: np.ndarray) -> dict[str, Segmentation]:
+def _segmented(segmenter: Segmenter, evaluator: SegmentationEvaluator, image: np.ndarray) -> dict[str, Segmentation]:
     return {task: segmenter.segment([image], rules)[0] for task, rules in evaluator.rules.items()}
 
 

@@ -10,11 +10,20 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from .. import __version__
 from ..inference.known_labels import stuff_of, task_of
 
+LICENCES = {  # what a config's `weights_license` may name: title, where its text is, what it asks for
+    "dinov3-license": (
+        "Meta's DINOv3 License",
+        "https://github.com/facebookresearch/dinov3/blob/main/LICENSE.md",
+        "weights made of these stay under it, whoever passes them on includes its text, publications acknowledge it, "
+        "and it excludes uses such as military ones",
+    )
+}
 TAGS = ["mask2former", "mask2former_hf", "vision", "image-segmentation"]
 INSTALL = "not on PyPI yet: `pip install .` in a clone, or `pip install git+` and its address"  # as in README.md
 _ARGUMENTS = (
-    "learning_rate backbone_multiplier weight_decay max_grad_norm schedule milestones lr_scheduler_type warmup_steps "
-    "optim per_device_train_batch_size gradient_accumulation_steps max_steps num_train_epochs bf16 fp16 seed"
+    "learning_rate backbone_multiplier layer_decay weight_decay max_grad_norm schedule milestones lr_scheduler_type "
+    "warmup_steps optim per_device_train_batch_size gradient_accumulation_steps max_steps num_train_epochs bf16 fp16 "
+    "seed"
 ).split()
 
 
@@ -44,7 +53,8 @@ def write_model_card(
         metrics: {name: number} as from `evaluation.evaluator.headline`, or nested as from `evaluate`. Numbers are
             written as they are; what is no finite number is left out.
         training_arguments: `TrainingArguments`, of which what matters is listed, or a mapping, listed whole.
-        license: of the weights, as the Hub spells it ("apache-2.0", "cc-by-nc-4.0", "other").
+        license: of the weights, as the Hub spells it ("apache-2.0", "cc-by-nc-4.0", "other"); by default the one of
+            `LICENCES` that the config's `weights_license` names, if the weights are made of such.
         base_model: id of the checkpoint that training started from.
         with_code: the checkpoint was saved by `save_with_code`.
         parity: the report of `mask2former-hf verify --json`.
@@ -57,6 +67,8 @@ def write_model_card(
     directory.mkdir(parents=True, exist_ok=True)
     name = repo_id or directory.resolve().name
     figures, stuff = flatten(metrics or {}), stuff_of(model.config, processor)
+    licence_name = None if license else getattr(model.config, "weights_license", None)
+    inherited = LICENCES.get(licence_name)
     sections = [
         f"# {name.split('/')[-1]}",
         _introduction(model.config, base_model),
@@ -66,9 +78,17 @@ def write_model_card(
         _usage(name, model.config, stuff, with_code),
         _training(training_arguments),
         _classes(model.config, stuff),
-        _licences(license, with_code),
+        _licences(license, inherited, with_code),
     ]
-    metadata = _metadata(name.split("/")[-1], dataset, figures, license=license, base_model=base_model)
+    metadata = _metadata(
+        name.split("/")[-1],
+        dataset,
+        figures,
+        base_model=base_model,
+        license="other" if inherited else license,
+        license_name=licence_name if inherited else None,
+        license_link=inherited[1] if inherited else None,
+    )
     body = "\n\n".join(section for section in sections if section)
     ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}\n").save(directory / "README.md")
     return directory / "README.md"
@@ -242,8 +262,11 @@ def _classes(config, stuff: list[int] | None) -> str:
     return f"## Classes\n\n<details><summary>{len(rows)} classes</summary>\n\n{_table(header, rows)}\n\n</details>"
 
 
-def _licences(license: str | None, with_code: bool) -> str:
+def _licences(license: str | None, inherited: tuple[str, str, str] | None, with_code: bool) -> str:
     weights = f"`{license}`" if license else "not stated by who published them; ask before using them"
+    if inherited:
+        title, link, meaning = inherited
+        weights = f"[{title}]({link}): {meaning}"
     code = "The Python files of this checkpoint are Apache-2.0 (mask2former_hf)." if with_code else ""
     return f"## Licence\n\nWeights: {weights}. Code (mask2former_hf): Apache-2.0. {code}".rstrip()
 

@@ -16,6 +16,7 @@ from .loading import load_model, load_processor, to_device
 from .results import from_scores, segment_outputs
 from .rules import Rules, rules_of
 from .segmentation import Segmentation
+from .sliding_window import sliding_scores
 from .tta import augmented_outputs, augmented_semantic_scores
 
 DOWNLOAD_TIMEOUT = 60  # seconds
@@ -35,7 +36,8 @@ class Segmenter:
         device: None for a GPU if there is one, else the CPU.
         dtype: of the weights, such as torch.bfloat16; None as they are in the file.
         refine: "otsu", a threshold for every mask; "crf", a dense CRF over the image; or None.
-        tta: average over six sizes and their mirror images.
+        tta: average over six sizes and their mirror images; over five for a checkpoint with a sliding window
+            (`sliding_window.sliding_scores`), whose semantic results always take one.
 
     Raises:
         ValueError: for a checkpoint that cannot be loaded, and for options that do not fit it.
@@ -103,6 +105,14 @@ class Segmenter:
         # As pictures: of an array of 1, 3 or 4 rows the processor would guess that they are channels.
         pictures = [Image.fromarray(image) for image in images]
         sizes = [image.shape[:2] for image in images]
+        window = getattr(self.model.config, "sliding_window", None)
+        if window is not None and rules.task == "semantic":
+            parts = zip(pictures, images, sizes, strict=True)
+            scores = (
+                (sliding_scores(self.model, self.processor, picture, size, window, self.tta), image)
+                for picture, image, size in parts
+            )
+            return [from_scores(score, rules, image, progress) for score, image in scores]
         if not self.tta:
             inputs = self.processor(pictures, return_tensors="pt")  # its pixel_mask is read on the host
             inputs["pixel_values"] = inputs["pixel_values"].to(self.model.device)

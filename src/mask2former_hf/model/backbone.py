@@ -1,4 +1,4 @@
-"""What transformers' backbones need to serve Mask2Former: strides, frozen parts, the original's stochastic depth."""
+"""What transformers' backbones need to serve Mask2Former: strides, a neck, frozen parts, stochastic depth."""
 
 from functools import partial
 
@@ -10,34 +10,95 @@ from transformers import AutoBackbone
 from transformers.models.resnet.modeling_resnet import ResNetBasicLayer, ResNetBottleNeckLayer, ResNetConvLayer
 from transformers.utils import logging
 
+from .canvas import SIZE_DIVISOR
 from .cpu_layout import channels_last_on_cpu
+from .plain_vit import is_plain, keep_positions_exact, make_neck, neck_maps
+from .repaired_backbones import repair
 
 logger = logging.get_logger(__name__)
 
 
-def make_backbone(config, fallback_strides, freeze_batch_norm: bool) -> tuple[nn.Module, list[int]]:
-    """The backbone of a config of transformers, and the channels of its four feature maps.
+# What classes of transformers own and no feature map passes through: a last norm, the token of pre-training.
+# DistributedDataParallel would wait for their gradients.
+UNUSED = {
+    "swin": ("swin.layernorm.",),
+    "maskformer-swin": ("model.layernorm.",),
+    "bit": ("bit.norm.",),
+    "focalnet": ("focalnet.layernorm.",),
+    "pixio": ("pixio.layernorm.",),
+    **dict.fromkeys(
+        ("dinov2", "dinov2_with_registers", "dinov3_vit", "tipsv2_vision_model"), ("embeddings.mask_token",)
+    ),
+}
+STRIDES = [4, 8, 16, 32]
+WHOLE_CANVAS = ("beit", "hiera")  # their four maps are made of an image whose sides are multiples of 32
+PROBE = (96, 128)  # height and width of the image without data that tells a backbone's strides
+
+
+def make_backbone(
+    config, fallback_strides, freeze_batch_norm: bool, vit_neck: str | None = None, pyramid_channels: int = 256
+) -> tuple[nn.Module, nn.Module | None, list[int]]:
+    """The backbone of a config of transformers, its neck if it is a plain ViT, and the channels of the four maps.
+
+    Args:
+        vit_neck: "pyramid" or "adapter", see `plain_vit.make_neck`; None for what the backbone needs.
+        pyramid_channels: of each of the pyramid's maps.
 
     Raises:
-        ValueError: for feature maps that are not at strides 4, 8, 16, 32.
+        ValueError: for feature maps that are not at strides 4, 8, 16, 32 and not those of a plain ViT, and for a neck
+            that does not fit.
     """
     backbone = AutoBackbone.from_config(config)
-    channels, strides = describe_backbone(backbone, fallback_strides)
-    if strides != [4, 8, 16, 32]:
-        raise ValueError(
-            f"backbone_config is a {config.model_type} whose feature maps have strides "
-            f"{[round(stride, 2) for stride in strides]} and channels {channels}: Mask2Former needs four maps at "
-            "strides 4, 8, 16, 32. Choose a hierarchical backbone (Swin, ResNet, ConvNeXt, ...) and name its four "
-            "stages, for example out_features=['stage1', 'stage2', 'stage3', 'stage4']"
-        )
+    repair(backbone)
+    shapes = map_shapes(backbone, config)
+    neck = None
+    if shapes is not None and is_plain(config, PROBE, shapes):
+        neck = make_neck(vit_neck, config, [shape[1] for shape in shapes], pyramid_channels)
+        channels = neck.out_channels
+    else:
+        channels = _hierarchical_channels(backbone, shapes, fallback_strides)
+        if vit_neck is not None:
+            raise ValueError(
+                f"vit_neck={vit_neck!r}: backbone_config is a {config.model_type}, which has four maps at strides 4, "
+                "8, 16, 32 of its own. Leave vit_neck out"
+            )
     freeze_parts(backbone, freeze_batch_norm)
     drop_paths_of_both_branches(backbone)
     rectify_own_results(backbone)
-    return backbone, channels
+    keep_positions_exact(backbone)
+    return backbone, neck, channels
 
 
-def feature_maps(backbone: nn.Module, pixel_values: Tensor) -> tuple[Tensor, ...]:
+def _hierarchical_channels(backbone: nn.Module, shapes, fallback_strides) -> list[int]:
+    """Channels of four maps at the strides that Mask2Former needs, or the error that says what it needs."""
+    if shapes is None:
+        strides, channels = list(fallback_strides), list(backbone.channels)
+        found = f"have, by feature_strides, strides {strides}"
+    elif any(len(shape) != 4 for shape in shapes):
+        strides, found = [], f"are not maps but of shapes {[tuple(shape) for shape in shapes]}"
+    else:
+        channels = [shape[1] for shape in shapes]
+        pairs = [tuple(side / cells for side, cells in zip(PROBE, shape[-2:], strict=True)) for shape in shapes]
+        strides = [y if x == y else (y, x) for y, x in pairs]
+        shown = [round(y, 2) if x == y else (round(y, 2), round(x, 2)) for y, x in pairs]
+        found = f"have strides {shown} and channels {channels}"
+    if strides != STRIDES:
+        raise ValueError(
+            f"backbone_config is a {backbone.config.model_type} whose feature maps {found}: Mask2Former needs four "
+            "maps at strides 4, 8, 16, 32, or a plain ViT's (B, C, H, W) maps at the stride of its patches. Choose a "
+            "hierarchical backbone (Swin, ResNet, ConvNeXt, ...) and name its four stages, for example "
+            "out_features=['stage1', 'stage2', 'stage3', 'stage4'], or a ViT with reshape_hidden_states=True"
+        )
+    return channels
+
+
+def feature_maps(backbone: nn.Module, neck: nn.Module | None, pixel_values: Tensor) -> tuple[Tensor, ...]:
     """The four maps of (B, 3, H, W), finest first."""
+    if neck is not None or backbone.config.model_type in WHOLE_CANVAS:
+        H, W = pixel_values.shape[-2:]
+        canvas = F.pad(pixel_values, (0, -W % SIZE_DIVISOR, 0, -H % SIZE_DIVISOR))
+        maps = backbone(canvas).feature_maps if neck is None else neck_maps(backbone, neck, canvas)
+        return tuple(x[..., : -(-H // step), : -(-W // step)] for x, step in zip(maps, STRIDES, strict=True))
     options = backbone_options(backbone)
     if options:  # resized embeddings need whole patches; Swin pads with zeros to whole patches anyway
         H, W = pixel_values.shape[-2:]
@@ -46,22 +107,32 @@ def feature_maps(backbone: nn.Module, pixel_values: Tensor) -> tuple[Tensor, ...
     return tuple(backbone(channels_last_on_cpu(pixel_values), **options).feature_maps)
 
 
-def describe_backbone(backbone: nn.Module, fallback_strides) -> tuple[list[int], list[float]]:
-    """Channels and strides of a backbone's feature maps; strides by a forward without data on the meta device."""
-    side = 256
+def map_shapes(backbone: nn.Module, config) -> list[tuple[int, ...]] | None:
+    """Shapes of a backbone's feature maps of an image of `PROBE`, by a forward without data on the meta device; None
+    for a backbone that cannot run without data.
+
+    Raises:
+        ValueError: for a backbone that does not take an image of that size.
+    """
     state = {
         name: torch.empty_like(tensor, device="meta")
         for name, tensor in (*backbone.named_parameters(), *backbone.named_buffers())
     }
-    pixels = torch.empty(1, 3, side, side, device="meta", dtype=backbone.dtype)
+    pixels = torch.empty(1, 3, *PROBE, device="meta", dtype=backbone.dtype)
     training = backbone.training
     try:
         with torch.no_grad():
             maps = functional_call(backbone.eval(), state, (pixels,), backbone_options(backbone)).feature_maps
-        return [x.shape[1] for x in maps], [side / x.shape[-1] for x in maps]
+        return [tuple(x.shape) for x in maps]
     except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
-        logger.info(f"Strides of the backbone are taken from the config, it cannot run without data: {error}")
-        return list(backbone.channels), list(fallback_strides)
+        if isinstance(error, RuntimeError) and "meta" in str(error).lower():
+            logger.info(f"Strides of the backbone are taken from the config, it cannot run without data: {error}")
+            return None
+        raise ValueError(
+            f"backbone_config is a {config.model_type} that does not take an image of {PROBE[0]} x {PROBE[1]} pixels "
+            f"({str(error).strip().splitlines()[0]}): Mask2Former needs a backbone for images of any size that is a "
+            "multiple of 32"
+        ) from error
     finally:
         backbone.train(training)
 
@@ -74,9 +145,9 @@ def backbone_options(backbone: nn.Module) -> dict[str, bool]:
 
 def freeze_parts(backbone: nn.Module, freeze_batch_norm: bool):
     """Take parameters out of training: what no feature map passes through, and batch norms if asked for."""
-    if backbone.config.model_type == "swin":
-        # A last norm that SwinBackbone owns and does not use: DistributedDataParallel would wait for its gradient.
-        backbone.swin.layernorm.requires_grad_(False)
+    for name, parameter in backbone.named_parameters():
+        if name.startswith(UNUSED.get(backbone.config.model_type, ())):
+            parameter.requires_grad_(False)
     if freeze_batch_norm:
         for module in batch_norms(backbone):
             module.requires_grad_(False)
@@ -109,6 +180,16 @@ class _FixedAffine(torch.autograd.Function):
         precise = torch.promote_types(weight.dtype, torch.float32)
         scale = weight.to(precise) * (variance.to(precise) + ctx.eps).rsqrt()
         return (gradient * scale[:, None, None]).to(gradient.dtype), None, None, None, None, None
+
+
+def rest_frozen(module: nn.Module):
+    """Put the parts of a backbone whose parameters are all frozen into evaluation mode."""
+    trained = [parameter.requires_grad for parameter in module.parameters()]
+    if trained and not any(trained):
+        module.eval()
+        return
+    for child in module.children():
+        rest_frozen(child)
 
 
 def batch_norms(module: nn.Module) -> list[nn.Module]:

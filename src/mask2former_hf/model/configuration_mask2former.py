@@ -11,6 +11,7 @@ from transformers.activations import ACT2FN
 
 TASKS = ("semantic", "instance", "panoptic")
 MASK_LOSSES = ("bce", "focal")
+VIT_NECKS = ("pyramid", "adapter")
 
 # Fields that become modules, as those of the backbone's config do: a model that is made cannot follow their change.
 # All others act when they are changed.
@@ -18,6 +19,7 @@ BUILT_IN_FIELDS = (
     "feature_size", "mask_feature_size", "hidden_dim", "encoder_feedforward_dim",
     "activation_function", "encoder_layers", "decoder_layers", "num_attention_heads", "dropout", "dim_feedforward",
     "pre_norm", "enforce_input_projection", "common_stride", "num_queries", "feature_strides", "freeze_batch_norm",
+    "vit_neck",
 )  # fmt: skip
 
 WIDEST = 2**16  # channels of a layer, queries, labels: far beyond any use; more is a mistake that fills the memory
@@ -74,6 +76,10 @@ _RULES = {  # what a field must be whatever the others are
     "init_std": _WEIGHT,
     "init_xavier_std": _WEIGHT,
     "feature_strides": (lambda value: _all_whole(value, 1) and len(value) == 4, "four whole numbers above 0"),
+    "vit_neck": (
+        lambda value: value is None or value in VIT_NECKS,
+        f"one of {', '.join(VIT_NECKS)}, or None for what the backbone needs",
+    ),
     "mask_loss": (lambda value: value in MASK_LOSSES, f"one of {', '.join(MASK_LOSSES)}"),
     "focal_alpha": _SHARE,
     "focal_gamma": _WEIGHT,
@@ -121,7 +127,7 @@ class Mask2FormerConfig(PreTrainedConfig):
 
     Args:
         backbone_config: config (or its dict) of a backbone that `AutoBackbone` knows, with four feature maps at
-            strides 4, 8, 16 and 32. `None` is Swin-S. Channels are read off the backbone.
+            strides 4, 8, 16 and 32, or of a plain ViT. `None` is Swin-S. Channels are read off the backbone.
         feature_size: channels of the pixel decoder; a multiple of 32 (group norm with 32 groups).
         mask_feature_size: channels of the mask features and of the mask embeddings.
         hidden_dim: channels of the transformer decoder.
@@ -152,6 +158,9 @@ class Mask2FormerConfig(PreTrainedConfig):
         output_auxiliary_logits: return the predictions of all layers.
         freeze_batch_norm: batch norms of the backbone keep their statistics and affine parameters in training: the
             original's FrozenBN, its default for ResNets. For backbones with trained statistics.
+        vit_neck: what makes four maps of a plain ViT: `"pyramid"`, ViTDet's simple feature pyramid, from its last map,
+            or `"adapter"`, DINOv3's, from the maps of four blocks and the image. `None` is the pyramid, and nothing
+            for a backbone that has four maps of its own.
         mask_loss: the mask term of matching cost and loss: `"bce"` (cross-entropy, the original's) or `"focal"`, which
             is several times smaller, as `mask_weight` can balance.
         focal_alpha: weight of the pixels of a segment in the focal loss; those outside weigh `1 - focal_alpha`.
@@ -205,6 +214,7 @@ class Mask2FormerConfig(PreTrainedConfig):
     feature_strides: list[int] | tuple[int, ...] = (4, 8, 16, 32)
     output_auxiliary_logits: bool | None = None
     freeze_batch_norm: bool = False
+    vit_neck: str | None = None
     mask_loss: str = "bce"
     focal_alpha: float | int = 0.25
     focal_gamma: float | int = 2.0
@@ -243,6 +253,13 @@ class Mask2FormerConfig(PreTrainedConfig):
                 )
             self.backbone_config = AutoConfig.for_model(fields.pop("model_type"), **fields)
         super().__post_init__(**kwargs)
+
+    def to_dict(self) -> dict:
+        """As it is written to files: without `vit_neck` where a backbone needs none or its usual one."""
+        fields = super().to_dict()
+        if fields["vit_neck"] is None:
+            del fields["vit_neck"]
+        return fields
 
     def validate_architecture(self):
         super().validate_architecture()

@@ -59,6 +59,14 @@ def multi_scale_deformable_attention(
     return output.view(B, h * D, Q).transpose(1, 2).to(dtype)
 
 
+def cell_centres(size: tuple[int, int], device: torch.device) -> Tensor:
+    """(H * W, 2) float32 (x, y) centres of the cells of a map, in units of its width and height."""
+    H, W = size
+    y = (torch.arange(H, dtype=torch.float32, device=device) + 0.5) / H
+    x = (torch.arange(W, dtype=torch.float32, device=device) + 0.5) / W
+    return torch.stack((x.expand(H, W), y.unsqueeze(1).expand(H, W)), dim=-1).flatten(0, 1)
+
+
 @use_kernel_forward_from_hub("MultiScaleDeformableAttention")
 class DeformableSampling(nn.Module):
     """The formula as a module without parameters, whose forward `use_kernels=True` may replace by a kernel of the Hub.
@@ -89,19 +97,22 @@ class MultiScaleDeformableAttention(nn.Module):
         num_heads: h; must divide `embed_dim`.
         num_levels: L feature levels.
         num_points: P samples per query, head and level.
+        ratio: width of the values, h * D, in units of `embed_dim`.
     """
 
-    def __init__(self, embed_dim: int, num_heads: int, num_levels: int, num_points: int):
+    def __init__(self, embed_dim: int, num_heads: int, num_levels: int, num_points: int, ratio: float = 1.0):
         super().__init__()
-        if embed_dim % num_heads:
+        width = int(embed_dim * ratio)
+        if width < 1 or width % num_heads:
             raise ValueError(
-                f"num_heads={num_heads} must divide embed_dim={embed_dim}; choose another number of heads"
+                f"num_heads={num_heads} must divide embed_dim={embed_dim} times ratio={ratio:g}; choose another "
+                "number of heads"
             )
         self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
         self.sampling_offsets = nn.Linear(embed_dim, num_heads * num_levels * num_points * 2)
         self.attention_weights = nn.Linear(embed_dim, num_heads * num_levels * num_points)
-        self.value_proj = nn.Linear(embed_dim, embed_dim)
-        self.output_proj = nn.Linear(embed_dim, embed_dim)
+        self.value_proj = nn.Linear(embed_dim, width)
+        self.output_proj = nn.Linear(width, embed_dim)
         self.sampling = DeformableSampling()
 
     def forward(

@@ -20,6 +20,8 @@ from .transformer_decoder import (
     Mask2FormerSelfAttention,
     Mask2FormerTransformerModule,
 )
+from .vit_adapter import ViTAdapter
+from .vit_pyramid import SimpleFeaturePyramid
 
 
 def initialize(module: nn.Module, gain: float) -> bool:
@@ -56,6 +58,12 @@ def initialize(module: nn.Module, gain: float) -> bool:
             for projection in module.input_projections:
                 if isinstance(projection, nn.Conv2d):
                     init_as_caffe2(projection)
+        case SimpleFeaturePyramid():
+            for part in module.modules():
+                if isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
+                    init_as_torch(part)
+        case ViTAdapter():
+            init_vit_adapter(module)
         case Mask2FormerPixelLevelModule():
             freeze_parts(module.encoder, module.freezes_batch_norm)  # again: tensors missing in a file are new ones
             if module.encoder.config.model_type == "swin":
@@ -67,7 +75,7 @@ def initialize(module: nn.Module, gain: float) -> bool:
     return True
 
 
-def init_as_torch(module: nn.Linear | nn.Conv2d):
+def init_as_torch(module: nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
     """PyTorch's default, spelled out because a tensor missing in a checkpoint is created without it."""
     init.kaiming_uniform_(module.weight, a=math.sqrt(5))
     if module.bias is not None:
@@ -110,6 +118,23 @@ def init_pixel_decoder(module: Mask2FormerPixelDecoder):
     if module.has_fpn_step:
         init_as_caffe2(module.adapter_1[0])
         init_as_caffe2(module.layer_1[0])
+
+
+def init_vit_adapter(module: ViTAdapter):
+    """As Meta's: narrow linear layers, convolutions by what they send out (He et al., ICCV 2015)."""
+    init.normal_(module.level_embed)
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            init.trunc_normal_(part.weight, std=0.02)
+            init.zeros_(part.bias)
+        elif isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
+            sent = math.prod(part.kernel_size) * part.out_channels // part.groups
+            init.normal_(part.weight, std=math.sqrt(2 / sent))
+            if part.bias is not None:
+                init.zeros_(part.bias)
+    for part in module.modules():
+        if isinstance(part, MultiScaleDeformableAttention):
+            init_deformable_attention(part)
 
 
 def init_swin(backbone: nn.Module):

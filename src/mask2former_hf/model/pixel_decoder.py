@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .backbone import batch_norms, feature_maps, make_backbone
+from .backbone import feature_maps, make_backbone, rest_frozen
 from .configuration_mask2former import Mask2FormerConfig
 from .cpu_layout import ConvolutionNorm, PointwiseConvolution, channels_last_on_cpu, in_blocks, map_of, tokens_of
-from .deformable_attention import MultiScaleDeformableAttention
+from .deformable_attention import MultiScaleDeformableAttention, cell_centres
 
 NUM_LEVELS = 3  # strides 32, 16, 8, in this order everywhere
 NUM_POINTS = 4  # samples per query, head and level in the pixel decoder
@@ -37,14 +37,6 @@ def sine_position_embedding(size: tuple[int, int], channels: int, device: torch.
     return torch.cat(
         (rows.unsqueeze(1).expand(H, W, features), columns.unsqueeze(0).expand(H, W, features)), dim=2
     ).flatten(0, 1)
-
-
-def cell_centres(size: tuple[int, int], device: torch.device) -> Tensor:
-    """(H * W, 2) float32 (x, y) centres of the cells of a map, in units of its width and height."""
-    H, W = size
-    y = (torch.arange(H, dtype=torch.float32, device=device) + 0.5) / H
-    x = (torch.arange(W, dtype=torch.float32, device=device) + 0.5) / W
-    return torch.stack((x.expand(H, W), y.unsqueeze(1).expand(H, W)), dim=-1).flatten(0, 1)
 
 
 class Mask2FormerPixelDecoderEncoderLayer(GradientCheckpointingLayer):
@@ -146,12 +138,22 @@ class Mask2FormerPixelDecoder(nn.Module):
 
 
 class Mask2FormerPixelLevelModule(nn.Module):
-    """Backbone (`encoder`) and pixel decoder (`decoder`)."""
+    """Backbone (`encoder`), the `neck` of a plain ViT, and pixel decoder (`decoder`).
+
+    A part of the backbone without a parameter that trains stays in evaluation mode in training, too: no dropped paths,
+    no statistics of batches, and, of a backbone that is frozen as a whole, no random scale of DINOv3's positions.
+    """
 
     def __init__(self, config: Mask2FormerConfig):
         super().__init__()
         self.freezes_batch_norm = config.freeze_batch_norm
-        self.encoder, channels = make_backbone(config.backbone_config, config.feature_strides, self.freezes_batch_norm)
+        self.encoder, self.neck, channels = make_backbone(
+            config.backbone_config,
+            config.feature_strides,
+            self.freezes_batch_norm,
+            config.vit_neck,
+            config.feature_size,
+        )
         layers = [
             Mask2FormerPixelDecoderEncoderLayer(
                 config.feature_size, config.num_attention_heads, config.encoder_feedforward_dim, config.dropout
@@ -168,12 +170,10 @@ class Mask2FormerPixelLevelModule(nn.Module):
 
     def train(self, mode: bool = True):
         super().train(mode)
-        if self.freezes_batch_norm:
-            for module in batch_norms(self.encoder):
-                module.eval()
+        rest_frozen(self.encoder)
         return self
 
     def forward(self, pixel_values: Tensor) -> tuple[tuple[Tensor, ...], Tensor, list[Tensor]]:
         """(B, 3, H, W) -> the backbone's four maps, mask features, and maps at strides 32, 16, 8."""
-        features = feature_maps(self.encoder, pixel_values)
+        features = feature_maps(self.encoder, self.neck, pixel_values)
         return features, *self.decoder(list(features))

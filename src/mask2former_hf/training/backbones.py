@@ -22,6 +22,7 @@ from ..data.classes import ClassTable
 from ..model.configuration_mask2former import Mask2FormerConfig
 from ..model.modeling_mask2former import Mask2FormerForUniversalSegmentation
 from .recipes import Recipe
+from .vit_backbones import VITS, normalisation, with_maps
 
 
 class Backbone(NamedTuple):
@@ -68,6 +69,7 @@ BACKBONES = {  # the names that recipes end in are among them; "in21k" is the la
     "swin-b-in21k": Backbone(_BASE, "microsoft/swin-base-patch4-window12-384-in22k"),
     "swin-l": Backbone(_LARGE, "microsoft/swin-large-patch4-window12-384-in22k"),
     "swin-l-in21k": Backbone(_LARGE, "microsoft/swin-large-patch4-window12-384-in22k"),
+    **{name: Backbone(*entry) for name, entry in VITS.items()},
 }
 TINY_FIELDS = {
     "feature_size": 64,
@@ -95,8 +97,8 @@ def new_model(
 
     Args:
         backbone: a short name (one of `BACKBONES`) or a recipe, whose weights are there under its backbone's name; or
-            the folder or Hub id of a pretrained backbone with four stages. "tiny" is a model of 1.4 M parameters for a
-            CPU, of which no weights are published: they are random.
+            the folder or Hub id of a pretrained backbone, with four stages or a plain ViT. "tiny" is a model of 1.4 M
+            parameters for a CPU, of which no weights are published: they are random.
         random_weights: of the backbone, too; then nothing is loaded.
         fields: of `Mask2FormerConfig`.
 
@@ -108,10 +110,10 @@ def new_model(
         described = backbone.backbone_fields()
         config = CONFIG_MAPPING[described.pop("model_type")](**described, out_features=STAGES)
     elif backbone in BACKBONES:
-        config = BACKBONES[backbone].config()
+        config = with_maps(BACKBONES[backbone].config(), fields.get("vit_neck"))
         fields = (TINY_FIELDS if backbone == TINY else {}) | fields
     else:
-        config = AutoConfig.from_pretrained(backbone, out_features=STAGES)
+        config = with_maps(AutoConfig.from_pretrained(backbone), fields.get("vit_neck"))
     source = BACKBONES[name].weights if name in BACKBONES else name
     weights = None if source is None or random_weights else _weights(name, source, config)
     model = Mask2FormerForUniversalSegmentation(
@@ -120,6 +122,19 @@ def new_model(
     if weights is not None:
         model.model.pixel_level_module.encoder.load_state_dict(weights)
     return model
+
+
+def normalisation_of(source: str | Recipe, random_weights: bool = False) -> dict[str, list[float]]:
+    """`image_mean` and `image_std` for images as those that the weights of a backbone or a checkpoint were trained on.
+
+    Empty for a source without a processor, and for one of the Hub that is not on this machine where it cannot be
+    reached, or nothing of it is loaded.
+    """
+    name = source.backbone_name if isinstance(source, Recipe) else source
+    if name == TINY:
+        return {}
+    source = BACKBONES[name].weights if name in BACKBONES else name
+    return normalisation(source, local_files_only=os.path.isdir(source) or random_weights or not _hub_answers())
 
 
 def _weights(name: str, source: str, config) -> dict:

@@ -73,7 +73,11 @@ def example_targets(example: Example, size: tuple[int, int], canvas: tuple[int, 
 
 
 def processor_for(classes: ClassTable, shortest_edge: int, longest_edge: int, **fields) -> Mask2FormerImageProcessor:
-    """An image processor for inference at a size, that knows which labels are stuff; `fields` are others of it."""
+    """An image processor for inference at a size, that knows which labels are stuff.
+
+    Args:
+        fields: others of `Mask2FormerImageProcessor`, such as the backbone's `image_mean` and `image_std`.
+    """
     return Mask2FormerImageProcessor(
         size={"shortest_edge": shortest_edge, "longest_edge": longest_edge},
         label_ids_to_fuse=list(classes.stuff_label_ids),

@@ -28,7 +28,11 @@ def bytes_per_pixel(model: nn.Module) -> float:
         nonlocal counted
         counted += output.numel() if torch.is_tensor(output) else 0
 
-    hooks = [part.register_forward_hook(count) for part in model.modules() if next(part.children(), None) is None]
+    encoder = model.model.pixel_level_module.encoder
+    kept = set(model.modules())
+    if not any(parameter.requires_grad for parameter in encoder.parameters()):
+        kept -= set(encoder.modules())  # a frozen backbone keeps nothing
+    hooks = [part.register_forward_hook(count) for part in kept if next(part.children(), None) is None]
     state = {
         name: torch.empty_like(tensor, device="meta")
         for name, tensor in (*model.model.named_parameters(), *model.model.named_buffers())
@@ -76,7 +80,7 @@ def check_memory(settings: TrainingSettings, model: nn.Module, side: int, device
     memory = machine_memory(device)
     if memory is None:
         return
-    fixed = STATES * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    fixed = sum((STATES if parameter.requires_grad else 4) * parameter.numel() for parameter in model.parameters())
     pixel = bytes_per_pixel(model)
     pixel *= 0.5 if settings.bf16 or settings.fp16 else 1.0
     pixel *= 0.25 if settings.gradient_checkpointing else 1.0
@@ -107,14 +111,15 @@ def check_batch_norm(settings: TrainingSettings, model: nn.Module, side: int, im
     Raises:
         ValueError: with what to change.
     """
-    encoder = model.model.pixel_level_module.train().encoder
-    norms = [part for part in encoder.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training]
+    level = model.model.pixel_level_module.train()
+    norms = [part for part in level.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training]
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1  # Accelerate fills the last batch of several processes
     last = (images % settings.batch_size or settings.batch_size) if alone else settings.batch_size
     if side > 32 or last > 1 or not norms:
         return
     which = "" if settings.batch_size == 1 else f" and {images} images to train on, of which the last batch has one"
+    repair = "" if level.neck is not None else ", or freeze_batch_norm=True"  # the neck's are new
     raise ValueError(
         f"crop={side} with batch_size={settings.batch_size}{which}: the backbone's last map is 1 x 1 for one image, "
-        "and batch norm needs more than one value; give crop=64 or more, batches of two, or freeze_batch_norm=True"
+        f"and batch norm needs more than one value; give crop=64 or more, batches of two{repair}"
     )

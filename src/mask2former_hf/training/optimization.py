@@ -1,10 +1,12 @@
 """Parameter groups and learning rate of the paper's recipe (the original's `train_net.py`)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
+
+from .freezing import depths_of
 
 # What all of the original's recipes share (resolved configurations of facebookresearch/Mask2Former at 9b0651c)
 LEARNING_RATE = 1e-4
@@ -18,6 +20,14 @@ FROM_RANDOM = {"learning_rate": 1e-3, "clip": 1.0, "backbone_multiplier": 1.0}
 FROM_PRETRAINED = {"learning_rate": LEARNING_RATE, "clip": GRADIENT_NORM, "backbone_multiplier": BACKBONE_MULTIPLIER}
 MULTI_STEP_FACTOR = 0.1
 
+BACKBONE = "pixel_level_module.encoder"
+PARTS = {  # title -> what the names of its parameters contain
+    "backbone": f"{BACKBONE}.",
+    "neck of the ViT": "pixel_level_module.neck.",
+    "pixel decoder": "pixel_level_module.decoder.",
+    "transformer decoder": "transformer_module.",
+    "classes": "class_predictor.",
+}
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, nn.InstanceNorm2d)
 UNDECAYED_NAMES = ("relative_position_bias_table", "position_embeddings")
 
@@ -27,6 +37,7 @@ def parameter_groups(
     learning_rate: float = LEARNING_RATE,
     weight_decay: float = WEIGHT_DECAY,
     backbone_multiplier: float = BACKBONE_MULTIPLIER,
+    layer_decay: float | None = None,
 ) -> list[dict]:
     """Groups for AdamW: a slower backbone; no decay for norms, embeddings and Swin's position tables.
 
@@ -35,19 +46,52 @@ def parameter_groups(
     Args:
         learning_rate: of everything but the backbone.
         backbone_multiplier: factor on the backbone's learning rate.
+        layer_decay: r, a further factor for each layer that lies deeper below the backbone's end: r for the last of n
+            blocks, r ** n for the first, r ** (n + 1) for embeddings, 1 for a last norm (BEiT, ViTDet, ViT-Adapter).
+            Of a hierarchical backbone a layer is a stage.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    seen = set()
+    factors, seen = _layer_factors(model, layer_decay), set()
     for module_name, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad or parameter in seen:
                 continue
             seen.add(parameter)
-            in_backbone = "pixel_level_module.encoder" in module_name
             undecayed = isinstance(module, (*NORMS, nn.Embedding)) or name in UNDECAYED_NAMES
-            rate = learning_rate * (backbone_multiplier if in_backbone else 1.0)
+            in_backbone = BACKBONE in module_name
+            rate = learning_rate * (backbone_multiplier * factors.get(parameter, 1.0) if in_backbone else 1.0)
             groups.setdefault((rate, 0.0 if undecayed else weight_decay), []).append(parameter)
     return [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
+
+
+def _layer_factors(model: nn.Module, decay: float | None) -> dict[nn.Parameter, float]:
+    """Of the backbone's parameters."""
+    if decay is None:
+        return {}
+    (encoder,) = (module for name, module in model.named_modules() if name.endswith(BACKBONE))
+    depths, count = depths_of(encoder)
+    return {parameter: decay ** (count + 1 - depths[name]) for name, parameter in encoder.named_parameters()}
+
+
+def parts_table(model: nn.Module, groups: Sequence[dict]) -> str:
+    """Which parts of a model are trained, and how: parameters, learning rates and weight decay by part."""
+    settings = {parameter: group for group in groups for parameter in group["params"]}
+    lines = [f"{'part':21}{'parameters':>11}{'trained':>11}  learning rate      decay"]
+    for title, place in PARTS.items():
+        parameters = [parameter for name, parameter in model.named_parameters() if place in name]
+        if not parameters:
+            continue
+        trained = [parameter for parameter in parameters if parameter in settings]
+        rates, decays = (_range(settings[parameter][name] for parameter in trained) for name in ("lr", "weight_decay"))
+        total, part = (sum(parameter.numel() for parameter in rows) for rows in (parameters, trained))
+        count = f"{part / 1e6:.2f} M" if trained else "frozen"
+        lines.append(f"{title:21}{f'{total / 1e6:.2f} M':>11}{count:>11}  {rates:19}{decays}")
+    return "\n".join(lines)
+
+
+def _range(numbers: Iterable[float]) -> str:
+    numbers = sorted(numbers)
+    return " to ".join(f"{x:.3g}" for x in dict.fromkeys((numbers[0], numbers[-1]))) if numbers else "-"
 
 
 def match_gradient_strides(model: nn.Module):

@@ -18,10 +18,11 @@ from ..data.statistics import Statistics, look_through
 from ..evaluation.evaluator import METRICS, SegmentationEvaluator
 from ..inference.loading import LOADING_ERRORS, default_device, first_line, load_model
 from ..model.configuration_mask2former import Mask2FormerConfig
-from .backbones import BACKBONES, new_model, queries_for
+from .backbones import BACKBONES, new_model, normalisation_of, queries_for
 from .checkpoints import last_complete_checkpoint, saving
 from .collation import processor_for
 from .distillation import Distillation
+from .freezing import freeze_backbone
 from .label_surgery import model_for_classes, resize_queries
 from .memory import check_batch_norm, check_memory
 from .optimization import FROM_RANDOM
@@ -87,6 +88,8 @@ class TrainingRun:
         classes, task = self.train_data.classes, settings.task or self.train_data.task
         torch.manual_seed(settings.seed)
         self.model, self.new_classes = _model(settings, self.recipe, classes, task)
+        if settings.freeze_backbone is not None:
+            freeze_backbone(self.model, settings.freeze_backbone)
         self.statistics = _look_through(self.train_data, "train", show)
         self.statistics.check()
         self.last = last_complete_checkpoint(settings.output) if settings.resume else None
@@ -260,7 +263,7 @@ def _check_segments(settings: TrainingSettings, model, train: Statistics, val: S
 
 def _model(settings: TrainingSettings, recipe: Recipe | None, classes, task: str):
     """The model, and the names of the classes that a checkpoint did not know."""
-    given = {name: getattr(settings, name) for name in ("mask_loss", "mask_weight")}
+    given = {name: getattr(settings, name) for name in ("mask_loss", "mask_weight", "vit_neck")}
     fields = {name: value for name, value in given.items() if value is not None}
     frozen = recipe is not None and recipe.backbone.get("norm") == "FrozenBN" and starts_pretrained(settings)
     if settings.freeze_batch_norm or frozen:
@@ -293,7 +296,8 @@ def _images(settings: TrainingSettings, recipe: Recipe | None, train, task: str)
         pipeline = augmentation_for(task, settings.crop, kind, settings.short_sides or ())
         test_size = [settings.crop]
     short, *long = settings.test_size or test_size
-    fields = {} if recipe is None else recipe.processor_fields()
+    fields = normalisation_of(settings.model or settings.backbone or recipe, settings.random_weights)
+    fields |= {} if recipe is None else recipe.processor_fields()
     processor = processor_for(train.classes, short, long[0] if long else 2 * short, **fields)
     plain = settings.augmentation == "none"
     return train if plain else AugmentedDataset(train, pipeline, seed=settings.seed), processor
@@ -325,6 +329,7 @@ def _arguments(settings: TrainingSettings, recipe: Recipe | None, task: str) -> 
         gradient_accumulation_steps=settings.accumulate,
         learning_rate=settings.learning_rate,
         backbone_multiplier=settings.backbone_multiplier,
+        layer_decay=settings.layer_decay,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.clip,
         schedule="multistep" if milestones else "poly",

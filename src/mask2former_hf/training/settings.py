@@ -14,8 +14,9 @@ from pathlib import Path
 from ..data.classes import ClassTable
 from ..data.kinds import KINDS, OF_A_SPLIT
 from ..evaluation.evaluator import METRICS
-from ..model.configuration_mask2former import MASK_LOSSES, TASKS
+from ..model.configuration_mask2former import MASK_LOSSES, TASKS, VIT_NECKS
 from .backbones import BACKBONES, TINY
+from .freezing import ALL
 from .optimization import FROM_PRETRAINED, FROM_RANDOM, WEIGHT_DECAY
 from .recipes import Recipe, load_recipe
 
@@ -55,9 +56,14 @@ class TrainingSettings:
 
     model: str | None = _setting("checkpoint to start from (folder or Hub id)", group="model")
     backbone: str | None = _setting(
-        f"instead of a checkpoint: {', '.join(BACKBONES)} with ImageNet weights of the Hub (tiny has none), or the "
+        f"instead of a checkpoint: {', '.join(BACKBONES)} with pretrained weights of the Hub (tiny has none), or the "
         "folder or Hub id of a pretrained backbone",
         group="model",
+    )
+    vit_neck: str | None = _setting(
+        "what makes four maps of a plain ViT: ViTDet's pyramid (default) or DINOv3's adapter",
+        group="model",
+        choices=VIT_NECKS,
     )
     random_weights: bool = _setting("start the backbone from random weights", False, "model")
     recipe: str | None = _setting("settings of one of the original's 59 recipes, as coco-panoptic-r50", group="model")
@@ -71,6 +77,13 @@ class TrainingSettings:
         "cross-entropy (bce, default) or focal loss of masks", group="model", choices=MASK_LOSSES
     )
     mask_weight: float | None = _setting("of the mask loss (default: the model's, 5; focal wants more)", group="model")
+    freeze_backbone: str | int | None = _setting(
+        "train everything but the backbone, or but its stem and first N stages (of a plain ViT: blocks)",
+        group="model",
+        nargs="?",
+        const=ALL,
+        metavar="N",
+    )
     freeze_batch_norm: bool = _setting("for backbones with trained statistics", False, "model")
 
     folder: str | Path | None = _data("folder in which kind of data, splits and classes are recognised")
@@ -125,6 +138,10 @@ class TrainingSettings:
     accumulate: int = _setting("forward passes per optimizer step (default: 1)", 1)
     learning_rate: float | None = _setting(_by_start("learning_rate"))
     backbone_multiplier: float | None = _setting("on the backbone's learning rate " + _by_start("backbone_multiplier"))
+    layer_decay: float | None = _setting(
+        "further factor on it for each stage (of a plain ViT: block) below the backbone's end, such as 0.8; then the "
+        "multiplier is 1 by default"
+    )
     weight_decay: float = _setting(f"(default: {WEIGHT_DECAY:g})", WEIGHT_DECAY)
     clip: float | None = _setting("largest gradient norm " + _by_start("clip"))
     seed: int = _setting("of weights, data order and augmentation (default: 0)", 0)
@@ -169,6 +186,8 @@ def complete(settings: TrainingSettings) -> tuple[TrainingSettings, Recipe | Non
     Raises:
         ValueError: for a recipe that does not exist or cannot be trained here.
     """
+    if settings.layer_decay is not None:
+        settings = _filled(settings, {"backbone_multiplier": 1.0})
     settings = _filled(settings, FROM_PRETRAINED if starts_pretrained(settings) else FROM_RANDOM)
     if settings.recipe is None:
         return _filled(settings, {"batch_size": DEFAULT_BATCH, "crop": DEFAULT_CROP}), None
@@ -249,6 +268,16 @@ def check(settings: TrainingSettings):
         raise ValueError(f"epochs={settings.epochs}: must be above 0 and at most {MOST_STEPS}")
     if not 0 < settings.held_out < 1:
         raise ValueError(f"held_out={settings.held_out}: must be above 0 and below 1")
+    if settings.layer_decay is not None and not 0 < settings.layer_decay <= 1:
+        raise ValueError(f"layer_decay={settings.layer_decay}: must be above 0 and at most 1")
+    if settings.freeze_backbone is not None:
+        if settings.freeze_backbone != ALL and not str(settings.freeze_backbone).isdecimal():
+            raise ValueError(f"freeze_backbone={settings.freeze_backbone}: must be a number of stages, or {ALL!r}")
+        if not starts_pretrained(settings):
+            raise ValueError(
+                f"freeze_backbone={settings.freeze_backbone}: the backbone starts from random weights, and would stay "
+                "random; give one with trained weights, or leave freeze_backbone out"
+            )
     check_numbers(settings, 1, ("steps", "eval_every", "log_every", "keep", "divisor"), most=MOST_STEPS)
     check_numbers(settings, 1, ("batch_size", "accumulate", "queries"), most=MOST_IMAGES)
     check_numbers(settings, 0, ("num_workers",), most=MOST_WORKERS)
@@ -258,7 +287,8 @@ def check(settings: TrainingSettings):
     check_numbers(settings, 0, ("seed",), most=2**32 - 1)
     if len(settings.test_size or ()) > 2:
         raise ValueError(f"test_size={settings.test_size}: must be one or two numbers, short and largest long side")
-    for name, known in (("task", TASKS), ("augmentation", AUGMENTATIONS), ("mask_loss", MASK_LOSSES)):
+    choices = {"task": TASKS, "augmentation": AUGMENTATIONS, "mask_loss": MASK_LOSSES, "vit_neck": VIT_NECKS}
+    for name, known in choices.items():
         if getattr(settings, name) not in (None, *known):
             raise ValueError(f"{name}={getattr(settings, name)}: must be one of {', '.join(known)}")
     if settings.teacher is None and (settings.teacher_only or settings.teacher_cache):

@@ -54,6 +54,9 @@ class Mask2FormerTrainingArguments(TrainingArguments):
     backbone_multiplier: float = field(
         default=BACKBONE_MULTIPLIER, metadata={"help": "factor on the backbone's learning rate"}
     )
+    layer_decay: float | None = field(
+        default=None, metadata={"help": "further factor on it for each layer below the backbone's end"}
+    )
     schedule: str = field(
         default="poly", metadata={"help": "'poly', 'multistep', or 'trainer' for lr_scheduler_type's"}
     )
@@ -141,12 +144,16 @@ class Mask2FormerTrainer(Trainer):
         getattr(loader, "base_dataloader", loader).generator = torch.Generator()
         return loader
 
+    def parameter_groups(self, model=None) -> list[dict]:
+        """Of the model, with learning rate and weight decay; see `training.optimization.parameter_groups`."""
+        names = ("learning_rate", "weight_decay", "backbone_multiplier", "layer_decay")
+        options = {name: getattr(self.args, name) for name in names}
+        return parameter_groups(self.model if model is None else model, **options)
+
     def create_optimizer(self, model=None):
         if self.optimizer is None:
             model = self.model if model is None else model
-            groups = parameter_groups(
-                model, self.args.learning_rate, self.args.weight_decay, self.args.backbone_multiplier
-            )
+            groups = self.parameter_groups(model)
             if self.distillation is not None:
                 own = list(self.distillation.parameters())
                 groups += [{"params": own, "lr": self.args.learning_rate, "weight_decay": 0.0}] if own else []

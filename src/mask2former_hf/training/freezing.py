@@ -1,0 +1,58 @@
+"""A backbone frozen as a whole or from its beginning, and how deep each of its parameters lies."""
+
+import re
+
+from torch import nn
+
+ALL = "all"
+
+
+def stages_of(backbone: nn.Module) -> tuple[str, int]:
+    """Name of the list of a backbone's stages, or of a plain ViT's blocks, and how many there are."""
+    count = len([name for name in backbone.stage_names if name != "stem"])
+    for name, module in backbone.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return name, count
+    raise ValueError(f"a {backbone.config.model_type} has no list of its {count} stages")
+
+
+def depths_of(backbone: nn.Module) -> tuple[dict[str, int], int]:
+    """How deep each parameter of a backbone lies, and the number n of stages (of a plain ViT: blocks).
+
+    0 is for embeddings and stem, 1 to n for the stages, n + 1 for what comes after them, such as a last norm.
+    """
+    name, count = stages_of(backbone)
+    depths, depth = {}, 0
+    pattern = re.compile(re.escape(name) + r"\.(\d+)\.")
+    for parameter, _ in backbone.named_parameters():
+        if match := pattern.match(parameter):
+            depth = int(match[1]) + 1
+            depths[parameter] = depth
+        else:
+            depths[parameter] = count + 1 if depth else 0
+    return depths, count
+
+
+def freeze_backbone(model: nn.Module, stages: int | str = ALL):
+    """Take a backbone out of training in place; what is frozen stays in evaluation mode, too.
+
+    Args:
+        model: `Mask2FormerForUniversalSegmentation`.
+        stages: "all", or how many stages from the beginning (of a plain ViT: blocks), with stem and embeddings.
+
+    Raises:
+        ValueError: for more stages than there are.
+    """
+    encoder = model.model.pixel_level_module.encoder
+    if stages == ALL:
+        encoder.requires_grad_(False)
+        return
+    depths, count = depths_of(encoder)
+    if not 1 <= int(stages) <= count:
+        raise ValueError(
+            f"freeze_backbone={stages}: the {encoder.config.model_type} has {count} stages or blocks; give 1 to "
+            f"{count}, or {ALL!r}"
+        )
+    for name, parameter in encoder.named_parameters():
+        if depths[name] <= int(stages):
+            parameter.requires_grad_(False)
