@@ -29,6 +29,14 @@ def test_importing_the_package_imports_no_torch():
     assert run("import sys, mask2former_hf; print('torch' in sys.modules or 'transformers' in sys.modules)") == "False"
 
 
+def test_the_command_line_begins_without_torch():
+    """`main` sets how torch's threads wait, which they read once, when torch is loaded."""
+    assert run("import sys, mask2former_hf.cli.main; print('torch' in sys.modules)") == "False"
+    code = "import os, mask2former_hf.cli.main as m; m.main(['env']); print(os.environ['OMP_WAIT_POLICY'])"
+    assert run(code) == "PASSIVE"
+    assert run(f"import os; os.environ['OMP_WAIT_POLICY'] = 'ACTIVE'; {code}") == "ACTIVE"
+
+
 def test_every_public_name_can_be_imported():
     for name in mask2former_hf.__all__:
         value = getattr(mask2former_hf, name)
