@@ -1,6 +1,7 @@
 """`mask2former-hf convert-data`: annotated images from one format into another."""
 
 import argparse
+import math
 from pathlib import Path
 
 from tqdm import tqdm
@@ -37,6 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser):
 def run(arguments: argparse.Namespace) -> int:
     if arguments.target.exists() and (not arguments.target.is_dir() or any(arguments.target.iterdir())):
         raise UserError(f"TO {arguments.target}: exists already and is not empty; name another folder")
+    if not 0 <= arguments.tolerance < math.inf:
+        raise UserError(f"--tolerance {arguments.tolerance}: must be 0 (exact) or more pixels")
     settings = _settings(arguments)
     try:
         for split, dataset in _splits(settings):
