@@ -186,6 +186,7 @@ def test_labelme_images_are_found_by_path_by_name_and_in_a_folder(tmp_path):
     [
         (shape("cat", CORNERS[:2]), r"shapes\[0\]: a polygon of 2 points; it has 3 or more"),
         (shape("cat", [[1, "x"]]), r"shapes\[0\] has points=.*it must be a list of points"),
+        (shape("cat", [[1e300, 0], *CORNERS]), r"shapes\[0\] has points=.*it must be a list of points"),
         (shape("", CORNERS), r"shapes\[0\] has label=''; it must be a text"),
         (shape("cat", [[12, 10], [41, 29]], "mask", mask="AAAA"), r"shapes\[0\]: its mask is no PNG"),
     ],
@@ -306,10 +307,25 @@ def test_label_studio_s_export_is_read_with_the_last_annotation_that_counts(tmp_
     dataset = LabelStudioTasks(tmp_path / "photos", source)
     check(dataset[0], dataset.classes, ("cat", SQUARE), ("dog", SQUARE))
     check(dataset[1], dataset.classes, ("dog", SQUARE))
-    damaged = studio_result("brushlabels", "cat", format="rle", rle=[0, 0, 37, 128, 57, 27, 252])
-    write(source, [{"data": {"image": "a.png"}, "annotations": [{"result": [damaged]}]}])
-    with pytest.raises(ValueError, match="a brush whose code does not fill 40 x 60 pixels"):
-        LabelStudioTasks(tmp_path / "photos", source)[0]
+
+
+@pytest.mark.parametrize(
+    "result, problem",
+    [
+        *[
+            (studio_result("brushlabels", "cat", format="rle", rle=rle), "a brush whose code does not fill 40 x 60")
+            for rle in ([0, 0, 37, 128, 57, 27, 252], [], None, "text", [300, 2])
+        ],
+        (studio_result("polygonlabels", "cat", points=[[1, "x"]]), "a polygonlabels whose coordinates cannot be read"),
+        (studio_result("rectanglelabels", "cat", x=1, y=1, width=5, height=5, rotation=30), "a turned rectangle"),
+        (studio_result("polygonlabels", None, points=[]), "a polygonlabels without a label"),
+    ],
+)
+def test_what_is_wrong_with_a_result_of_label_studio_names_the_file(result, problem, tmp_path):
+    image(tmp_path / "photos" / "a.png")
+    source = write(tmp_path / "export.json", [{"data": {"image": "a.png"}, "annotations": [{"result": [result]}]}])
+    with pytest.raises(ValueError, match=rf"export\.json.*{problem}"):
+        LabelStudioTasks(tmp_path / "photos", source, classes="cat")[0]
 
 
 # Round trips
