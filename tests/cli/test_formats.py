@@ -110,15 +110,18 @@ def test_convert_data_turns_both_splits_and_says_what_is_lost(tmp_path, capsys):
             (tmp_path / "from" / "images" / split / path.name).symlink_to(path)
             truth = NUCLEI / "instance_labels" / split / path.name
             (tmp_path / "from" / "labels" / split / path.name).symlink_to(truth)
+    (tmp_path / "from" / "labels").rename(tmp_path / "from" / "numbers")  # a name that says nothing
     source, flags = str(tmp_path / "from"), ["--data", "instance-maps", "--classes", "nucleus"]
+    for split in ("train", "val"):
+        flags += [f"--{split}-images", f"images/{split}", f"--{split}-maps", f"numbers/{split}"]
     assert main(["convert-data", source, str(tmp_path / "yolo"), "--format", "yolo", *flags]) == 0
     said = capsys.readouterr().out
     assert "train: 2 images, 1 classes" in said and "val: 1 images, 1 classes" in said
     found = recognise(tmp_path / "yolo")
     assert found["data"] == "yolo" and found["val_images"] == tmp_path / "yolo/images/val"
     assert main(["convert-data", str(tmp_path / "yolo"), str(tmp_path / "back"), "--format", "instance-maps"]) == 0
-    for truth in (tmp_path / "from" / "labels").rglob("*.png"):
-        back = tmp_path / "back/instance_labels" / truth.relative_to(tmp_path / "from/labels")
+    for truth in (tmp_path / "from" / "numbers").rglob("*.png"):
+        back = tmp_path / "back/instance_labels" / truth.relative_to(tmp_path / "from/numbers")
         ours, theirs = np.asarray(Image.open(back)), np.asarray(Image.open(truth))
         pairs = np.unique(np.stack([ours.ravel(), theirs.ravel()]), axis=1)
         assert len(pairs[0]) == len(set(pairs[0])) == len(set(pairs[1]))  # the same objects, numbered anew

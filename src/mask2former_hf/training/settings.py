@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..data.kinds import NEEDED, OF_A_SPLIT
+from ..data.recognise_tools import TOOL_KINDS
 from ..model.configuration_mask2former import MASK_LOSSES, TASKS
 from .backbones import BACKBONES, TINY
 from .optimization import FROM_PRETRAINED, FROM_RANDOM, WEIGHT_DECAY
@@ -239,9 +240,11 @@ def check_packages(settings: TrainingSettings):
         needed["datasets"] = "data=hub"
     if settings.data == "coco-instances":
         needed["pycocotools"] = "polygons"
+    if settings.data == "parquet":
+        needed["pyarrow"] = "data=parquet"
     if settings.report_to in ("tensorboard", "trackio", "wandb"):  # transformers refuses what it does not know
         needed[settings.report_to] = f"report_to={settings.report_to}"
-    average = settings.task == "instance" or settings.data in ("coco-instances", "instance-maps")
+    average = settings.task == "instance" or settings.data in ("coco-instances", "instance-maps", *TOOL_KINDS)
     if {"ap", "box_ap"} & set(settings.metrics or (["ap"] if average else [])) and find_spec("pycocotools") is None:
         needed["faster_coco_eval"] = "average precision"
     missing = {name: why for name, why in needed.items() if find_spec(name) is None}
