@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from helpers import SHARED
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, TiffImagePlugin
 
 from mask2former_hf.data.classes import BACKGROUND_ID
 from mask2former_hf.data.coco import CocoInstances, CocoPanoptic
@@ -406,3 +406,17 @@ def test_what_is_hidden_is_counted_and_images_without_files_are_written(tmp_path
     assert count == SQUARE.sum()
     with pytest.raises(ValueError, match="2 classes: a map of object numbers says no class"):
         convert(LabelmeFiles(tmp_path / "b"), tmp_path / "d", "instance-maps")
+
+
+def test_geojson_in_the_coordinates_of_a_map_is_read_back_in_pixels(tmp_path):
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[33550], tags[33922] = (0.3, 0.3, 0.0), (0.0, 0.0, 0.0, 412345.6, 5234567.8, 0.0)  # 0.3 m, upper left corner
+    tags.tagtype |= {33550: 12, 33922: 12}
+    (tmp_path / "from").mkdir()
+    Image.new("RGB", SIZE[::-1]).save(tmp_path / "from" / "a.tif", tiffinfo=tags)
+    labelme_file(tmp_path / "from" / "a.json", shape("cat", CORNERS), image_path="a.tif")
+    convert(LabelmeFiles(tmp_path / "from"), tmp_path / "to", "geojson")
+    feature = json.loads((tmp_path / "to/train/a.geojson").read_text())["features"][0]
+    assert np.allclose(np.min(feature["geometry"]["coordinates"][0], axis=0), (412345.6 + 3.6, 5234567.8 - 9.0))
+    dataset = GeoJsonFiles(tmp_path / "to/train")
+    check(dataset[0], dataset.classes, ("cat", SQUARE))
