@@ -1,6 +1,8 @@
 """`mask2former-hf convert-data`: annotated images from one format into another."""
 
 import argparse
+import math
+from dataclasses import fields
 from pathlib import Path
 
 from tqdm import tqdm
@@ -14,9 +16,15 @@ from .datasets import COMMON
 from .main import UserError
 from .settings import add_flag, in_flags
 
+SPLITS, PATHS = ("train", "val"), ("images", "annotations", "maps")
+
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("source", metavar="FROM", help="folder of annotated images, recognised as `train` does")
+    parser.add_argument(
+        "source",
+        metavar="FROM",
+        help="folder of annotated images, recognised as `train` does; scenes; or with --data hub an id",
+    )
     parser.add_argument("target", metavar="TO", type=Path, help="folder to write, new or empty")
     parser.add_argument("--format", required=True, choices=WRITERS, help="what to write; see docs/formats.md")
     parser.add_argument(
@@ -26,17 +34,19 @@ def add_arguments(parser: argparse.ArgumentParser):
         metavar="PIXELS",
         help="simplify polygons by less than so many pixels (default: 0, exact)",
     )
-    section = parser.add_argument_group("FROM, where it is not recognised", "what a flag says counts")
+    section = parser.add_argument_group("FROM, where it is not recognised", "paths are looked for in FROM first")
     for name in COMMON:
         add_flag(section, name)
-    for split in ("train", "val"):
-        for name in ("images", "annotations", "maps", "split"):
+    for split in SPLITS:
+        for name in (*PATHS, "split"):
             add_flag(section, f"{split}_{name}")
 
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.target.exists() and (not arguments.target.is_dir() or any(arguments.target.iterdir())):
         raise UserError(f"TO {arguments.target}: exists already and is not empty; name another folder")
+    if not 0 <= arguments.tolerance < math.inf:
+        raise UserError(f"--tolerance {arguments.tolerance}: must be 0 (exact) or more pixels")
     settings = _settings(arguments)
     try:
         for split, dataset in _splits(settings):
@@ -57,16 +67,24 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _settings(arguments: argparse.Namespace) -> TrainingSettings:
-    given = {name: value for name, value in vars(arguments).items() if value is not None}
-    flags = {name: value for name, value in given.items() if name in TrainingSettings.__dataclass_fields__}
-    found = {}
-    if Path(arguments.source).is_dir() and not any(f"train_{name}" in flags for name in ("images", "annotations")):
-        try:
-            found = recognise(arguments.source, flags.get("data"))
-        except ValueError as error:
-            raise UserError(in_flags(str(error), TrainingSettings.__dataclass_fields__)) from error
-    elif flags.get("data") not in ("hub", "scenes") and not Path(arguments.source).exists():
-        raise UserError(f"FROM {arguments.source}: no such folder of data")
+    """What FROM and the flags say; paths of flags are looked for in FROM first."""
+    names = {entry.name for entry in fields(TrainingSettings)}
+    flags = {name: value for name, value in vars(arguments).items() if name in names and value is not None}
+    source = Path(arguments.source)
+    if flags.get("data") == "hub":
+        return TrainingSettings(**{"dataset": arguments.source, **flags})
+    if arguments.source == "scenes" and not source.exists():
+        return TrainingSettings(data="scenes")
+    if not source.is_dir():
+        raise UserError(f"FROM {source}: no such folder of data")
+    given = [f"{split}_{name}" for split in SPLITS for name in PATHS if f"{split}_{name}" in flags]
+    flags |= {name: source / flags[name] for name in given if (source / flags[name]).exists()}
+    try:
+        found = recognise(source, flags.get("data"))
+    except ValueError as error:
+        if not given:
+            raise UserError(in_flags(str(error), names)) from error
+        found = {}
     return TrainingSettings(**{**found, **flags})
 
 

@@ -13,6 +13,7 @@ from .paths import files_by_name
 from .polygons import fill_polygons
 
 ENDINGS = (".geojson", ".json")
+_FARTHEST = 1e9  # metres on a map, or pixels: what is larger is damaged
 _COLLECTION = {"features": SEGMENTS._replace(text="a list of features")}
 
 
@@ -79,7 +80,8 @@ def read_features(path: Path) -> list[tuple[str, bool, list[np.ndarray]]] | None
         where = f"{path}: features[{number}]"
         rings = _rings(feature, where)
         if rings:
-            properties = feature.get("properties") or {}
+            properties = feature.get("properties")
+            properties = properties if isinstance(properties, dict) else {}
             found.append((_label(properties, where), bool(properties.get("iscrowd")), rings))
     return found
 
@@ -94,7 +96,7 @@ def _rings(feature, where: str) -> list[np.ndarray]:
         rings = [np.array(ring, dtype=np.float64)[:, :2] for polygon in polygons for ring in polygon]
     except (TypeError, ValueError, IndexError):
         rings = [np.array([np.nan])]
-    if not all(np.isfinite(ring).all() for ring in rings):
+    if not all((np.abs(ring) < _FARTHEST).all() for ring in rings):
         raise ValueError(f"{where}: the coordinates of its {kind} are no lists of rings of [x, y]; correct it")
     return rings
 

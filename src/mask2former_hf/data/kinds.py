@@ -135,6 +135,7 @@ KINDS = {
             ("classes",),
             lambda o, split, reader=reader: reader(o["images"], o["annotations"], o["classes"]),
             "instance",
+            {"pyarrow": "data=parquet"} if name == "parquet" else {},
         )
         for name, reader in WITH_IMAGES.items()
     },

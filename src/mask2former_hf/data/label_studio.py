@@ -6,11 +6,26 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 
+from .coco_json import SEGMENTS, Rule, read_entry
 from .object_files import ObjectFiles, ObjectRecord
 from .paths import locate
 from .polygons import fill_polygons
 
 KINDS = ("brushlabels", "polygonlabels", "rectanglelabels")
+
+
+def _mapping(value) -> dict:
+    if not isinstance(value, dict):
+        raise ValueError
+    return value
+
+
+_ANSWERS = SEGMENTS._replace(text="a list").optional()
+_TASK = {"data": Rule(_mapping, "a mapping"), "annotations": _ANSWERS, "predictions": _ANSWERS}
+_ANSWER = {
+    "result": SEGMENTS._replace(text="a list of results"),
+    "was_cancelled": Rule(bool, "true or false").optional(),
+}
 
 
 class LabelStudioTasks(ObjectFiles):
@@ -46,7 +61,7 @@ class LabelStudioTasks(ObjectFiles):
         H, W = size
         for label, kind, value in objects:
             if kind == "brushlabels":
-                mask = decode_brush(value["rle"], size, source)
+                mask = decode_brush(value.get("rle"), size, source)
             else:
                 mask = fill_polygons([np.array(_points(kind, value, source)) * (W / 100, H / 100)], size)
             yield label, False, mask
@@ -61,7 +76,7 @@ def _tasks(source: Path) -> list[dict]:
         raise ValueError(f"{source}: not a json file ({error})") from None
     if not is_export(content):
         raise ValueError(f"{source}: not Label Studio's export as JSON, a list of tasks with data and annotations")
-    return content
+    return [read_entry(task, _TASK, f"{source}: task {number}") for number, task in enumerate(content)]
 
 
 def is_export(content) -> bool:
@@ -87,16 +102,17 @@ def file_name_of(task: dict, where) -> str:
 
 def _results(task: dict, where: str) -> tuple[list[tuple[str, str, dict]], tuple[int, int] | None]:
     """(label, kind, value) of each object, and (H, W) if an object says it."""
-    made = [entry for entry in task.get("annotations") or [] if not entry.get("was_cancelled")]
-    made = made or task.get("predictions") or []
+    made = [read_entry(entry, _ANSWER, where) for entry in task.get("annotations", ())]
+    made = [entry for entry in made if not entry.get("was_cancelled")]
+    made = made or [read_entry(entry, _ANSWER, where) for entry in task.get("predictions", ())]
     objects, size = [], None
-    for number, result in enumerate(made[-1].get("result", []) if made else []):
-        kind, value = result.get("type"), result.get("value")
+    for number, result in enumerate(made[-1]["result"] if made else ()):
+        kind, value = (result.get("type"), result.get("value")) if isinstance(result, dict) else (None, None)
         if kind not in KINDS:
             continue
         problem = f"{where}, result {number}"
         labels = value.get(kind) if isinstance(value, dict) else None
-        if not labels or not isinstance(labels[0], str):
+        if not isinstance(labels, list) or not labels or not isinstance(labels[0], str):
             raise ValueError(f"{problem}: a {kind} without a label; give it one")
         if value.get("rotation"):
             raise ValueError(f"{problem}: a turned rectangle; draw it as a polygon")
@@ -126,8 +142,12 @@ def decode_brush(code: list[int], size: tuple[int, int], where) -> np.ndarray:
         ValueError: for a code that does not fill the mask.
     """
     H, W = size
-    bits = "".join(map(str, np.unpackbits(np.array(code, dtype=np.uint8)).tolist()))
-    place = 0
+    damaged = ValueError(f"{where}: a brush whose code does not fill {H} x {W} pixels; the mask is damaged")
+    try:
+        bits = np.unpackbits(np.frombuffer(bytes(code), dtype=np.uint8))
+    except (TypeError, ValueError):  # no list of bytes
+        raise damaged from None
+    bits, place = (bits + ord("0")).tobytes().decode("ascii"), 0
 
     def read(count: int) -> int:
         nonlocal place
@@ -148,5 +168,5 @@ def decode_brush(code: list[int], size: tuple[int, int], where) -> np.ndarray:
     except ValueError:  # of int(""): the code ends inside a number
         filled = -1
     if filled != 4 * H * W:
-        raise ValueError(f"{where}: a brush whose code does not fill {H} x {W} pixels; the mask is damaged")
+        raise damaged
     return np.repeat(np.array(values) > 0, lengths).reshape(H, W, 4)[..., 3]

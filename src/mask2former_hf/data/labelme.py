@@ -18,12 +18,13 @@ from .paths import files_by_name
 from .polygons import fill_polygons
 
 NOT_CLASSES = ("__ignore__", "_background_")  # of labelme's own exports
+_FARTHEST = 1e9  # pixels: what is larger is damaged
 logger = logging.getLogger(__name__)
 
 
 def _points(value) -> list[list[float]]:
     points = np.array(value, dtype=np.float64)
-    if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
+    if points.ndim != 2 or points.shape[1] != 2 or not (np.abs(points) < _FARTHEST).all():
         raise ValueError
     return points.tolist()
 

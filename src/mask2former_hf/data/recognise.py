@@ -82,7 +82,7 @@ def _coco(root: Path, files: dict[Path, list[str]], kind: str | None) -> dict:
             if its_kind != wanted or split is None or f"{split}_annotations" in found:
                 continue
             images = _folder_with(files, image, split)
-            maps = None if png is None else _folder_with(files, png, split)
+            maps = None if png is None else _folder_with(files, png, split, maps=True)
             if images is None or (maps is None and wanted == "coco-panoptic"):
                 continue
             found |= {"data": wanted, f"{split}_annotations": path, f"{split}_images": images}
@@ -106,10 +106,14 @@ def _coco_kind(path: Path):
     return ("coco-instances", image, None) if "segmentation" in annotation else (None, None, None)
 
 
-def _folder_with(files: dict[Path, list[str]], name: str, split: str) -> Path | None:
-    """The folder that has a file, the one that names the split first."""
-    having = [folder for folder in files if (folder / name).is_file()]
-    return min(having, key=lambda folder: (_split_of(*folder.parts[-2:]) != split, len(folder.parts)), default=None)
+def _folder_with(files: dict[Path, list[str]], name: str, split: str, maps: bool = False) -> Path | None:
+    """The folder that has a file: first one that names the split, then one that is called like maps, or is not."""
+
+    def strangeness(folder: Path):
+        called = any(word in part.lower() for part in folder.parts[-2:] for word in MAP_WORDS)
+        return _split_of(*folder.parts[-2:]) != split, called != maps, len(folder.parts)
+
+    return min((folder for folder in files if (folder / name).is_file()), key=strangeness, default=None)
 
 
 def _maps(folder: Path, files: dict[Path, list[str]], kind: str | None) -> dict:

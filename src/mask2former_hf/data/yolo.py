@@ -90,7 +90,7 @@ def read_objects(path: Path) -> list[tuple[int, np.ndarray]]:
                 f"{where}: has a box, of which no mask can be made; export segmentation, whose lines are a class and "
                 "x y x y ..."
             )
-        if len(points) < 6 or len(points) % 2 or label != label or label not in range(2**31):
+        if len(points) < 6 or len(points) % 2 or not (label >= 0 and label.is_integer()):
             raise ValueError(
                 f"{where}: {len(words)} numbers that begin with {words[0]}; a line is a class, a whole number, "
                 "and x y of at least three points"
