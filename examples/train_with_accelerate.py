@@ -64,7 +64,7 @@ def main(arguments):
     else:
         fields = {} if arguments.queries is None else {"num_queries": arguments.queries}
         model = new_model(arguments.backbone, train.classes, train.task, arguments.random_weights, **fields)
-    config, processor = model.config, processor_for(train.classes, arguments.crop, 2 * arguments.crop)
+    processor = processor_for(train.classes, arguments.crop, 2 * arguments.crop)
     augmented = AugmentedDataset(train, augmentation_for(train.task, arguments.crop), seed=arguments.seed)
     loader = DataLoader(
         augmented,
@@ -104,7 +104,7 @@ def main(arguments):
         set_epoch(loader, epoch)  # of the augmentation too, which Accelerate does not always reach
         batches = iter(accelerator.skip_first_batches(loader, done * arguments.accumulate))
         while position.step < arguments.steps and (micro_batches := list(islice(batches, arguments.accumulate))):
-            losses = training_step(accelerator, model, optimizer, micro_batches, config, arguments.clip)
+            losses = training_step(accelerator, model, optimizer, micro_batches, arguments.clip)
             if not accelerator.optimizer_step_was_skipped:
                 schedule.step()
             position.step += 1
@@ -139,15 +139,16 @@ def reader(arguments, split):
     return LabelMaps(images, maps, classes)
 
 
-def training_step(accelerator, model, optimizer, micro_batches, config, clip):
+def training_step(accelerator, model, optimizer, micro_batches, clip):
     """One optimizer step; returns the loss and its terms, summed over layers.
 
     Every micro-batch's loss is divided by what the whole step's would be divided by, over all processes. So two
     micro-batches, or two processes, give the gradient of one batch of twice the size.
     """
     labels = [labels for batch in micro_batches for labels in batch["class_labels"]]
-    sums = loss_normalizers(labels, config.num_queries, config.no_object_weight).to(accelerator.device)
-    sums = accelerator.reduce(sums, "mean")
+    bare = accelerator.unwrap_model(model)
+    sums = loss_normalizers(labels, bare.config.num_queries, bare.criterion.class_weights())
+    sums = accelerator.reduce(sums.to(accelerator.device), "mean")
     totals = {}
     for number, batch in enumerate(micro_batches, 1):
         with accelerator.no_sync(model) if number < len(micro_batches) else nullcontext():

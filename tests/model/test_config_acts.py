@@ -174,9 +174,12 @@ def test_a_bad_value_is_refused_where_it_is_set(field, value, saved):
 
 @pytest.mark.parametrize("weight", [0.1, 1.0])
 def test_loss_agrees_with_the_normaliser_of_gradient_accumulation(weight, saved):
+    """Also of a checkpoint that weighs its classes differently."""
     model = Mask2FormerForUniversalSegmentation.from_pretrained(saved, no_object_weight=weight)
+    with torch.no_grad():
+        model.criterion.empty_weight[:5] = torch.tensor([1.0, 0.2, 3.0, 0.5, 2.0])
     labels = random_targets([3, 2], (64, 64))[1]
-    normalizers = loss_normalizers(labels, model.config.num_queries, model.config.no_object_weight)
+    normalizers = loss_normalizers(labels, model.config.num_queries, model.criterion.class_weights())
     assert loss_of(model, normalizers=normalizers) == pytest.approx(loss_of(model), rel=1e-6)
 
 

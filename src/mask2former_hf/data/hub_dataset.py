@@ -160,7 +160,10 @@ class HubDataset(Reader):
             `category` or `label`, and holds ids or names; `segmentation` (`mask`, `bitmask`) holds polygons, RLE, or
             an (H, W) image or array that is not 0 on the object.
         image_id: column that identifies a row; without it the row's number does.
-        folder: of the data set, if it is one: a `path` in a row is relative to it and must not lie outside.
+        folder: of the data set, if it is one: a `path` in a row is relative to it and must not lie outside. Columns
+            that `datasets` decodes are opened by it, before a row comes here: it refuses names in an imagefolder's
+            metadata that leave the folder (as of 5.2), but opens the paths in rows of other formats. Of data that you
+            do not trust, cast the columns with `Image(decode=False)`, and this reader opens them by its rule.
     """
 
     def __init__(

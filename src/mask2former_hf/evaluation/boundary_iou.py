@@ -7,7 +7,7 @@ import numpy as np
 from scipy.ndimage import maximum_filter, minimum_filter
 
 from ..data.rle import to_numpy
-from .mean_iou import check_categories, class_rows
+from .mean_iou import check_categories, row_maps
 
 DILATION_RATIO = 0.02  # of the image's diagonal, the paper's choice
 
@@ -81,11 +81,7 @@ class MeanBoundaryIoU:
         Raises:
             ValueError: for maps of different size, and ids that are neither classes nor `ignore_index` in the truth.
         """
-        prediction, truth = to_numpy(prediction), to_numpy(truth)
-        if prediction.shape != truth.shape:
-            raise ValueError(f"prediction is {prediction.shape} and truth is {truth.shape}: resize the prediction")
-        true = class_rows(truth, "truth", self.categories, self.ignore_index)
-        predicted = class_rows(prediction, "prediction", self.categories, None)
+        predicted, true = row_maps(prediction, truth, self.categories, self.ignore_index)
         ignored = len(self.categories)
         predicted[true == ignored] = ignored
         near_true, near_predicted = (label_boundaries(rows, self.dilation_ratio) for rows in (true, predicted))

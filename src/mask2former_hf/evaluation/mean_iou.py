@@ -34,11 +34,7 @@ class MeanIoU:
         Raises:
             ValueError: for maps of different size, and ids that are neither classes nor `ignore_index` in the truth.
         """
-        prediction, truth = to_numpy(prediction), to_numpy(truth)
-        if prediction.shape != truth.shape:
-            raise ValueError(f"prediction is {prediction.shape} and truth is {truth.shape}: resize the prediction")
-        true = class_rows(truth, "truth", self.categories, self.ignore_index)
-        predicted = class_rows(prediction, "prediction", self.categories, None)
+        predicted, true = row_maps(prediction, truth, self.categories, self.ignore_index)
         classes = len(self.categories)
         cells = true * classes + predicted  # ignored pixels fall into a last row
         counts = np.bincount(cells.ravel(), minlength=(classes + 1) * classes).reshape(classes + 1, classes)
@@ -86,6 +82,19 @@ def check_categories(categories: Mapping[int, Mapping], ignore_index: int | None
         raise ValueError(f"categories has the ids {sorted(categories)}: at least one is needed, from 0 on")
     if ignore_index in categories:
         raise ValueError(f"ignore_index={ignore_index} is a class in categories: leave it out there, or pass None")
+
+
+def row_maps(prediction, truth, categories: Mapping[int, Mapping], ignore_index: int | None):
+    """`class_rows` of the prediction, where all pixels count, and of the truth.
+
+    Raises:
+        ValueError: for maps of different size, and unknown ids.
+    """
+    prediction, truth = to_numpy(prediction), to_numpy(truth)
+    if prediction.shape != truth.shape:
+        raise ValueError(f"prediction is {prediction.shape} and truth is {truth.shape}: resize the prediction")
+    true = class_rows(truth, "truth", categories, ignore_index)
+    return class_rows(prediction, "prediction", categories, None), true
 
 
 def class_rows(ids: np.ndarray, name: str, categories: Mapping[int, Mapping], ignore_index: int | None) -> np.ndarray:

@@ -204,7 +204,7 @@ class Mask2FormerLoss(nn.Module):
         with torch.autocast(device.type, enabled=False):
             costs = [self._cost(image, class_logits, masks, target, generator) for image, target in enumerate(targets)]
             matches = assign(costs, class_logits.dtype)
-            classes, class_weights = self._class_targets(class_logits, targets, matches), self._class_weights()
+            classes, class_weights = self._class_targets(class_logits, targets, matches), self.class_weights()
             if normalizers is None:
                 normalizers = self._normalizers(targets, class_weights[classes])
             num_masks, class_total = normalizers.to(device, torch.float32).split([1, len(normalizers) - 1])
@@ -270,7 +270,7 @@ class Mask2FormerLoss(nn.Module):
             classes[:, image].scatter_(1, queries, targets[image].labels[matched])
         return classes
 
-    def _class_weights(self) -> Tensor:
+    def class_weights(self) -> Tensor:
         """(K + 1,) float32; a checkpoint may weigh its classes, but the config says what "no object" weighs."""
         weights = self.empty_weight.float().clone()
         weights[-1:].fill_(self.settings.no_object_weight)  # an assignment would wait for the device
@@ -329,7 +329,7 @@ def _chunks(num_layers: int, elements_per_layer: int, device: torch.device) -> l
     return [slice(start, min(start + step, num_layers)) for start in range(0, num_layers, step)]
 
 
-def loss_normalizers(class_labels: Sequence[Tensor], num_queries: int, no_object_weight: float) -> Tensor:
+def loss_normalizers(class_labels: Sequence[Tensor], num_queries: int, class_weights: Tensor) -> Tensor:
     """(2,) float32 sums that the loss of all these images is divided by: number of targets, weight of all queries.
 
     Micro-batches whose losses are all divided by the sums of the whole batch add up to the batch's loss. With several
@@ -337,9 +337,16 @@ def loss_normalizers(class_labels: Sequence[Tensor], num_queries: int, no_object
 
     Args:
         class_labels: of all images of all micro-batches.
-        num_queries, no_object_weight: the model's; every other class counts 1.
+        num_queries: of the model; of more targets in an image, which of them are matched is not known yet, and their
+            mean weight counts.
+        class_weights: (K + 1,) `Mask2FormerLoss.class_weights`.
+
+    Returns:
+        on the device of `class_weights`.
     """
-    targets = [len(labels) for labels in class_labels]
-    matched = sum(min(count, num_queries) for count in targets)
-    unmatched = len(targets) * num_queries - matched
-    return torch.tensor([max(sum(targets), 1), matched + no_object_weight * unmatched], dtype=torch.float32)
+    num_targets, total = sum(len(labels) for labels in class_labels), class_weights.new_zeros(())
+    for labels in class_labels:
+        matched = min(len(labels), num_queries)
+        weight = class_weights[labels.to(class_weights.device)].sum() * (matched / max(len(labels), 1))
+        total = total + weight + (num_queries - matched) * class_weights[-1]
+    return torch.stack([total.new_tensor(max(num_targets, 1)), total]).float()

@@ -315,3 +315,28 @@ def canvas_size(sizes, size_divisor, pad_size):
             f"multiple of size_divisor={divisor}; the smallest such size is {fitting}."
         )
     return canvas
+
+
+def on_canvas(images, canvas, factor, mean, std):
+    """(h, w, 3) images to (B, 3, H, W) float32 pixels, (x * factor - mean) / std, and their (B, H, W) int64 mask."""
+    scale = torch.tensor(np.broadcast_to(factor / np.asarray(std), 3).reshape(3, 1, 1), dtype=torch.float32)
+    shift = torch.tensor(np.broadcast_to(-np.divide(mean, std), 3).reshape(3, 1, 1), dtype=torch.float32)
+    pixel_values = torch.zeros(len(images), 3, *canvas)
+    pixel_mask = torch.zeros(len(images), *canvas, dtype=torch.int64)
+    for b, image in enumerate(images):
+        height, width = image.shape[:2]
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, h, w)
+        pixel_values[b, :, :height, :width] = torch.addcmul(shift, pixels.float(), scale)
+        pixel_mask[b, :height, :width] = 1
+    return pixel_values, pixel_mask
+
+
+def to_id_maps(segmentation_maps, instance_id_to_semantic_id, sizes, resized):
+    """Yield per image its map of ids, brought from its size to the one it was resized to, and {id: class} or None."""
+    maps, classes = to_list(segmentation_maps, 2, "segmentation_maps"), instance_id_to_semantic_id
+    classes = classes if isinstance(classes, list | tuple) else [classes] * len(sizes)
+    for name, values in (("segmentation_maps", maps), ("instance_id_to_semantic_id", classes)):
+        if len(values) != len(sizes):
+            raise ValueError(f"{name} has {len(values)} entries for {len(sizes)} images; pass one per image.")
+    for b, id_map in enumerate(maps):
+        yield resize_nearest(to_ids(id_map, f"segmentation_maps[{b}]", sizes[b]), resized[b]), classes[b]

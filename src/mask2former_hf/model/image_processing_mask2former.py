@@ -9,7 +9,6 @@ import reprlib
 from typing import Any, TypedDict
 
 import numpy as np
-import torch
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_processing_utils import BatchFeature
@@ -26,10 +25,10 @@ from .image_inputs import (
     canvas_size,
     check_settings,
     id_map_to_targets,
+    on_canvas,
     output_size,
     resize,
-    resize_nearest,
-    to_ids,
+    to_id_maps,
     to_list,
     to_rgb,
 )
@@ -191,36 +190,17 @@ class Mask2FormerImageProcessor(PilBackend):
         if do_resize:
             images = [resize(x, output_size(*x.shape[:2], size), resample) for x in images]
         canvas = canvas_size([x.shape[:2] for x in images], size_divisor, pad_size)
-
-        factor = rescale_factor if do_rescale else 1.0
         mean, std = (image_mean, image_std) if do_normalize else (0.0, 1.0)
-        scale = torch.tensor(np.broadcast_to(factor / np.asarray(std), 3).reshape(3, 1, 1), dtype=torch.float32)
-        shift = torch.tensor(np.broadcast_to(-np.divide(mean, std), 3).reshape(3, 1, 1), dtype=torch.float32)
-        pixel_values = torch.zeros(len(images), 3, *canvas)
-        pixel_mask = torch.zeros(len(images), *canvas, dtype=torch.int64)
-        for b, image in enumerate(images):
-            height, width = image.shape[:2]
-            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, h, w)
-            pixel_values[b, :, :height, :width] = torch.addcmul(shift, pixels.float(), scale)
-            pixel_mask[b, :height, :width] = 1
+        pixel_values, pixel_mask = on_canvas(images, canvas, rescale_factor if do_rescale else 1.0, mean, std)
         data = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
-
         if segmentation_maps is not None:
-            maps = to_list(segmentation_maps, 2, "segmentation_maps")
-            classes = instance_id_to_semantic_id
-            classes = classes if isinstance(classes, list | tuple) else [classes] * len(images)
-            for name, values in (("segmentation_maps", maps), ("instance_id_to_semantic_id", classes)):
-                if len(values) != len(images):
-                    raise ValueError(f"{name} has {len(values)} entries for {len(images)} images; pass one per image.")
-            targets = []
-            for b, (image, id_map) in enumerate(zip(images, maps, strict=True)):
-                id_map = to_ids(id_map, f"segmentation_maps[{b}]", sizes[b])
-                id_map = resize_nearest(id_map, image.shape[:2])
-                targets.append(id_map_to_targets(id_map, canvas, classes[b], ignore_index, do_reduce_labels))
-                labels = targets[-1][1]
+            resized = [x.shape[:2] for x in images]
+            maps = to_id_maps(segmentation_maps, instance_id_to_semantic_id, sizes, resized)
+            targets = [id_map_to_targets(ids, canvas, of, ignore_index, do_reduce_labels) for ids, of in maps]
+            data["mask_labels"], data["class_labels"], ignored = map(list, zip(*targets, strict=True))
+            for labels in data["class_labels"]:
                 if num_labels is not None and len(labels) and not 0 <= labels.min() <= labels.max() < num_labels:
                     logger.warning_once(f"class labels {labels.tolist()} are not all in [0, num_labels={num_labels}).")
-            data["mask_labels"], data["class_labels"], ignored = map(list, zip(*targets, strict=True))
             if ignore_index is not None:
                 data["ignore_masks"] = ignored
 

@@ -177,9 +177,9 @@ class Mask2FormerTrainer(Trainer):
         """The loss' normalisers of all micro-batches of a step, averaged over processes; Trainer hands them on."""
         if not batch_samples:
             return None
-        config = self.accelerator.unwrap_model(self.model).config
+        model = self.accelerator.unwrap_model(self.model)
         labels = [labels for batch in batch_samples for labels in batch["class_labels"]]
-        sums = loss_normalizers(labels, config.num_queries, config.no_object_weight).to(device)
+        sums = loss_normalizers(labels, model.config.num_queries, model.criterion.class_weights()).to(device)
         return self.accelerator.reduce(sums, "mean")
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
