@@ -9,6 +9,7 @@ from transformers.utils import logging
 
 from .. import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 from ..conversion.architecture import RESNET_DEPTHS, STAGES
+from ..conversion.dinov3 import LICENCE as DINOV3_LICENCE
 from ..data.classes import ClassTable
 from .recipes import Recipe
 from .vit_backbones import VITS, normalisation, with_maps
@@ -107,6 +108,8 @@ def new_model(
     )
     if weights is not None:
         model.model.pixel_level_module.encoder.load_state_dict(weights)
+        if config.model_type.startswith("dinov3"):
+            model.config.weights_license = DINOV3_LICENCE
     return model
 
 

@@ -72,6 +72,16 @@ class TrainingSettings:
         const=ALL,
         metavar="N",
     )
+    lora: int | None = _setting(
+        "train updates of this rank instead of all weights; a new head, and the classifier, train whole",
+        group="model",
+        metavar="RANK",
+    )
+    lora_target: list[str] | None = _setting(
+        "ends of the names of the linear layers with updates, such as q_proj v_proj (default: all)",
+        group="model",
+        metavar="NAME",
+    )
     freeze_batch_norm: bool = _setting("for backbones with trained statistics", False, "model")
 
     folder: str | Path | None = _data("folder in which kind of data, splits and classes are recognised")
@@ -127,8 +137,8 @@ class TrainingSettings:
     learning_rate: float | None = _setting(_by_start("learning_rate"))
     backbone_multiplier: float | None = _setting("on the backbone's learning rate " + _by_start("backbone_multiplier"))
     layer_decay: float | None = _setting(
-        "further factor on it for each stage (of a plain ViT: block) below the backbone's end, such as 0.8; then the "
-        "multiplier is 1 by default"
+        "further factor on it for each stage (of a plain ViT: block) below the backbone's end, such as 0.8; then, as "
+        "with lora, the multiplier is 1 by default"
     )
     weight_decay: float = _setting(f"(default: {WEIGHT_DECAY:g})", WEIGHT_DECAY)
     clip: float | None = _setting("largest gradient norm " + _by_start("clip"))
@@ -174,7 +184,7 @@ def complete(settings: TrainingSettings) -> tuple[TrainingSettings, Recipe | Non
     Raises:
         ValueError: for a recipe that does not exist or cannot be trained here.
     """
-    if settings.layer_decay is not None:
+    if settings.layer_decay is not None or settings.lora is not None:
         settings = _filled(settings, {"backbone_multiplier": 1.0})
     settings = _filled(settings, FROM_PRETRAINED if starts_pretrained(settings) else FROM_RANDOM)
     if settings.recipe is None:
@@ -236,7 +246,14 @@ def check(settings: TrainingSettings):
                 f"freeze_backbone={settings.freeze_backbone}: the backbone starts from random weights, and would stay "
                 "random; give one with trained weights, or leave freeze_backbone out"
             )
-    counts = ("steps", "batch_size", "accumulate", "queries", "eval_every", "log_every", "keep")
+    if settings.lora is not None and (settings.freeze_backbone is not None or not starts_pretrained(settings)):
+        raise ValueError(
+            f"lora={settings.lora}: updates need trained weights that stay as they are; leave out "
+            + ("freeze_backbone=" if settings.freeze_backbone is not None else "random weights")
+        )
+    if settings.lora_target and settings.lora is None:
+        raise ValueError("lora_target= needs lora=, the rank of the updates")
+    counts = ("lora", "steps", "batch_size", "accumulate", "queries", "eval_every", "log_every", "keep")
     check_numbers(settings, 1, counts)
     check_numbers(settings, 1, ("crop", "short_sides", "test_size"), most=2**15)  # the processor takes twice a crop
     factors = ("learning_rate", "clip", "mask_weight", "weight_decay", "backbone_multiplier", "teacher_weight")
@@ -265,6 +282,8 @@ def check_packages(settings: TrainingSettings):
         ImportError: with the line that installs them.
     """
     needed = {"accelerate": "training"}
+    if settings.lora is not None:
+        needed["peft"] = "lora"
     if settings.data == "hub":
         needed["datasets"] = "data=hub"
     if settings.data == "coco-instances":
