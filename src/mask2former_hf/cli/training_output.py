@@ -79,7 +79,7 @@ def summary(run: TrainingRun) -> str:
         f"learning rate {settings.learning_rate:g}, {settings.backbone_multiplier:g} of that in the backbone, "
         f"gradients clipped at {settings.clip:g} ({given}as the backbone starts from {trained} weights)"
     )
-    lines.append(parts_table(model, run.trainer.parameter_groups()))
+    lines.append(parts_table(run.trainer.model, run.trainer.parameter_groups()))
     return "\n".join(lines)
 
 

@@ -18,6 +18,7 @@ from transformers import (
 from transformers.utils import logging
 
 from ..conversion.architecture import RESNET_DEPTHS, STAGES
+from ..conversion.dinov3 import LICENCE as DINOV3_LICENCE
 from ..data.classes import ClassTable
 from ..model.configuration_mask2former import Mask2FormerConfig
 from ..model.modeling_mask2former import Mask2FormerForUniversalSegmentation
@@ -121,6 +122,8 @@ def new_model(
     )
     if weights is not None:
         model.model.pixel_level_module.encoder.load_state_dict(weights)
+        if config.model_type.startswith("dinov3"):
+            model.config.weights_license = DINOV3_LICENCE
     return model
 
 

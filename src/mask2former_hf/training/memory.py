@@ -80,7 +80,10 @@ def check_memory(settings: TrainingSettings, model: nn.Module, side: int, device
     memory = machine_memory(device)
     if memory is None:
         return
-    fixed = sum((STATES if parameter.requires_grad else 4) * parameter.numel() for parameter in model.parameters())
+    trains = settings.lora is None  # of whose updates there are few
+    fixed = sum(
+        (STATES if parameter.requires_grad and trains else 4) * parameter.numel() for parameter in model.parameters()
+    )
     pixel = bytes_per_pixel(model)
     pixel *= 0.5 if settings.bf16 or settings.fp16 else 1.0
     pixel *= 0.25 if settings.gradient_checkpointing else 1.0

@@ -78,7 +78,11 @@ def parts_table(model: nn.Module, groups: Sequence[dict]) -> str:
     settings = {parameter: group for group in groups for parameter in group["params"]}
     lines = [f"{'part':21}{'parameters':>11}{'trained':>11}  learning rate      decay"]
     for title, place in PARTS.items():
-        parameters = [parameter for name, parameter in model.named_parameters() if place in name]
+        parameters = [
+            parameter
+            for name, parameter in model.named_parameters()
+            if place in name and ".original_module." not in name  # PEFT keeps what is trained whole twice
+        ]
         if not parameters:
             continue
         trained = [parameter for parameter in parameters if parameter in settings]

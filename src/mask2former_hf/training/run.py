@@ -24,6 +24,7 @@ from .collation import processor_for
 from .distillation import Distillation
 from .freezing import freeze_backbone
 from .label_surgery import model_for_classes, resize_queries
+from .lora import ADAPTER, save_and_merge, with_lora
 from .memory import check_batch_norm, check_memory
 from .optimization import FROM_RANDOM
 from .recipes import Recipe
@@ -147,6 +148,8 @@ class TrainingRun:
         figures = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
         if trainer.is_world_process_zero():
             with saving(settings.output):
+                if settings.lora is not None:
+                    trainer.model = save_and_merge(trainer.model, settings.output / ADAPTER)
                 trainer.save_model(str(settings.output))
                 trainer.create_model_card(finetuned_from=_base_model(settings), dataset=_data_name(settings))
             result = {"metrics": figures, "steps": trainer.state.global_step, "settings": plain_settings(settings)}
@@ -158,6 +161,9 @@ class TrainingRun:
         options = _arguments(settings, self.recipe, model.config.task)
         if settings.gradient_checkpointing:  # renamed in transformers 5.24, where the old name warns
             getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+        distillation = _distillation(settings, model)
+        if settings.lora is not None:
+            model = with_lora(model, settings.lora, settings.lora_target, new_head=settings.model is None)
         return Mask2FormerTrainer(
             model,
             options,
@@ -165,7 +171,7 @@ class TrainingRun:
             train_dataset=self.augmented,
             eval_dataset=self.val_data,
             augmented=settings.augmentation != "none",
-            distillation=_distillation(settings, model),
+            distillation=distillation,
             labelled=not settings.teacher_only,
         )
 

@@ -84,6 +84,16 @@ class TrainingSettings:
         const=ALL,
         metavar="N",
     )
+    lora: int | None = _setting(
+        "train updates of this rank instead of all weights; a new head, and the classifier, train whole",
+        group="model",
+        metavar="RANK",
+    )
+    lora_target: list[str] | None = _setting(
+        "ends of the names of the linear layers with updates, such as q_proj v_proj (default: all)",
+        group="model",
+        metavar="NAME",
+    )
     freeze_batch_norm: bool = _setting("for backbones with trained statistics", False, "model")
 
     folder: str | Path | None = _data("folder in which kind of data, splits and classes are recognised")
@@ -139,8 +149,8 @@ class TrainingSettings:
     learning_rate: float | None = _setting(_by_start("learning_rate"))
     backbone_multiplier: float | None = _setting("on the backbone's learning rate " + _by_start("backbone_multiplier"))
     layer_decay: float | None = _setting(
-        "further factor on it for each stage (of a plain ViT: block) below the backbone's end, such as 0.8; then the "
-        "multiplier is 1 by default"
+        "further factor on it for each stage (of a plain ViT: block) below the backbone's end, such as 0.8; then, as "
+        "with lora, the multiplier is 1 by default"
     )
     weight_decay: float = _setting(f"(default: {WEIGHT_DECAY:g})", WEIGHT_DECAY)
     clip: float | None = _setting("largest gradient norm " + _by_start("clip"))
@@ -186,7 +196,7 @@ def complete(settings: TrainingSettings) -> tuple[TrainingSettings, Recipe | Non
     Raises:
         ValueError: for a recipe that does not exist or cannot be trained here.
     """
-    if settings.layer_decay is not None:
+    if settings.layer_decay is not None or settings.lora is not None:
         settings = _filled(settings, {"backbone_multiplier": 1.0})
     settings = _filled(settings, FROM_PRETRAINED if starts_pretrained(settings) else FROM_RANDOM)
     if settings.recipe is None:
@@ -278,7 +288,14 @@ def check(settings: TrainingSettings):
                 f"freeze_backbone={settings.freeze_backbone}: the backbone starts from random weights, and would stay "
                 "random; give one with trained weights, or leave freeze_backbone out"
             )
-    check_numbers(settings, 1, ("steps", "eval_every", "log_every", "keep", "divisor"), most=MOST_STEPS)
+    if settings.lora is not None and (settings.freeze_backbone is not None or not starts_pretrained(settings)):
+        raise ValueError(
+            f"lora={settings.lora}: updates need trained weights that stay as they are; leave out "
+            + ("freeze_backbone=" if settings.freeze_backbone is not None else "random weights")
+        )
+    if settings.lora_target and settings.lora is None:
+        raise ValueError("lora_target= needs lora=, the rank of the updates")
+    check_numbers(settings, 1, ("steps", "eval_every", "log_every", "keep", "divisor", "lora"), most=MOST_STEPS)
     check_numbers(settings, 1, ("batch_size", "accumulate", "queries"), most=MOST_IMAGES)
     check_numbers(settings, 0, ("num_workers",), most=MOST_WORKERS)
     check_numbers(settings, 1, ("crop", "short_sides", "test_size"), most=2**15)  # the processor takes twice a crop
@@ -309,6 +326,7 @@ def check_packages(settings: TrainingSettings):
     """
     kind = KINDS.get(settings.data)
     needed = {"accelerate": "training"} | ({} if kind is None else kind.packages)
+    needed |= {} if settings.lora is None else {"peft": "lora"}
     if settings.report_to in ("tensorboard", "trackio", "wandb"):  # transformers refuses what it does not know
         needed[settings.report_to] = f"report_to={settings.report_to}"
     task = settings.task or (None if kind is None else kind.task)
