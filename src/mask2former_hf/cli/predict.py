@@ -18,7 +18,7 @@ from ..inference.loading import default_device
 from ..inference.rules import METHODS, Rules
 from ..inference.segmentation import Segmentation
 from ..inference.segmenter import Segmenter
-from ..model.configuration_mask2former import TASKS
+from ..model.result_defaults import TASKS
 from .loading import load
 from .main import UserError
 

@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from ..model.configuration_mask2former import TASKS
-from ..model.postprocessing import (
+from ..model.result_defaults import (
     INSTANCE_THRESHOLD,
     MASK_THRESHOLD,
     MAX_INSTANCES,
     OVERLAP_THRESHOLD,
     PANOPTIC_THRESHOLD,
+    TASKS,
 )
 from .known_labels import stuff_of, task_of
 

@@ -9,7 +9,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 
-TASKS = ("semantic", "instance", "panoptic")
+from .result_defaults import TASKS
+
 MASK_LOSSES = ("bce", "focal")
 
 # Fields that become modules, as those of the backbone's config do: a model that is made cannot follow their change.

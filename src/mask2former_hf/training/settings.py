@@ -7,7 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..data.kinds import NEEDED, OF_A_SPLIT
-from ..model.configuration_mask2former import MASK_LOSSES, TASKS
+from ..model.configuration_mask2former import MASK_LOSSES
+from ..model.result_defaults import TASKS
 from .backbones import BACKBONES, TINY
 from .optimization import FROM_PRETRAINED, FROM_RANDOM, WEIGHT_DECAY
 from .recipes import Recipe, load_recipe
