@@ -1,4 +1,4 @@
-"""What results are made by at every door unless told otherwise. Without imports: runtimes without torch ask as well."""
+"""What results are made by at every door unless told otherwise. Without imports: runtimes without torch ask too."""
 
 TASKS = ("semantic", "instance", "panoptic")
 
