@@ -141,11 +141,17 @@ def _check_settings(task, size, dtype, opset, calibration):
         raise ExportError(f"dtype={dtype!r}: must be one of {', '.join(DTYPES)}")
     if opset not in OPSETS:
         raise ExportError(f"opset={opset!r}: must be from {OPSETS[0]} to {OPSETS[-1]}")
-    if size is not None and (len(size) != 2 or any(side < 32 or side % 32 for side in size)):
-        rounded = " ".join(str(max(32, round(side / 32) * 32)) for side in size)
-        raise ExportError(f"size={tuple(size)}: height and width must be multiples of 32, such as {rounded}")
+    if size is not None:
+        check_size(size)
     if dtype == "int8" and not len(calibration):
         raise ExportError("dtype='int8' needs calibration: give images like those that the model will see")
+
+
+def check_size(size):
+    """Refuse a (height, width) that is no pair of multiples of 32."""
+    if len(size) != 2 or any(side < 32 or side % 32 for side in size):
+        rounded = " ".join(str(max(32, round(side / 32) * 32)) for side in size)
+        raise ExportError(f"size={tuple(size)}: height and width must be multiples of 32, such as {rounded}")
 
 
 def _processor_for(processor, size):

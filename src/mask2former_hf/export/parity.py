@@ -52,10 +52,11 @@ def compare_logits(model: nn.Module, exported: ExportedModel, dtype: str, size: 
 def differences(model: nn.Module, exported: ExportedModel, pixels: torch.Tensor) -> dict[str, float]:
     outputs = model(pixel_values=pixels.to(model.device, model.dtype))
     pairs = zip(LOGITS, exported.logits(pixels.numpy()), strict=True)
-    return {name: _difference(logits, outputs[name].float().cpu().numpy()) for name, logits in pairs}
+    return {name: largest(logits, outputs[name].float().cpu().numpy()) for name, logits in pairs}
 
 
-def _difference(ours: np.ndarray, theirs: np.ndarray) -> float:
+def largest(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Difference, in units of the largest of `theirs`."""
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
