@@ -79,6 +79,9 @@ def test_a_fixed_size_is_the_only_one(decided, processor, tmp_path):
     assert fields["pad_size"] == {"height": 96, "width": 128}
     model = ExportedModel(tmp_path / "out")
     assert model.graph.get_inputs()[0].shape == ["batch", 3, 96, 128]
+    processor.save_pretrained(tmp_path / "out")
+    with pytest.raises(ValueError, match="pad_size=None, but the graph takes 96x128 alone"):
+        ExportedModel(tmp_path / "out")
 
 
 def test_half_precision_halves_the_file_and_takes_float32_pixels(exported, processor, tmp_path):

@@ -1,6 +1,7 @@
 """An exported folder gives the checkpoint's results by every door, also where torch cannot be imported."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -115,6 +116,26 @@ def test_what_an_export_cannot_do_is_refused(exported, end_to_end, tmp_path):
     (tmp_path / "export.json").write_text("{}")
     with pytest.raises(ValueError, match="config.json: .*; the exported folder is not complete"):
         Segmenter(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ({"size_divisor": 20}, "size_divisor=20, but the graph takes multiples of 32; set it to 32"),
+        (None, "No such file or directory; the exported folder is not complete"),
+    ],
+)
+def test_a_processor_that_does_not_fit_the_graph_is_one_line(field, words, exported, tmp_path, capsys):
+    shutil.copytree(exported, tmp_path / "copy")
+    path = tmp_path / "copy" / "preprocessor_config.json"
+    content = json.loads(path.read_text())
+    path.unlink()
+    if field is not None:
+        path.write_text(json.dumps(content | field))
+    Image.fromarray(photo()).save(tmp_path / "photo.png")
+    command = ["predict", str(tmp_path / "photo.png"), "--model", str(tmp_path / "copy")]
+    assert main([*command, "--output", str(tmp_path / "out"), "--device", "cpu"]) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_predict_gives_the_same_with_the_export_as_with_the_checkpoint(checkpoint, exported, tmp_path):

@@ -81,10 +81,13 @@ def _refuse_for_torch(arguments):
 
 
 def _with_flags(text: str) -> str:
+    """An error of Python's arguments in the words of the command line."""
     for name in ("task", "size", "dtype", "opset"):
         if text.startswith(f"{name}="):
-            return f"--{text.replace('=', ' ', 1)}".replace("'", "", 2).replace("calibration", "--images")
-    return text
+            text = f"--{text.replace('=', ' ', 1).replace(chr(39), '')}"
+    return text.replace("needs calibration: give", "needs --images: give").replace(
+        "or overwrite it", "or add --overwrite to replace it"
+    )
 
 
 def read_images(paths: list[Path]):

@@ -1,5 +1,7 @@
 """What goes wrong in an export by the user's choice, in one line."""
 
+from importlib import import_module
+
 
 class ExportError(ValueError):
     """A model, setting or folder that cannot be exported, or an export that differs from its checkpoint."""
@@ -11,10 +13,8 @@ def require(name: str, extra: str = "onnx"):
     Raises:
         ImportError: with the line that installs it.
     """
-    import importlib
-
     try:
-        return importlib.import_module(name)
+        return import_module(name)
     except ImportError as error:
         raise ImportError(
             f"exporting needs {name.split('.')[0]}: pip install 'mask2former-hf[{extra}]' ({error})"

@@ -51,10 +51,20 @@ class ExportedModel:
         self.task = self.report.get("task")  # whose results are in the graph; None for logits alone
         self.graph, self._result_graphs = self.session(MODEL), {}
         self.sides = next(i for i in self.graph.get_inputs() if i.name == "pixel_values").shape[2:]
-        divisor = self.processor.size_divisor or 1
-        if divisor % 32 and not all(isinstance(side, int) for side in self.sides):
+        self._check_processor()
+
+    def _check_processor(self):
+        processor, where = self.processor, self.folder / PROCESSOR
+        if all(isinstance(side, int) for side in self.sides):
+            pad = None if processor.pad_size is None else [processor.pad_size.height, processor.pad_size.width]
+            if pad != self.sides:
+                shown = "{}x{}".format(*self.sides)
+                raise ValueError(
+                    f"{where}: pad_size={pad}, but the graph takes {shown} alone; use the file of the export itself"
+                )
+        elif (processor.size_divisor or 1) % 32:
             raise ValueError(
-                f"{self.folder / PROCESSOR}: size_divisor={divisor}, but the graph takes multiples of 32; set it to 32"
+                f"{where}: size_divisor={processor.size_divisor}, but the graph takes multiples of 32; set it to 32"
             )
 
     def session(self, name: str):
@@ -99,18 +109,6 @@ class ExportedModel:
         feed = {name: value for name, value in feed.items() if name in known}
         return dict(zip(names, graph.run(names, feed), strict=True))
 
-    def _check_canvas(self, pixels):
-        wrong = [
-            (side, wanted)
-            for side, wanted in zip(pixels.shape[2:], self.sides, strict=True)
-            if isinstance(wanted, int) and side != wanted
-        ]
-        if wrong:
-            raise ValueError(
-                f"the image's canvas is {pixels.shape[2]}x{pixels.shape[3]}, and the graph takes "
-                f"{self.sides[0]}x{self.sides[1]} alone: {PROCESSOR} is not the export's own"
-            )
-
     def check(self, rules: Rules):
         """Refuse rules that the graph cannot follow."""
         if self.task is not None and rules.task != self.task:
@@ -132,7 +130,6 @@ class ExportedModel:
         """The result of an (H, W, 3) uint8 RGB image."""
         self.check(rules)
         pixels, size = self.processor(image)
-        self._check_canvas(pixels)
         return self.segmentation(self.results(pixels, size, image.shape[:2], rules), rules)
 
     @staticmethod
