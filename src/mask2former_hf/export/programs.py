@@ -47,8 +47,7 @@ def export_program(
         network = Network(model)
         expected = network(pixels)
         on_step("exporting the program")
-        with torch.inference_mode(False):
-            program = torch.export.export(network, (pixels,), strict=False)
+        program = torch.export.export(network, (pixels,), strict=False)
         torch.export.save(program, staging / PROGRAM)
         on_step("checking it against the checkpoint")
         row = {"input": list(pixels.shape)}
