@@ -12,7 +12,7 @@ graph = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(graph)
 
 ROOT, FILES = graph.ROOT, graph.FILES
-MIDDLE = {"conversion", "evaluation", "hub", "inference"}
+MIDDLE = {"conversion", "evaluation", "export", "hub", "inference"}
 FLOORS = {  # folder -> the folders that it may import
     "data": set(),
     "kernels": set(),
@@ -20,6 +20,7 @@ FLOORS = {  # folder -> the folders that it may import
     "inference": {"data", "kernels", "model"},
     "conversion": {"data", "kernels", "model"},
     "evaluation": {"data", "inference", "kernels", "model"},
+    "export": {"data", "inference", "kernels", "model"},
     "hub": {"data", "inference", "kernels", "model"},
     "training": {"data", "kernels", "model", *MIDDLE},
     "cli": {"data", "kernels", "model", "training", *MIDDLE},

@@ -25,6 +25,7 @@ _EXPORTS = {
     "headline": "evaluation.evaluator",
     "merge_processes": "evaluation.evaluator",
     "run_evaluation": "evaluation.evaluator",
+    "export_model": "export.exporting",
     "push_to_hub": "hub.publishing",
     "register": "hub.registration",
     "unregister": "hub.registration",

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import tiny_model
 
-import mask2former_hf.inference.segmenter
+import mask2former_hf.inference.results
 from mask2former_hf import Mask2FormerImageProcessor
 from mask2former_hf.cli.main import main
 from mask2former_hf.data.classes import ClassTable
@@ -141,7 +141,7 @@ def test_half_precision_is_of_the_forward_pass_alone(checkpoint, monkeypatch, tt
     model, processor = load(checkpoint)
     processor.size = {"shortest_edge": 96, "longest_edge": 128}
     seen = {"forward": set(), "results": set()}
-    module = mask2former_hf.inference.segmenter if tta else mask2former_hf.evaluation.evaluator
+    module = mask2former_hf.inference.results if tta else mask2former_hf.evaluation.evaluator
     segment = module.segment_outputs
 
     def segment_outputs(*arguments):

@@ -19,6 +19,9 @@ PACKAGES = (
     "scipy",
     "numpy",
     "triton",
+    "onnx",
+    "onnxruntime",
+    "openvino",
 )
 
 

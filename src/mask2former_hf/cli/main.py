@@ -14,6 +14,7 @@ COMMANDS = {
     "demo": "train a small model on generated scenes, evaluate it, and draw its predictions",
     "evaluate": "measure a checkpoint on annotated images: panoptic quality, average precision, mean IoU",
     "env": "print versions, devices, and which kernel runs for each device and dtype",
+    "export": "write a checkpoint as ONNX graphs that run without torch, for OpenVINO, or as a PyTorch program",
     "predict": "segment images with a checkpoint",
     "train": "fine-tune or train a model on your own data",
     "verify": "compare a checkpoint here and in stock transformers: logits, speed, and metrics on a data set",

@@ -15,12 +15,13 @@ from tqdm import tqdm
 from ..data.formats.writers import TOOL_WRITERS, ImageFile
 from ..data.images import IMAGE_SUFFIXES, read_image
 from ..data.json_files import write_json
+from ..inference.exported import is_exported
 from ..inference.known_labels import stuff_of
 from ..inference.loading import default_device
 from ..inference.rules import METHODS, Rules
 from ..inference.segmentation import Segmentation
 from ..inference.segmenter import Segmenter
-from ..model.configuration_mask2former import TASKS
+from ..model.result_defaults import TASKS
 from .loading import load
 from .main import UserError
 from .settings import in_flags
@@ -32,7 +33,7 @@ ASKED_AGAIN = 10  # images of which the best score is looked for if no segment w
 
 def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files or folders of images")
-    parser.add_argument("--model", required=True, help="checkpoint folder or Hub id")
+    parser.add_argument("--model", required=True, help="checkpoint folder, Hub id, or folder of an export")
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
     parser.add_argument("--overwrite", action="store_true", help="replace the results that are in --output")
     parser.add_argument(
@@ -91,20 +92,23 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _segmenter(arguments) -> tuple[Segmenter, Rules]:
-    model, processor = load(arguments.model, arguments.device)
-    labels = model.config.num_labels
-    unknown = [label for label in arguments.stuff or () if not 0 <= label < labels]
-    if unknown:
-        raise UserError(f"--stuff {unknown}: the checkpoint has labels 0 to {labels - 1}")
+    options = {"task": arguments.task, "refine": arguments.refine, "tta": arguments.tta}
     try:
-        segmenter = Segmenter.of(model, processor, task=arguments.task, refine=arguments.refine, tta=arguments.tta)
+        if is_exported(arguments.model):
+            segmenter = Segmenter(arguments.model, device=arguments.device, **options)
+        else:
+            segmenter = Segmenter.of(*load(arguments.model, arguments.device), **options)
     except (ImportError, ValueError) as error:
         raise UserError(f"--refine {arguments.refine}: {error}" if arguments.refine else str(error)) from error
+    config, processor = segmenter.model.config, segmenter.processor
+    unknown = [label for label in arguments.stuff or () if not 0 <= label < config.num_labels]
+    if unknown:
+        raise UserError(f"--stuff {unknown}: the checkpoint has labels 0 to {config.num_labels - 1}")
     try:
         rules = segmenter.rules(threshold=arguments.threshold, stuff_label_ids=arguments.stuff)
     except ValueError as error:
         raise UserError(in_flags(str(error), ["threshold"])) from error
-    if rules.task == "panoptic" and arguments.stuff is None and stuff_of(model.config, processor) is None:
+    if rules.task == "panoptic" and arguments.stuff is None and stuff_of(config, processor) is None:
         print(
             "The checkpoint does not say which labels are stuff; none is fused (--stuff names them)", file=sys.stderr
         )

@@ -1,4 +1,5 @@
-"""`mask2former-hf verify`: is a checkpoint the same network here and in stock transformers, and how fast is each?"""
+"""`mask2former-hf verify`: is a checkpoint the same network here and in stock transformers, or in an export, and how
+fast is each?"""
 
 import argparse
 import statistics
@@ -8,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from transformers.utils import ModelOutput
 
 from .. import __version__
 from ..data.images import read_image
 from ..data.json_files import write_json
 from ..evaluation.evaluator import evaluate, headline
+from ..inference.exported import ExportedModel, is_exported
 from ..inference.loading import default_device
 from ..kernels import select
 from ..model.canvas import image_sizes_of
@@ -33,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--tolerance", type=float, default=TOLERANCE, help="in units of the largest logit (default: %(default)s)"
     )
+    parser.add_argument(
+        "--runtime", metavar="DIR", help="folder of an export: compare it with the checkpoint, instead of transformers"
+    )
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each per image (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report, for the model card, to this file")
     parser.add_argument("--device", default=default_device(), help="cpu, cuda, cuda:1, ... (default: %(default)s)")
@@ -48,8 +54,13 @@ def run(arguments: argparse.Namespace) -> int:
     images = read_images(arguments.images)
     dataset = None if arguments.data is None else load_split(arguments, "data")
     ours, processor = load(arguments.checkpoint, arguments.device, "CHECKPOINT")
-    stock = load_stock(arguments.checkpoint, arguments.device)
     ours = ours.float()
+    other = "transformers" if arguments.runtime is None else "the export"
+    stock = (
+        load_stock(arguments.checkpoint, arguments.device)
+        if arguments.runtime is None
+        else load_export(arguments, ours)
+    )
     versions = {"mask2former_hf": __version__, "transformers": transformers.__version__, "torch": torch.__version__}
     report = {
         "checkpoint": str(arguments.checkpoint),
@@ -59,11 +70,13 @@ def run(arguments: argparse.Namespace) -> int:
         "kernel": select(ours.device, torch.float32) or "reference",
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
+    if arguments.runtime is not None:
+        report["runtime"] = str(arguments.runtime)
     worst = max(report["class_logits_difference"], report["mask_logits_difference"])
     report["equal"] = worst <= arguments.tolerance  # False for nan
     if dataset is not None:
         report["metrics"] = measure(ours, stock, processor, dataset)
-    print_report(report)
+    print_report(report, other)
     if arguments.json is not None:
         write_json(arguments.json, report)
     return 0 if report["equal"] else 1
@@ -108,7 +121,7 @@ def compare(ours, stock, processor, images, repeats: int) -> dict[str, float | i
         )
         outputs = [model(pixel_values=pixels) for model in (ours, stock)]  # also warms up
         for name, values in differences.items():
-            here, there = (output[name].double() for output in outputs)
+            here, there = (output[name].double().cpu() for output in outputs)
             values.append(((here - there).abs().max() / there.abs().max()).item())
         for _ in range(repeats):
             for name, model in (("ours", ours), ("stock", stock)):
@@ -133,8 +146,37 @@ def seconds(model, pixels: torch.Tensor) -> float:
     return time.perf_counter() - start
 
 
+class Export(torch.nn.Module):
+    """An export's logits as a model's output."""
+
+    def __init__(self, exported: ExportedModel, config):
+        super().__init__()
+        self.exported, self.config = exported, config
+        self.device_of = torch.nn.Parameter(torch.zeros(()))  # the evaluation asks a model's parameters
+
+    def forward(self, pixel_values: torch.Tensor):
+        classes, masks = (torch.from_numpy(x) for x in self.exported.logits(pixel_values.cpu().numpy()))
+        return ModelOutput(class_queries_logits=classes, masks_queries_logits=masks)
+
+
+def load_export(arguments, ours) -> Export:
+    if not is_exported(arguments.runtime):
+        raise UserError(f"--runtime {arguments.runtime}: no folder of an export; mask2former-hf export writes one")
+    try:
+        exported = ExportedModel(arguments.runtime, arguments.device)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"--runtime {error}") from error
+    if exported.config.id2label != ours.config.id2label:
+        raise UserError(f"--runtime {arguments.runtime}: its classes are not the checkpoint's; export this checkpoint")
+    if any(isinstance(side, int) for side in exported.sides):
+        raise UserError(
+            f"--runtime {arguments.runtime}: takes one size alone; export without --size to compare images"
+        )
+    return Export(exported, ours.config)
+
+
 class StockWithSizes(torch.nn.Module):
-    """Stock's network with outputs that say what is padding; for batches of one, because stock ignores the mask."""
+    """A network that ignores the mask, with outputs that say what is padding; for batches of one."""
 
     def __init__(self, model: torch.nn.Module):
         super().__init__()
@@ -157,14 +199,14 @@ def measure(ours, stock, processor, dataset) -> dict[str, dict[str, float]]:
     return metrics
 
 
-def print_report(report: dict):
+def print_report(report: dict, other: str):
     print(
         f"{report['checkpoint']}: {report['images']} image(s), {report['device']}, kernel {report['kernel']}, "
         f"float32\n  largest difference of class logits {report['class_logits_difference']:.1e}, of mask logits "
         f"{report['mask_logits_difference']:.1e} of the largest: "
         f"{'equal' if report['equal'] else 'NOT EQUAL'} within {report['tolerance']:.0e}\n"
-        f"  {report['seconds_ours']:.3f} s here, {report['seconds_stock']:.3f} s in transformers: "
+        f"  {report['seconds_ours']:.3f} s here, {report['seconds_stock']:.3f} s in {other}: "
         f"{report['speed_ratio']:.2f} times as fast"
     )
     for name, value in report.get("metrics", {}).get("ours", {}).items():
-        print(f"  {name:10}{100 * value:7.2f} here{100 * report['metrics']['stock'][name]:9.2f} in transformers")
+        print(f"  {name:10}{100 * value:7.2f} here{100 * report['metrics']['stock'][name]:9.2f} in {other}")

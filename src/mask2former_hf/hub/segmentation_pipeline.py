@@ -18,9 +18,9 @@ from transformers.utils import ModelOutput, logging
 from ..inference.results import segment_outputs
 from ..inference.rules import rules_of
 from ..inference.segmenter import DOWNLOAD_TIMEOUT, read
-from ..model.configuration_mask2former import TASKS
 from ..model.image_processing_mask2former import Mask2FormerImageProcessor
 from ..model.modeling_mask2former import Mask2FormerForUniversalSegmentation
+from ..model.result_defaults import TASKS
 
 logger = logging.get_logger(__name__)
 

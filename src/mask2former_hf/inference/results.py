@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ..model.postprocessing import (
     instance_segmentation,
@@ -17,6 +18,46 @@ from .crf import crf_instance_decision, crf_panoptic_segmentation, crf_semantic_
 from .otsu import otsu_decision
 from .rules import Rules
 from .segmentation import Segmentation, instance_result, panoptic_result, semantic_result
+from .sliding_window import sliding_scores
+from .tta import augmented_outputs, augmented_semantic_scores
+
+
+@torch.inference_mode()
+def segment_images(
+    model, processor, images: Sequence[np.ndarray], rules: Rules, *, tta: bool = False, progress: bool = False
+) -> list[Segmentation]:
+    """The results of a batch of (H, W, 3) uint8 RGB images.
+
+    Args:
+        tta: average over several sizes and their mirror images (`inference.tta`); a checkpoint with a sliding window
+            always takes that for semantic results.
+        progress: show the steps of an image with a refinement.
+    """
+    # As pictures: of an array of 1, 3 or 4 rows the processor would guess that they are channels.
+    pictures = [Image.fromarray(image) for image in images]
+    sizes = [image.shape[:2] for image in images]
+    window = getattr(model.config, "sliding_window", None)
+    if window is not None and rules.task == "semantic":
+        scores = (
+            sliding_scores(model, processor, picture, size, window, tta)
+            for picture, size in zip(pictures, sizes, strict=True)
+        )
+        return [from_scores(score, rules, image, progress) for score, image in zip(scores, images, strict=True)]
+    if not tta:
+        inputs = processor(pictures, return_tensors="pt")  # its pixel_mask is read on the host
+        inputs["pixel_values"] = inputs["pixel_values"].to(model.device)
+        return segment_outputs(model(**inputs), rules, sizes, images, progress)
+    return [
+        _augmented(model, processor, *parts, rules, progress) for parts in zip(pictures, images, sizes, strict=True)
+    ]
+
+
+def _augmented(model, processor, picture, image, size, rules: Rules, progress: bool) -> Segmentation:
+    if rules.task == "semantic":
+        first = not rules.semantic_only
+        scores = augmented_semantic_scores(model, processor, picture, size, resize_masks_first=first)
+        return from_scores(scores, rules, image, progress)
+    return segment_outputs(augmented_outputs(model, processor, picture), rules, [size], [image], progress)[0]
 
 
 def segment_outputs(

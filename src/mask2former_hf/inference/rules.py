@@ -3,14 +3,14 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from ..model.argument_checks import check_count, check_fractions
-from ..model.configuration_mask2former import TASKS
-from ..model.postprocessing import (
+from ..model.number_checks import check_count, check_fractions
+from ..model.result_defaults import (
     INSTANCE_THRESHOLD,
     MASK_THRESHOLD,
     MAX_INSTANCES,
     OVERLAP_THRESHOLD,
     PANOPTIC_THRESHOLD,
+    TASKS,
 )
 from .known_labels import stuff_of, task_of
 

@@ -1,23 +1,24 @@
-"""The one way to segment: a checkpoint and images in, `Segmentation`s out."""
+"""The one way to segment: a checkpoint and images in, `Segmentation`s out. torch is imported for checkpoints alone."""
 
 import io
 import os
+import sys
 import urllib.request
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image
 
 from ..data.images import read_image, to_rgb
-from .loading import load_model, load_processor, to_device
-from .results import from_scores, segment_outputs
+from .exported import ExportedModel, is_exported
 from .rules import Rules, rules_of
 from .segmentation import Segmentation
-from .sliding_window import sliding_scores
-from .tta import augmented_outputs, augmented_semantic_scores
+
+if TYPE_CHECKING:
+    import torch
 
 DOWNLOAD_TIMEOUT = 60  # seconds
 
@@ -31,13 +32,15 @@ class Segmenter:
     ```
 
     Args:
-        checkpoint: folder or Hub id.
+        checkpoint: folder or Hub id; or the folder of an export, which runs without torch.
         task: "panoptic", "instance" or "semantic"; None for what the checkpoint is for.
         device: None for a GPU if there is one, else the CPU.
         dtype: of the weights, such as torch.bfloat16; None as they are in the file.
         refine: "otsu", a threshold for every mask; "crf", a dense CRF over the image; or None.
         tta: average over six sizes and their mirror images; over five for a checkpoint with a sliding window
             (`sliding_window.sliding_scores`), whose semantic results always take one.
+
+    An export has its dtype in the graph, and neither refinement nor averages.
 
     Raises:
         ValueError: for a checkpoint that cannot be loaded, and for options that do not fit it.
@@ -49,11 +52,21 @@ class Segmenter:
         checkpoint: str | os.PathLike,
         *,
         task: str | None = None,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype | str | None = None,
+        device: "str | torch.device | None" = None,
+        dtype: "torch.dtype | str | None" = None,
         refine: str | None = None,
         tta: bool = False,
     ):
+        if is_exported(checkpoint):
+            given = {"dtype": dtype, "refine": refine, "tta": tta or None}
+            if unfit := [name for name, value in given.items() if value is not None]:
+                raise ValueError(f"{unfit[0]}={given[unfit[0]]!r}: {checkpoint} is an export; use its checkpoint")
+            model = ExportedModel(checkpoint, device)
+            self._set(model, model.processor, task or model.task, refine, tta)
+            model.check(self.rules())
+            return
+        from .loading import load_model, load_processor, to_device
+
         fields = {} if dtype is None else {"dtype": dtype}
         model = to_device(load_model(checkpoint, **fields), device)
         self._set(model, load_processor(checkpoint), task, refine, tta)
@@ -99,40 +112,20 @@ class Segmenter:
         while batch := [read(image) for image in islice(images, batch_size)]:
             yield from self.segment(batch, rules, progress)
 
-    @torch.inference_mode()
     def segment(self, images: list[np.ndarray], rules: Rules, progress: bool = False) -> list[Segmentation]:
         """The results of a batch of (H, W, 3) uint8 RGB images by given rules."""
-        # As pictures: of an array of 1, 3 or 4 rows the processor would guess that they are channels.
-        pictures = [Image.fromarray(image) for image in images]
-        sizes = [image.shape[:2] for image in images]
-        window = getattr(self.model.config, "sliding_window", None)
-        if window is not None and rules.task == "semantic":
-            parts = zip(pictures, images, sizes, strict=True)
-            scores = (
-                (sliding_scores(self.model, self.processor, picture, size, window, self.tta), image)
-                for picture, image, size in parts
-            )
-            return [from_scores(score, rules, image, progress) for score, image in scores]
-        if not self.tta:
-            inputs = self.processor(pictures, return_tensors="pt")  # its pixel_mask is read on the host
-            inputs["pixel_values"] = inputs["pixel_values"].to(self.model.device)
-            return segment_outputs(self.model(**inputs), rules, sizes, images, progress)
-        return [self._augmented(*parts, rules, progress) for parts in zip(pictures, images, sizes, strict=True)]
+        if isinstance(self.model, ExportedModel):
+            return [self.model.segment(image, rules) for image in images]
+        from .results import segment_images
 
-    def _augmented(self, picture, image, size, rules: Rules, progress: bool) -> Segmentation:
-        if rules.task == "semantic":
-            first = not rules.semantic_only
-            scores = augmented_semantic_scores(self.model, self.processor, picture, size, resize_masks_first=first)
-            return from_scores(scores, rules, image, progress)
-        outputs = augmented_outputs(self.model, self.processor, picture)
-        return segment_outputs(outputs, rules, [size], [image], progress)[0]
+        return segment_images(self.model, self.processor, images, rules, tta=self.tta, progress=progress)
 
 
 def is_image(value) -> bool:
     """Whether this is one image, and not many."""
     if isinstance(value, str | os.PathLike | bytes | Image.Image):
         return True
-    if isinstance(value, np.ndarray | torch.Tensor):
+    if isinstance(value, np.ndarray) or _is_tensor(value):
         return value.ndim in (2, 3)
     if not isinstance(value, Iterable):
         raise TypeError(
@@ -159,6 +152,11 @@ def read(image, timeout: float = DOWNLOAD_TIMEOUT) -> np.ndarray:
         image = Image.open(io.BytesIO(image))
     elif isinstance(image, str | os.PathLike):
         return read_image(Path(image))
-    if isinstance(image, torch.Tensor) and image.ndim == 3 and image.shape[0] <= 4:
+    if _is_tensor(image) and image.ndim == 3 and image.shape[0] <= 4:
         image = image.permute(1, 2, 0)  # torch's channels come first, NumPy's last
     return to_rgb(image, getattr(image, "filename", "") or "images")
+
+
+def _is_tensor(value) -> bool:
+    torch = sys.modules.get("torch")  # without it there is no tensor
+    return torch is not None and isinstance(value, torch.Tensor)

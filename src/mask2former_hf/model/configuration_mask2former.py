@@ -9,7 +9,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 
-TASKS = ("semantic", "instance", "panoptic")
+from .result_defaults import TASKS
+
 MASK_LOSSES = ("bce", "focal")
 VIT_NECKS = ("pyramid", "adapter")
 

@@ -22,7 +22,7 @@ def chunk_length(elements: int, device: torch.device) -> int:
 
 def in_blocks(function: Callable[[Tensor], Tensor], rows: Tensor, width: int) -> Tensor:
     """A row-wise `function` of (N, C) rows; on CPUs for a chunk at a time, if a row takes `width` float32 inside."""
-    if rows.device.type != "cpu" or torch.compiler.is_compiling():
+    if rows.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return function(rows)
     blocks = rows.split(chunk_length(width, rows.device))
     return function(rows) if len(blocks) == 1 else torch.cat([function(block) for block in blocks])
@@ -43,7 +43,8 @@ def tokens_of(x: Tensor) -> Tensor:
 
 def map_of(tokens: Tensor, size: tuple[int, int]) -> Tensor:
     """(B, H * W, C) -> (B, C, H, W), a view."""
-    return tokens.transpose(1, 2).unflatten(2, size)
+    channels_first = tokens.transpose(1, 2)
+    return channels_first.view(*channels_first.shape[:2], *size)  # tracing makes constants of what `unflatten` takes
 
 
 class PointwiseConvolution(nn.Conv2d):

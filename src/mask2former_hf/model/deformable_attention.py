@@ -45,18 +45,18 @@ def multi_scale_deformable_attention(
     if dtype in (torch.float16, torch.bfloat16):
         value, attention_weights = value.float(), attention_weights.float()
     grids = (2 * sampling_locations - 1).to(value.dtype)
-    output = value.new_zeros(B * h, D, Q)
+    output = 0
     for level, (level_value, (H, W)) in enumerate(
         zip(value.split([H * W for H, W in spatial_shapes], dim=1), spatial_shapes, strict=True)
     ):
-        maps = level_value.permute(0, 2, 3, 1).reshape(B * h, D, H, W)
-        grid = grids[:, :, :, level].transpose(1, 2).reshape(B * h, Q, P, 2)
+        maps = level_value.permute(0, 2, 3, 1).reshape(-1, D, H, W)  # (Bh, D, H, W)
+        grid = grids[:, :, :, level].transpose(1, 2).reshape(-1, Q, P, 2)
         samples = F.grid_sample(
             maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False
         )  # (Bh, D, Q, P)
-        weights = attention_weights[:, :, :, level].transpose(1, 2).reshape(B * h, 1, Q, P)
+        weights = attention_weights[:, :, :, level].transpose(1, 2).reshape(-1, 1, Q, P)
         output = output + (samples * weights).sum(-1)
-    return output.view(B, h * D, Q).transpose(1, 2).to(dtype)
+    return output.view(-1, h * D, Q).transpose(1, 2).to(dtype)
 
 
 def cell_centres(size: tuple[int, int], device: torch.device) -> Tensor:
@@ -143,8 +143,13 @@ class MultiScaleDeformableAttention(nn.Module):
             if output is not None:
                 return self.output_proj(output)
         weights = logits.softmax(-1).view(B, Q, h, L, P)
-        level_sizes = torch.tensor([(W, H) for H, W in spatial_shapes], dtype=torch.float32, device=queries.device)
-        locations = reference_points.view(1, Q, 1, 1, 1, 2) + offsets / level_sizes.view(1, 1, 1, L, 1, 2)
+        # By `full`, which takes the sides of a trace for what they are; `tensor` would make constants of them.
+        sides = [
+            torch.full((1,), side, dtype=torch.float32, device=queries.device)
+            for H, W in spatial_shapes
+            for side in (W, H)
+        ]
+        locations = reference_points.view(1, Q, 1, 1, 1, 2) + offsets / torch.cat(sides).view(1, 1, 1, L, 1, 2)
         starts = [sum(H * W for H, W in spatial_shapes[:level]) for level in range(L)]
         output = self.sampling(
             value.to(locations.dtype),  # kernels of the Hub take one dtype, and coordinates need float32

@@ -20,30 +20,30 @@ from transformers.image_utils import (
 )
 from transformers.utils import logging
 
-from .argument_checks import check_fractions, check_labels
+from .image_geometry import canvas_size, output_size, resize
 from .image_inputs import (
-    canvas_size,
     check_settings,
     id_map_to_targets,
     on_canvas,
-    output_size,
-    resize,
     to_id_maps,
     to_list,
     to_rgb,
 )
+from .number_checks import check_fractions, check_labels
 from .postprocessing import (
-    INSTANCE_THRESHOLD,
-    MASK_THRESHOLD,
-    MAX_INSTANCES,
-    OVERLAP_THRESHOLD,
-    PANOPTIC_THRESHOLD,
     instance_segmentation,
     logits_per_image,
     panoptic_segmentation,
     semantic_map,
     semantic_scores,
     stack_instances,
+)
+from .result_defaults import (
+    INSTANCE_THRESHOLD,
+    MASK_THRESHOLD,
+    MAX_INSTANCES,
+    OVERLAP_THRESHOLD,
+    PANOPTIC_THRESHOLD,
 )
 from .run_lengths import masks_to_coco_rle
 

@@ -20,19 +20,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .argument_checks import as_tensor, check_count, check_fractions, check_labels
+from .argument_checks import as_tensor
 from .canvas import crop_to_canvas
 from .cpu_layout import chunk_length
 from .mask_resizing import check_sizes, query_chunks, resize_rows, source_rows
-
-# What results are made by at every door unless told otherwise. The panoptic thresholds are the original's
-# (OBJECT_MASK_THRESHOLD, OVERLAP_THRESHOLD), and so is the number of instances (DETECTIONS_PER_IMAGE). The original
-# has no lowest score for instances: 0.5 is transformers', for people who look at results; metrics take 0.
-PANOPTIC_THRESHOLD = 0.8
-INSTANCE_THRESHOLD = 0.5
-OVERLAP_THRESHOLD = 0.8
-MASK_THRESHOLD = 0.5
-MAX_INSTANCES = 100
+from .number_checks import check_count, check_fractions, check_labels
+from .panoptic_rules import Contest, accept, contest, kept_queries
+from .result_defaults import MASK_THRESHOLD, MAX_INSTANCES, OVERLAP_THRESHOLD, PANOPTIC_THRESHOLD
 
 
 def semantic_scores(
@@ -101,16 +95,15 @@ def panoptic_segmentation(
         queries) and "area" in pixels.
     """
     check_labels(stuff_label_ids=stuff_label_ids)
-    contest, _ = _contest(
+    found, _ = _contest(
         (class_logits, mask_logits, canvas_size, image_size, target_size),
         object_mask_threshold,
         overlap_threshold,
         mask_threshold,
         decide,
     )
-    places, segments = _accept(contest, overlap_threshold, stuff_label_ids)
-    ids = torch.tensor([0, *(place + 1 for place in places)], dtype=torch.int32, device=contest.owner.device)
-    return ids[contest.owner + 1] * contest.inside, segments
+    numbers, segments = _segments(found, stuff_label_ids, overlap_threshold)
+    return numbers.int()[found.contest.owner] * found.contest.inside, segments
 
 
 def panoptic_claims(
@@ -133,82 +126,60 @@ def panoptic_claims(
         map of `panoptic_segmentation`.
     """
     check_labels(stuff_label_ids=stuff_label_ids)
-    contest, mask_logits = _contest(
+    found, mask_logits = _contest(
         (class_logits, mask_logits, canvas_size, image_size, target_size),
         object_mask_threshold,
         overlap_threshold,
         mask_threshold,
     )
-    places, segments = _accept(contest, overlap_threshold, stuff_label_ids)
-    survivors = [query for query, place in enumerate(places) if place >= 0]
-    claims = contest.best.new_zeros(len(segments) + 1, *contest.best.shape)
-    for start, logits in query_chunks(mask_logits[survivors], *contest.sizes):
+    numbers, segments = _segments(found, stuff_label_ids, overlap_threshold)
+    best, owner, inside = found.contest[:3]
+    places = numbers[1:].tolist()
+    survivors = [query for query, place in enumerate(places) if place]
+    claims = best.new_zeros(len(segments) + 1, *best.shape)
+    for start, logits in query_chunks(mask_logits[survivors], *found.sizes):
         for query, logit in zip(survivors[start : start + len(logits)], logits, strict=True):
-            row = claims[places[query] + 1]
-            torch.maximum(row, logit.sigmoid_() * contest.scores[query], out=row)
-    kept = torch.tensor([False, *(place >= 0 for place in places)], device=claims.device)
-    threshold = mask_threshold * torch.cat([contest.scores.new_ones(1), contest.scores])
-    void = threshold[contest.owner + 1] * (1 - 1e-6)  # a pixel exactly at the threshold is the segment's
-    claims[0] = torch.where(contest.inside & kept[contest.owner + 1], void, torch.maximum(void, contest.best))
+            row = claims[places[query]]
+            torch.maximum(row, logit.sigmoid_() * found.scores[query], out=row)
+    threshold = mask_threshold * torch.cat([found.scores.new_ones(1), found.scores])
+    void = threshold[owner] * (1 - 1e-6)  # a pixel exactly at the threshold is the segment's
+    claims[0] = torch.where(inside & (numbers > 0)[owner], void, torch.maximum(void, best))
     return claims, segments
 
 
-class _Contest(NamedTuple):
-    """Which of the N kept queries owns each pixel, and what the rules count of each query."""
+class _Found(NamedTuple):
+    """A contest of N queries with their scores and labels (N,)."""
 
+    contest: Contest
+    scores: Tensor
+    labels: Tensor
     sizes: tuple
-    scores: Tensor  # (N,)
-    best: Tensor  # (H, W) largest score × mask probability, -1 without a query
-    owner: Tensor  # (H, W) int32, the query that has it, -1 without one
-    inside: Tensor  # (H, W) bool, whether the pixel belongs to its owner's mask
-    counts: list  # per query label, owned pixels, pixels of its mask, pixels that are both
 
 
-def _contest(logits, object_mask_threshold, overlap_threshold, mask_threshold, decide=None) -> tuple[_Contest, Tensor]:
+def _contest(logits, object_mask_threshold, overlap_threshold, mask_threshold, decide=None) -> tuple[_Found, Tensor]:
     """The contest, and the mask logits (N, h, w) of the queries that take part in it."""
     check_fractions(
         object_mask_threshold=object_mask_threshold, overlap_threshold=overlap_threshold, mask_threshold=mask_threshold
     )
     class_logits, mask_logits, sizes = _check(*logits)
-    scores, labels = class_logits.softmax(-1).max(-1)
-    kept = (labels != class_logits.shape[1] - 1) & (scores > object_mask_threshold)
+    kept, scores, labels = kept_queries(class_logits, object_mask_threshold)
     scores, labels, mask_logits = scores[kept], labels[kept], mask_logits[kept]  # (N,), (N,), (N, h, w)
-    best = torch.full(sizes[2], -1.0, device=scores.device)
-    owner = torch.full(sizes[2], -1, dtype=torch.int32, device=scores.device)
-    inside = torch.zeros(sizes[2], dtype=torch.bool, device=scores.device)
-    areas = [labels[:0]]
-    for start, logits in query_chunks(mask_logits, *sizes):
-        masks = logits.sigmoid()
-        hits = masks >= mask_threshold if decide is None else decide(masks)
-        areas.append(hits.flatten(1).sum(1))
-        value, index = (masks * scores[start : start + len(masks), None, None]).max(0)  # (H, W)
-        better = value > best  # strict: the first of equal queries wins, across chunks as within one
-        best = torch.maximum(best, value)
-        inside = torch.where(better, hits.gather(0, index[None])[0], inside)
-        owner = torch.where(better, index.int() + start, owner)
-    owned = (owner + 1).flatten().bincount(minlength=len(scores) + 1)[1:]
-    visible = owner[inside].bincount(minlength=len(scores))
-    counts = torch.stack([labels, owned, torch.cat(areas), visible], 1).tolist()  # the one copy of counts to the host
-    return _Contest(sizes, scores, best, owner, inside, counts), mask_logits
+    decide = decide or (lambda masks: masks >= mask_threshold)
+    return _Found(
+        contest(scores, query_chunks(mask_logits, *sizes), sizes[2], decide), scores, labels, sizes
+    ), mask_logits
 
 
-def _accept(contest: _Contest, overlap_threshold, stuff_label_ids) -> tuple[list[int], list[dict]]:
-    """Per query the position of its segment, -1 if it is dropped; and the segments."""
-    places, segments, fused = [], [], {}
-    for (label, owned, area, visible), score in zip(contest.counts, contest.scores.tolist(), strict=True):
-        if not (owned and area and visible) or owned / area < overlap_threshold:
-            places.append(-1)
-            continue
-        place = fused.get(label)
-        if place is None:
-            place, is_stuff = len(segments), label in stuff_label_ids
-            segments.append({"id": place + 1, "label_id": label, "was_fused": is_stuff, "score": score, "area": 0})
-            if is_stuff:
-                fused[label] = place
-        segments[place]["score"] = max(segments[place]["score"], score)
-        segments[place]["area"] += visible
-        places.append(place)
-    return places, segments
+def _segments(found: _Found, stuff_label_ids, overlap_threshold) -> tuple[Tensor, list[dict]]:
+    """(N + 1,) the number of each query's segment, as in `Segments`; and the segments."""
+    stuff = torch.tensor(sorted(stuff_label_ids), dtype=torch.int64, device=found.labels.device)
+    is_stuff = torch.isin(found.labels, stuff)
+    accepted = accept(found.contest, found.scores, found.labels, is_stuff, overlap_threshold)
+    rows = zip(torch.stack([accepted.labels, accepted.areas], 1).tolist(), accepted.scores.tolist(), strict=True)
+    return accepted.numbers, [
+        {"id": number, "label_id": label, "was_fused": label in stuff_label_ids, "score": score, "area": area}
+        for number, ((label, area), score) in enumerate(rows, start=1)
+    ]
 
 
 def instance_segmentation(

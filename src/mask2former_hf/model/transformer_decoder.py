@@ -33,7 +33,7 @@ def attend(
         if allowed is not None:
             scores = scores.masked_fill(~allowed, float("-inf"))
         weights = scores.softmax(-1)
-        output = F.dropout(weights, dropout) @ value
+        output = F.dropout(weights, dropout, training=dropout > 0) @ value
     else:
         output = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout)
     return output.transpose(1, 2).flatten(2), weights

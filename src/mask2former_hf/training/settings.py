@@ -14,7 +14,8 @@ from pathlib import Path
 from ..data.classes import ClassTable
 from ..data.kinds import KINDS, OF_A_SPLIT
 from ..evaluation.evaluator import METRICS
-from ..model.configuration_mask2former import MASK_LOSSES, TASKS, VIT_NECKS
+from ..model.configuration_mask2former import MASK_LOSSES, VIT_NECKS
+from ..model.result_defaults import TASKS
 from .backbones import BACKBONES, TINY
 from .freezing import ALL
 from .optimization import FROM_PRETRAINED, FROM_RANDOM, WEIGHT_DECAY

@@ -1,0 +1,76 @@
+"""The README.md of an export: what is in the folder, how it is run, and what was checked."""
+
+from pathlib import Path
+
+from ..inference.exported import LOGITS
+
+RESULTS = {
+    "panoptic": "`segmentation` (height, width) int32 ids from 1, 0 for void; `segment_labels`, `segment_scores`, "
+    "`segment_areas`, one entry per id",
+    "instance": "`masks` (N, height, width) bool, `scores`, `labels`, `boxes` (left, top, right, bottom), best first; "
+    "`segmentation` (height, width) int32, the best instance at each pixel, from 1",
+    "semantic": "`segmentation` (height, width) int32 labels",
+}
+
+
+def write_card(folder: Path, config, report: dict):
+    (folder / "README.md").write_text(_card(config, report), encoding="utf-8")
+
+
+def _card(config, report: dict) -> str:
+    task, size = report["task"], report["size"]
+    sizes = "any multiples of 32" if size is None else f"{size[0]} x {size[1]}"
+    versions = ", ".join(f"{package} {version}" for package, version in report["versions"].items())
+    rows = [
+        ("Task", task or f"{config.task}; logits, and the rules of every task as a graph of its own"),
+        ("Classes", len(config.id2label)),
+        ("Backbone", config.backbone_config.model_type),
+        ("Weights", report["dtype"]),
+        ("Opset", report["opset"]),
+        ("Height and width", sizes),
+        ("Written by", versions),
+    ]
+    checked = [
+        (" x ".join(map(str, row["input"])), *(f"{row[output]:.1e}" for output in LOGITS))
+        for row in report["differences"]
+    ]
+    outputs = f"{RESULTS[task]}; and the logits" if task else "`class_queries_logits`, `masks_queries_logits`"
+    files = ["* `model.onnx`: `pixel_values` (batch, 3, height, width), as `preprocessor_config.json` makes them"]
+    if task:
+        files[0] += (
+            "; `image_size` (rows, columns) of the image in there, `target_size` of the result; for one image. "
+            "`stuff`, `threshold`, `mask_threshold` and `overlap_threshold` have defaults"
+        )
+    files[0] += f". Gives {outputs}."
+    if not task:
+        files += [f"* `{own}.onnx`: from the logits of one image: {text}." for own, text in RESULTS.items()]
+    return f"""# An exported Mask2Former
+
+{_table(("", ""), rows)}
+
+## Files
+
+{chr(10).join(files)}
+* `config.json`, `preprocessor_config.json`: classes, and what is done to an image.
+
+## Use
+
+Without torch (`pip install 'mask2former-hf[runtime]'`):
+
+```python
+from mask2former_hf import Segmenter
+
+result = Segmenter("FOLDER")("photo.jpg")
+```
+
+## Checked
+
+Largest difference of the logits to the checkpoint, in units of the largest, for noise of these shapes:
+
+{_table(("pixel_values", "class logits", "mask logits"), checked)}
+"""
+
+
+def _table(head: tuple, rows: list) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)

@@ -1,0 +1,97 @@
+"""Modules → ONNX graphs, by PyTorch's tracer.
+
+Not by its newer exporter, which reasons about every size as a formula: a tiny model takes 30 s of it and 2 s here, it
+converts no graph to opset 17, and results whose sizes depend on values do not pass it. What the tracer cannot see,
+conditions in Python, is mended in `modules.py`, and every export is compared with the checkpoint at other sizes.
+"""
+
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+
+from .errors import require
+from .modules import LOGITS, RESULTS, Network
+
+TRACED_SIZE = (96, 160)  # a multiple of 32 that is no square and not one of whole windows of Swin
+OPSETS = (17, 18, 19, 20)
+LARGEST_FILE = 2**31 - 2**20  # bytes of weights: protobuf reads no file above 2 GiB
+DEFAULTS = {"threshold": "float32", "mask_threshold": "float32", "overlap_threshold": "float64"}
+
+
+def trace_network(network: Network, size: tuple[int, int] | None, opset: int):
+    """An `onnx.ModelProto` from pixels to logits; any batch, and any multiple of 32 unless `size` fixes it."""
+    pixels = torch.randn(2, 3, *(size or TRACED_SIZE), generator=torch.Generator().manual_seed(0))
+    height, width = ("height", "width") if size is None else (None, None)
+    axes = {
+        "pixel_values": {0: "batch", 2: height, 3: width},
+        LOGITS[0]: {0: "batch"},
+        LOGITS[1]: {0: "batch", 2: height and "height / 4", 3: width and "width / 4"},
+    }
+    axes = {name: {axis: text for axis, text in own.items() if text} for name, own in axes.items()}
+    return _trace(network, (pixels,), ["pixel_values"], list(LOGITS), axes, opset)
+
+
+def trace_results(task: str, config, top_k: int, resize_masks_first: bool, opset: int):
+    """An `onnx.ModelProto` from one image's logits to its result."""
+    Q, K = config.num_queries, config.num_labels
+    module = RESULTS[task](config.common_stride, min(top_k, Q * K), resize_masks_first).eval()
+    generator = torch.Generator().manual_seed(0)
+    logits = (torch.randn(1, Q, K + 1, generator=generator) * 5, torch.randn(1, Q, 24, 40, generator=generator))
+    sizes = (torch.tensor([90, 150]), torch.tensor([61, 83]))
+    numbers = {"stuff": torch.arange(K) >= K - 1, "threshold": torch.tensor(0.1), "mask_threshold": torch.tensor(0.5)}
+    numbers["overlap_threshold"] = torch.tensor(0.0, dtype=torch.float64)
+    inputs = [*LOGITS, "image_size", "target_size", *module.inputs]
+    axes = {LOGITS[1]: {2: "height / 4", 3: "width / 4"}, "segmentation": {0: "target height", 1: "target width"}}
+    if task == "panoptic":
+        axes |= {name: {0: "segments"} for name in module.outputs[1:]}
+    elif task == "instance":
+        axes |= {name: {0: "instances"} for name in module.outputs[1:]}
+        axes["masks"] = {0: "instances", 1: "target height", 2: "target width"}
+    given = (*logits, *sizes, *(numbers[name] for name in module.inputs))
+    return _trace(module, given, inputs, list(module.outputs), axes, opset)
+
+
+def _trace(module, given, inputs, outputs, axes, opset):
+    onnx = require("onnx")
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # that the tracer is the older one, and of every condition on a size
+        path = Path(folder) / "graph.onnx"
+        torch.onnx.export(
+            module,
+            given,
+            path,
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_axes=axes,
+            opset_version=opset,
+            dynamo=False,
+        )
+        return onnx.load(path)
+
+
+def joined(network, results, defaults: dict):
+    """Network and results in one graph, whose inputs of `defaults` need not be given.
+
+    Args:
+        defaults: name → NumPy array.
+    """
+    onnx = require("onnx")
+    results = onnx.compose.add_prefix(results, "results/", rename_inputs=False, rename_outputs=False)
+    outputs = [value.name for value in results.graph.output]
+    merged = onnx.compose.merge_models(network, results, io_map=[(name, name) for name in LOGITS], outputs=outputs)
+    merged.graph.output.extend(network.graph.output)
+    for name, array in defaults.items():
+        if name in {value.name for value in merged.graph.input}:
+            merged.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    return merged
+
+
+def save(graph, path: Path):
+    """Write a graph; its weights beside it where one file cannot hold them."""
+    onnx = require("onnx")
+    size = sum(len(tensor.raw_data) for tensor in graph.graph.initializer)
+    external = {"save_as_external_data": True, "location": f"{path.name}.data"} if size > LARGEST_FILE else {}
+    onnx.save(graph, path, **external)
+    onnx.checker.check_model(str(path))

@@ -1,0 +1,159 @@
+"""An exported folder gives the checkpoint's results by every door, also where torch cannot be imported."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from exports import photo
+from helpers import SHARED
+from PIL import Image
+
+import mask2former_hf
+from mask2former_hf import Mask2FormerImageProcessor, Segmenter
+from mask2former_hf.cli.main import main
+from mask2former_hf.inference.exported import ArrayProcessor
+
+pytest.importorskip("onnxruntime")
+TASKS = ("panoptic", "instance", "semantic")
+PANOPTIC = SHARED / "data" / "coco_panoptic"
+
+
+def assert_same(ours, theirs):
+    assert ours.size == theirs.size and ours.task == theirs.task
+    assert [s.label_id for s in ours.segments] == [s.label_id for s in theirs.segments]
+    assert (ours.map == theirs.map).mean() >= 0.999
+    for one, other in zip(ours.segments, theirs.segments, strict=True):
+        assert one.label == other.label and one.area == pytest.approx(other.area, rel=0.01, abs=2)
+        assert one.score is None or one.score == pytest.approx(other.score, abs=1e-4)
+        assert np.abs(np.subtract(one.box, other.box)).max() <= 2
+    assert ours.masks.shape == theirs.masks.shape and (ours.masks != theirs.masks).sum() <= 0.001 * ours.masks.size
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_exports_give_the_results_of_the_checkpoint(task, checkpoint, exported, end_to_end):
+    expected = Segmenter(checkpoint, task=task, device="cpu")
+    for folder in (exported, end_to_end / task):
+        segmenter = Segmenter(folder, task=task)
+        for image in (photo(), photo((90, 60), 1), photo((50, 51), 2)):
+            for numbers in ({}, {"threshold": 0.0}, {"threshold": 0.3, "mask_threshold": 0.4, "stuff_label_ids": [0]}):
+                assert_same(segmenter(image, **numbers), expected(image, **numbers))
+    assert len(expected(photo(), threshold=0.0).segments) > 1
+
+
+def test_many_images_come_from_an_export_as_from_a_checkpoint(checkpoint, exported):
+    images = [photo(), photo((90, 60), 1)]
+    results = Segmenter(exported)(images, batch_size=2)
+    for ours, theirs in zip(results, Segmenter(checkpoint, device="cpu")(images), strict=True):
+        assert_same(ours, theirs)
+
+
+WITHOUT_TORCH = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "transformers", "scipy", "huggingface_hub", "safetensors", "onnx", "tqdm"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Blocked())
+import json
+from mask2former_hf import Segmenter
+found = [Segmenter(folder)(sys.argv[1], threshold=0.1) for folder in sys.argv[2:]]
+found[0].plot(sys.argv[1]).save(sys.argv[1] + ".plot.png")
+print(json.dumps([[result.map.tolist(), result.to_coco()] for result in found]))
+"""
+
+
+def test_segmenter_runs_where_torch_cannot_be_imported(exported, end_to_end, tmp_path):
+    source = Path(mask2former_hf.__file__).parents[1]
+    Image.fromarray(photo()).save(tmp_path / "photo.png")
+    folders = [exported, *(end_to_end / task for task in TASKS)]
+    code = f"import sys; sys.path.insert(0, {str(source)!r})\n{WITHOUT_TORCH}"
+    command = [sys.executable, "-c", code, str(tmp_path / "photo.png"), *map(str, folders)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for (ids, entries), folder in zip(json.loads(done.stdout), folders, strict=True):
+        expected = Segmenter(folder)(photo(), threshold=0.1)
+        assert (np.array(ids) == expected.map).all()
+        assert entries == json.loads(json.dumps(expected.to_coco())) and entries
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"size": {"height": 64, "width": 96}, "resample": 3},
+        {"size": {"max_height": 64, "max_width": 64}, "pad_size": {"height": 64, "width": 64}},
+        {"do_resize": False, "do_normalize": False},
+        {"do_rescale": False, "image_mean": 0.5, "image_std": [3, 2, 1]},
+    ],
+)
+def test_pixels_are_those_of_the_image_processor(settings, tmp_path):
+    processor = Mask2FormerImageProcessor(**{"size": {"shortest_edge": 70, "longest_edge": 100}, **settings})
+    processor.save_pretrained(tmp_path)
+    ours = ArrayProcessor(json.loads((tmp_path / "preprocessor_config.json").read_text()))
+    noise = np.random.default_rng(0).integers(0, 256, (61, 83, 3), dtype=np.uint8)
+    for image in (noise, noise.transpose(1, 0, 2)):
+        expected = processor(Image.fromarray(image), return_tensors="np")
+        pixels, size = ours(image)
+        np.testing.assert_allclose(pixels, expected["pixel_values"], rtol=0, atol=1e-6 * np.abs(pixels).max())
+        assert expected["pixel_mask"][0, : size[0], : size[1]].all() and expected["pixel_mask"].sum() == np.prod(size)
+
+
+def test_what_an_export_cannot_do_is_refused(exported, end_to_end, tmp_path):
+    with pytest.raises(ValueError, match="tta=True: .* is an export; use its checkpoint"):
+        Segmenter(exported, tta=True)
+    with pytest.raises(ValueError, match="task='instance': the graph gives panoptic results alone"):
+        Segmenter(end_to_end / "panoptic", task="instance")
+    with pytest.raises(ValueError, match="top_k=7: an exported graph looks at 100"):
+        Segmenter(exported, task="instance")(photo(), top_k=7)
+    with pytest.raises(ValueError, match="overlap_threshold=0.5: exported graphs drop no instance"):
+        Segmenter(exported, task="instance")(photo(), overlap_threshold=0.5)
+    with pytest.raises(ValueError, match="device='abacus': onnxruntime has"):
+        Segmenter(exported, device="abacus")
+    (tmp_path / "export.json").write_text("{}")
+    with pytest.raises(ValueError, match="config.json: .*; the exported folder is not complete"):
+        Segmenter(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ({"size_divisor": 20}, "size_divisor=20, but the graph takes multiples of 32; set it to 32"),
+        (None, "No such file or directory; the exported folder is not complete"),
+    ],
+)
+def test_a_processor_that_does_not_fit_the_graph_is_one_line(field, words, exported, tmp_path, capsys):
+    shutil.copytree(exported, tmp_path / "copy")
+    path = tmp_path / "copy" / "preprocessor_config.json"
+    content = json.loads(path.read_text())
+    path.unlink()
+    if field is not None:
+        path.write_text(json.dumps(content | field))
+    Image.fromarray(photo()).save(tmp_path / "photo.png")
+    command = ["predict", str(tmp_path / "photo.png"), "--model", str(tmp_path / "copy")]
+    assert main([*command, "--output", str(tmp_path / "out"), "--device", "cpu"]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_predict_gives_the_same_with_the_export_as_with_the_checkpoint(checkpoint, exported, tmp_path):
+    if PANOPTIC.is_dir():
+        photos = sorted((PANOPTIC / "val").glob("*.jpg"))[:3]
+    else:
+        photos = [tmp_path / "photo.png"]
+        Image.fromarray(photo()).save(photos[0])
+    contents = []
+    for folder in (checkpoint, exported):
+        output = tmp_path / folder.name
+        command = ["predict", *map(str, photos), "--model", str(folder), "--output", str(output), "--threshold", "0.1"]
+        assert main([*command, "--device", "cpu"]) == 0
+        contents.append((output, json.loads((output / "panoptic.json").read_text())))
+    (theirs, expected), (ours, found) = contents
+    assert found["categories"] == expected["categories"] and found["images"] == expected["images"]
+    for one, other in zip(found["annotations"], expected["annotations"], strict=True):
+        labels = [[s["category_id"] for s in entry["segments_info"]] for entry in (one, other)]
+        assert labels[0] == labels[1] and labels[0]
+        maps = [np.asarray(Image.open(folder / "panoptic" / one["file_name"])) for folder in (ours, theirs)]
+        assert (maps[0] == maps[1]).mean() > 0.999

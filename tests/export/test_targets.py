@@ -1,0 +1,132 @@
+"""Other forms of an export: 8 bits, OpenVINO, PyTorch programs, transformers' own exporter; and the command line."""
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+import torch
+from exports import SMALL, family_model, photo
+from helpers import SUPPORT, tiny_model
+from PIL import Image
+
+from mask2former_hf import Segmenter, export_model
+from mask2former_hf.cli.main import main
+from mask2former_hf.export import errors
+from mask2former_hf.inference.exported import LOGITS
+
+pytest.importorskip("onnxruntime")
+
+
+def test_8_bits_keep_most_of_the_result_and_quarter_the_weights(checkpoint, exported, processor, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for n in range(4):
+        Image.fromarray(photo(seed=n)).save(photos / f"{n}.png")
+    command = ["export", str(checkpoint), "--output", str(tmp_path / "out"), "--dtype", "int8"]
+    assert main([*command, "--images", str(photos), "--task", "semantic"]) == 0
+    onnx = pytest.importorskip("onnx")
+    nodes = onnx.load(tmp_path / "out" / "model.onnx").graph.node
+    assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in nodes}
+    ours = Segmenter(tmp_path / "out")(photo())
+    theirs = Segmenter(exported, task="semantic")(photo())
+    assert (ours.map == theirs.map).mean() > 0.7
+    report = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert 1e-4 < max(row[name] for row in report["differences"] for name in LOGITS)
+
+
+def test_openvino_gives_the_checkpoints_logits_at_every_size(processor, tmp_path):
+    pytest.importorskip("openvino")
+    report = export_model(family_model("swin"), processor, tmp_path / "out", openvino=True)
+    assert len(report["openvino"]) == 3 and all(row[name] < 1e-4 for row in report["openvino"] for name in LOGITS)
+    assert {"model.xml", "model.bin"} <= {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def test_a_program_runs_from_its_file(checkpoint, decided, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-compiler")
+    command = ["export", str(checkpoint), "--output", str(tmp_path / "out"), "--to", "torch"]
+    assert main([*command, "--size", "64", "96"]) == 0
+    assert not (tmp_path / "out" / "model_compiled.pt2").exists()
+    pixels = torch.randn(1, 3, 64, 96)
+    outputs = torch.export.load(tmp_path / "out" / "model.pt2").module()(pixels)
+    with torch.no_grad():
+        expected = decided(pixels)
+    for name, ours in zip(LOGITS, outputs, strict=True):
+        torch.testing.assert_close(ours, expected[name], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--to", "tensorflow"], "--to tensorflow: must be one of onnx, openvino, torch"),
+        (["--size", "100", "128"], "--size (100, 128): height and width must be multiples of 32, such as 96 128"),
+        (["--opset", "11"], "--opset 11: must be from 17 to 20"),
+        (["--task", "depth"], "--task depth: must be one of"),
+        (["--dtype", "int8"], "--dtype int8 needs --images"),
+        (["--images", "photo.png"], "--images are for --dtype int8"),
+        (["--to", "torch"], "--size 640 640"),
+        (["--to", "torch", "--size", "64", "64", "--task", "panoptic"], "--task panoptic: a program of --to torch"),
+    ],
+)
+def test_mistakes_are_one_line(checkpoint, tmp_path, capsys, arguments, message):
+    assert main(["export", str(checkpoint), "--output", str(tmp_path / "out"), *arguments]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error.splitlines()[-1] and "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_package_is_named_with_its_install_line(checkpoint, tmp_path, capsys, monkeypatch):
+    def missing(name):
+        raise ImportError(f"No module named {name!r}")
+
+    monkeypatch.setattr(errors, "import_module", missing)
+    assert main(["export", str(checkpoint), "--output", str(tmp_path / "out")]) == 2
+    assert "pip install 'mask2former-hf[onnx]'" in capsys.readouterr().err
+
+
+def test_folders_that_cannot_be_written_are_one_line(checkpoint, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["export", str(checkpoint), "--output", str(tmp_path / "file" / "out")]) == 2
+    assert "file" in capsys.readouterr().err
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("")
+    assert main(["export", str(checkpoint), "--output", str(tmp_path / "full")]) == 2
+    assert "exists already; name another place, or add --overwrite" in capsys.readouterr().err
+
+
+def test_verify_measures_an_export_beside_its_checkpoint(checkpoint, exported, tmp_path, capsys):
+    path = tmp_path / "report.json"
+    command = ["verify", str(checkpoint), "--runtime", str(exported), "--repeats", "1", "--device", "cpu"]
+    assert main([*command, "--json", str(path)]) == 0
+    report = json.loads(path.read_text())
+    assert report["equal"] and report["mask_logits_difference"] < 1e-4 and report["seconds_stock"] > 0
+    assert "s in the export" in capsys.readouterr().out
+    assert main([*command[:2], "--runtime", str(tmp_path)]) == 2
+    assert "no folder of an export; mask2former-hf export writes one" in capsys.readouterr().err
+
+
+def test_the_example_for_other_languages_gives_the_map_of_segmenter(decided, end_to_end, tmp_path, capsys):
+    path = SUPPORT.parents[1] / "examples" / "onnx_runtime.py"
+    spec = importlib.util.spec_from_file_location("onnx_runtime_example", path)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    Image.fromarray(photo()).save(tmp_path / "photo.png")
+    ids = example.main(end_to_end / "panoptic", tmp_path / "photo.png")
+    expected = Segmenter(end_to_end / "panoptic")(photo())
+    assert (ids == expected.map).mean() > 0.999
+    assert len(capsys.readouterr().out.splitlines()) == len(expected.segments) == ids.max()
+
+
+def test_transformers_own_exporter_takes_the_model(tmp_path):
+    exporters = pytest.importorskip("transformers.exporters")
+    pytest.importorskip("onnxscript")
+    model = tiny_model("resnet", **{**SMALL, "decoder_layers": 2})
+    pixels = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(pixels)
+    config = exporters.OnnxConfig(opset_version=20, optimize=False)
+    program, _ = exporters.OnnxExporter().export_program(model, {"pixel_values": pixels}, config)
+    exporters.OnnxExporter.save_program(program, tmp_path / "model.onnx")
+    run = pytest.importorskip("onnxruntime").InferenceSession(str(tmp_path / "model.onnx")).run
+    for name, ours in zip(LOGITS, run(list(LOGITS), {"pixel_values": pixels.numpy()}), strict=True):
+        np.testing.assert_allclose(ours, expected[name], rtol=0, atol=1e-4 * expected[name].abs().max().item())

@@ -1,0 +1,28 @@
+"""Tiny models of every family of backbones, and a photo, for tests of exports."""
+
+import numpy as np
+from helpers import BACKBONES, randomise, tiny_fields, tiny_model
+from PIL import Image
+
+from mask2former_hf import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
+
+SMALL = {"encoder_layers": 1, "decoder_layers": 3, "num_queries": 12}
+
+
+FAMILIES = ("resnet", "swin", "swin-absolute", "convnext")
+
+
+def family_model(family):
+    """A tiny model of a family of backbones; Swin's windows of 4 fit no map of 96 x 160 pixels."""
+    if family != "swin-absolute":
+        return tiny_model(family, **SMALL)
+    backbone = BACKBONES["swin"]()
+    backbone.use_absolute_embeddings, backbone.image_size = True, 64
+    config = Mask2FormerConfig(backbone_config=backbone, **tiny_fields(**SMALL))
+    return randomise(Mask2FormerForUniversalSegmentation(config)).eval()
+
+
+def photo(size=(60, 90), seed=0):
+    """Broad patches, so that different queries win in different places."""
+    small = np.random.default_rng(seed).integers(0, 255, (5, 7, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(small).resize(size[::-1], Image.Resampling.BICUBIC))
