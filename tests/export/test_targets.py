@@ -1,4 +1,4 @@
-"""Other forms of an export: 8 bits, OpenVINO, PyTorch programs, transformers' own exporter; and the command line."""
+"""Other forms of an export: 8 bits, OpenVINO, PyTorch programs; and the command line."""
 
 import importlib.util
 import json
@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from exports import SMALL, family_model, photo
-from helpers import SUPPORT, tiny_model
+from exports import family_model, photo
+from helpers import SUPPORT
 from PIL import Image
 
 from mask2former_hf import Segmenter, export_model
@@ -119,18 +119,3 @@ def test_the_example_for_other_languages_gives_the_map_of_segmenter(decided, end
     expected = Segmenter(end_to_end / "panoptic")(photo())
     assert (ids == expected.map).mean() > 0.999
     assert len(capsys.readouterr().out.splitlines()) == len(expected.segments) == ids.max()
-
-
-def test_transformers_own_exporter_takes_the_model(tmp_path):
-    exporters = pytest.importorskip("transformers.exporters")
-    pytest.importorskip("onnxscript")
-    model = tiny_model("resnet", **{**SMALL, "decoder_layers": 2})
-    pixels = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        expected = model(pixels)
-    config = exporters.OnnxConfig(opset_version=20, optimize=False)
-    program, _ = exporters.OnnxExporter().export_program(model, {"pixel_values": pixels}, config)
-    exporters.OnnxExporter.save_program(program, tmp_path / "model.onnx")
-    run = pytest.importorskip("onnxruntime").InferenceSession(str(tmp_path / "model.onnx")).run
-    for name, ours in zip(LOGITS, run(list(LOGITS), {"pixel_values": pixels.numpy()}), strict=True):
-        np.testing.assert_allclose(ours, expected[name], rtol=0, atol=1e-4 * expected[name].abs().max().item())
