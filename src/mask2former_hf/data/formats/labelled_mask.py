@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.ndimage import find_objects
 
 from ..example import Example
 from ..polygons import Polygon, polygons_of
@@ -68,6 +67,8 @@ def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:
 
 def masks_of_example(example: Example, id2label: Mapping[int, str]) -> list[LabelledMask]:
     """The segments of an annotation that have a pixel, in their order."""
+    from scipy.ndimage import find_objects  # results without torch import this file where SciPy is missing
+
     numbers = np.array(sorted(segment["id"] for segment in example.segments), dtype=np.int32)
     places = {}  # id -> where it is, and its mask there
     for layer in example.layers if len(numbers) else ():
