@@ -11,7 +11,9 @@ from mask2former_hf import Mask2FormerConfig, Mask2FormerForUniversalSegmentatio
 
 CASES = [
     *((name, None) for name in (*BACKBONES, *HIERARCHICAL)),
-    *((name, neck) for name in PLAIN for neck in ("pyramid", "adapter")),
+    *((name, "pyramid") for name in PLAIN),
+    ("dinov3_vit", "adapter"),
+    ("dinov2", "adapter"),  # patches of 14 pixels
     *((name, "pyramid") for name in ONE_MAP),
 ]
 PREFIX = "model.pixel_level_module.encoder."
