@@ -573,7 +573,7 @@ MODEL:
   MASK_FORMER:
     TRANSFORMER_DECODER_NAME: "MultiScaleMaskedTransformerDecoder"
     NUM_OBJECT_QUERIES: 100
-    TEST: {PANOPTIC_ON: True, INSTANCE_ON: True}
+    TEST: {PANOPTIC_ON: True, INSTANCE_ON: True, OBJECT_MASK_THRESHOLD: 0.0, OVERLAP_THRESHOLD: 0.8}
 """
     )
     (tmp_path / "swin" / "tiny.yaml").write_text(
@@ -586,6 +586,7 @@ MODEL:
 """
     )
     settings = settings_from_yaml(tmp_path / "swin" / "tiny.yaml")
+    assert (settings.processor["object_mask_threshold"], settings.processor["overlap_threshold"]) == (0.0, 0.8)
     assert settings.config == {
         "num_labels": 19, "ignore_value": 255, "num_queries": 200, "pre_norm": True, "task": "panoptic"
     }  # fmt: skip
