@@ -11,7 +11,6 @@ from helpers import tiny_model
 from PIL import Image
 
 from mask2former_hf import Mask2FormerImageProcessor, Segmentation, Segmenter
-from mask2former_hf.inference.segmentation import boxes_of_map
 
 TASKS = ("panoptic", "instance", "semantic")
 
@@ -192,12 +191,3 @@ def test_plot_draws_on_the_image_or_on_grey_also_without_a_segment(segmenters, t
         result = segmenters[task](photo(), threshold=threshold)
         for image in (None, photo(), Image.fromarray(photo()), tmp_path / "photo.png"):
             assert result.plot(image).mode == "RGB"
-
-
-def test_boxes_of_a_map_are_those_of_each_mask():
-    ids = np.random.default_rng(0).integers(0, 6, (9, 12)) * (np.random.default_rng(1).random((9, 12)) < 0.3)
-    wanted = [4, 0, 9, 2]
-    for number, box in zip(wanted, boxes_of_map(ids, wanted), strict=True):
-        rows, columns = np.nonzero(ids == number)
-        expected = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) if len(rows) else (0, 0, 0, 0)
-        assert box == expected

@@ -112,14 +112,11 @@ class SegmentationEvaluator:
             segments = [{"id": segment.id, "category_id": segment.label_id} for segment in result.segments]
             self.metrics["pq"].update(result.map, segments, single_map(example, "pq"), example.segments)
         if "instance" in self.rules:
-            result = results["instance"]
-            rows = [(s.score, s.label_id) for s in result.segments]
-            scores, labels = (np.array(column) for column in zip(*rows, strict=True)) if rows else (np.zeros(0),) * 2
-            things = ~np.isin(labels, list(self.stuff))
-            masks, scores, labels = result.masks[things], scores[things], labels[things]
+            found = [entry for entry in results["instance"].to_coco() if entry["category_id"] not in self.stuff]
+            masks, scores, labels = ([e[key] for e in found] for key in ("segmentation", "score", "category_id"))
             truth = true_objects(example, self.stuff)
             for name in {"ap", "box_ap"} & set(self.metrics):
-                self.metrics[name].update(masks, scores, labels, truth, image_id=image_id)
+                self.metrics[name].update(masks, np.array(scores), np.array(labels), truth, image_id=image_id)
         if "miou" in self.metrics:
             self.metrics["miou"].update(results["semantic"].map, label_map(example, self.num_labels))
 

@@ -76,17 +76,9 @@ def _instances(logits, rules: Rules, image, progress) -> Segmentation:
         mask_threshold=rules.mask_threshold,
         decide=decide[rules.refine]() if rules.refine else None,
     )
-    ids, kept = stack_instances(found["masks"], rules.overlap_threshold)
-    masks, scores, labels, boxes = (found[name][kept].cpu() for name in ("masks", "scores", "labels", "boxes"))
-    return instance_result(
-        (ids + 1).cpu().numpy(),
-        masks.numpy(),
-        scores.tolist(),
-        labels.tolist(),
-        boxes.tolist(),
-        rules.id2label,
-        rules.stuff_label_ids,
-    )
+    _, kept = stack_instances(found["masks"], rules.overlap_threshold)
+    masks, scores, labels = (found[name][kept].cpu() for name in ("masks", "scores", "labels"))
+    return instance_result(masks.numpy(), scores.tolist(), labels.tolist(), rules.id2label, rules.stuff_label_ids)
 
 
 def _semantic(logits, rules: Rules, image, progress) -> Segmentation:
