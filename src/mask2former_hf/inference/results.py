@@ -1,4 +1,4 @@
-"""Model outputs → `Segmentation`s, by given rules; what every door calls in the end."""
+"""Model outputs → `Segmentation`s or results of tiles, by given rules; what every door calls in the end."""
 
 from collections.abc import Sequence
 
@@ -8,15 +8,17 @@ import torch
 from ..model.postprocessing import (
     instance_segmentation,
     logits_per_image,
+    panoptic_claims,
     panoptic_segmentation,
     semantic_map,
     semantic_scores,
     stack_instances,
 )
-from .crf import crf_instance_decision, crf_panoptic_segmentation, crf_semantic_map
+from .crf import crf_instance_decision, crf_panoptic_segmentation, crf_semantic_map, dense_crf, map_of_winners
 from .otsu import otsu_decision
 from .rules import Rules
 from .segmentation import Segmentation, instance_result, panoptic_result, semantic_result
+from .tile_merging import VOID, Thing, TileResult
 
 
 def segment_outputs(
@@ -50,13 +52,50 @@ def segment_logits(logits: tuple, rules: Rules, image: np.ndarray | None = None,
     )
 
 
-def _panoptic(logits, rules: Rules, image, progress) -> Segmentation:
-    options = {
+def tile_result(logits: tuple, rules: Rules, image: np.ndarray) -> TileResult:
+    """What a tile of an image shows, of logits and sizes as `segment_logits` takes them."""
+    if rules.task == "panoptic":
+        return _panoptic_tile(logits, rules, image)
+    if rules.task == "instance":
+        return TileResult(_things(_instances(logits, rules, image, False)))
+    return tile_of_scores(semantic_scores(*logits, resize_masks_first=not rules.semantic_only), rules, image)
+
+
+def tile_of_scores(scores: torch.Tensor, rules: Rules, image: np.ndarray) -> TileResult:
+    """What (K, H, W) semantic scores of a tile show."""
+    scores = scores if rules.refine is None else dense_crf(image, scores)
+    return TileResult(labels=range(len(scores)), scores=scores.cpu().numpy())
+
+
+def _panoptic_tile(logits, rules: Rules, image: np.ndarray) -> TileResult:
+    decide = otsu_decision() if rules.refine == "otsu" else None
+    claims, segments = panoptic_claims(*logits, **_panoptic_options(rules), decide=decide)
+    if rules.refine == "crf" and segments:
+        claims = dense_crf(image, claims)
+    ids, kept = map_of_winners(claims.argmax(0), segments)
+    result = panoptic_result(ids.cpu().numpy(), kept, rules.id2label, rules.stuff_label_ids)
+    stuff = [place for place, segment in enumerate(segments, start=1) if segment["was_fused"]]
+    labels = [segments[place - 1]["label_id"] for place in stuff]
+    scores = {segments[place - 1]["label_id"]: segments[place - 1]["score"] for place in stuff}
+    return TileResult(_things(result), [VOID, *labels], claims[[0, *stuff]].cpu().numpy(), scores)
+
+
+def _things(result: Segmentation) -> list[Thing]:
+    found = zip(result.segments, result.runs, strict=True)
+    return [Thing(s.label_id, s.score, runs) for s, runs in found if s.label_id not in result.stuff_label_ids]
+
+
+def _panoptic_options(rules: Rules) -> dict:
+    return {
         "object_mask_threshold": rules.threshold,
         "overlap_threshold": rules.overlap_threshold,
         "mask_threshold": rules.mask_threshold,
         "stuff_label_ids": set(rules.stuff_label_ids),
     }
+
+
+def _panoptic(logits, rules: Rules, image, progress) -> Segmentation:
+    options = _panoptic_options(rules)
     if rules.refine == "crf":
         ids, segments = crf_panoptic_segmentation(image, *logits, progress=progress, **options)
     else:

@@ -126,6 +126,7 @@ def panoptic_claims(
     overlap_threshold=OVERLAP_THRESHOLD,
     mask_threshold=MASK_THRESHOLD,
     stuff_label_ids=(),
+    decide: Callable[[Tensor], Tensor] | None = None,
 ):
     """How much void and every segment of `panoptic_segmentation` claim each pixel, for those who weigh them anew.
 
@@ -140,6 +141,7 @@ def panoptic_claims(
         object_mask_threshold,
         overlap_threshold,
         mask_threshold,
+        decide,
     )
     places, segments = _accept(contest, overlap_threshold, stuff_label_ids)
     survivors = [query for query, place in enumerate(places) if place >= 0]
@@ -151,7 +153,11 @@ def panoptic_claims(
     kept = torch.tensor([False, *(place >= 0 for place in places)], device=claims.device)
     threshold = mask_threshold * torch.cat([contest.scores.new_ones(1), contest.scores])
     void = threshold[contest.owner + 1] * (1 - 1e-6)  # a pixel exactly at the threshold is the segment's
-    claims[0] = torch.where(contest.inside & kept[contest.owner + 1], void, torch.maximum(void, contest.best))
+    inside = contest.inside & kept[contest.owner + 1]
+    less = torch.minimum(
+        void, contest.best * (1 - 1e-6)
+    )  # `decide` may give a pixel below mask_threshold to the segment
+    claims[0] = torch.where(inside, less, torch.maximum(void, contest.best))
     return claims, segments
 
 
