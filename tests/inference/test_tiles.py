@@ -1,5 +1,6 @@
 """Tiles of a large image: where they lie, how they are read, and that what they saw becomes one result."""
 
+import json
 import random
 
 import numpy as np
@@ -8,11 +9,14 @@ from helpers import tiny_model
 from scipy import ndimage
 
 from mask2former_hf import Mask2FormerImageProcessor, Segmenter
+from mask2former_hf.cli.main import main
 from mask2former_hf.data.runs import Runs
 from mask2former_hf.data.scenes import STUFF_LABEL_IDS, ScenesDataset
+from mask2former_hf.data.windows import ImageWindows, RasterWindows
+from mask2former_hf.inference import segmentation
 from mask2former_hf.inference.rules import Rules
 from mask2former_hf.inference.tile_merging import VOID, Thing, TileMerger, TileResult, merge_things, segment_tiles
-from mask2former_hf.inference.tiles import ImageWindows, RasterWindows, plan_tiles
+from mask2former_hf.inference.tiles import plan_tiles
 
 SIZES = [(100, 250), (64, 64), (65, 300), (700, 70)]
 
@@ -317,3 +321,28 @@ def test_a_large_raster_is_read_by_windows_and_keeps_its_place(network, raster, 
     found = segmenter(path, threshold=0.1)
     assert found.georeference.crs == "EPSG:32632" and max(right - left for left, _, right, _ in read) == 64
     assert (found.map == segmenter(pixels, threshold=0.1).map).all()
+
+
+def test_predict_in_tiles_writes_what_the_segmenter_gives(network, raster, tmp_path, capsys):
+    (model, processor), (path, _) = network, raster
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    given = ["predict", str(path), "--model", str(tmp_path / "model"), "--task", "instance", "--device", "cpu"]
+    given += ["--threshold", "0.1", "--output", str(tmp_path / "out")]
+    assert main([*given, "--tile", "64", "--overlap", "0.3", "--batch-size", "2"]) == 0
+    found = Segmenter.of(model, processor, task="instance", tile=64, overlap=0.3)(path, batch_size=2, threshold=0.1)
+    written = json.loads((tmp_path / "out" / "instances.json").read_text())
+    assert [{**entry, "file_name": "field.tif"} for entry in found.to_coco(1)] == written
+    assert main([*given, "--overwrite", "--overlap", "0.7"]) == 2
+    assert "--overlap 0.7: must be between 0 and 0.5" in capsys.readouterr().err
+
+
+def test_a_large_result_is_drawn_smaller(monkeypatch):
+    monkeypatch.setattr(segmentation, "LARGEST_PICTURE", 100)
+    image, labels = photo((150, 290)), np.zeros((150, 290), dtype=np.int32)
+    labels[60:120, 100:200] = 1
+    result = segmentation.semantic_result(labels, {0: "", 1: ""})
+    picture = np.asarray(result.plot(image))
+    assert (picture == np.asarray(result.plot(ImageWindows(image)))).all()
+    expected = segmentation.semantic_result(labels[::3, ::3], {0: "", 1: ""}).plot(image[::3, ::3])
+    assert (picture == np.asarray(expected)).all()

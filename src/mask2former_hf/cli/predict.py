@@ -11,16 +11,19 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..data.images import IMAGE_SUFFIXES, read_image
+from ..data.images import IMAGE_SUFFIXES
 from ..data.json_files import write_json
+from ..data.windows import ImageWindows
 from ..inference.known_labels import stuff_of
 from ..inference.loading import default_device
 from ..inference.rules import METHODS, Rules
 from ..inference.segmentation import Segmentation
 from ..inference.segmenter import Segmenter
+from ..inference.tiles import OVERLAP
 from ..model.configuration_mask2former import TASKS
 from .loading import load
 from .main import UserError
+from .tiling import add_tile_arguments
 
 RESULTS = ("overlays", "panoptic", "semantic", "panoptic.json", "instances.json", "categories.json")
 ASKED_AGAIN = 10  # images of which the best score is looked for if no segment was above the threshold
@@ -39,6 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--refine", choices=METHODS, help="a threshold per mask (otsu), or a dense CRF over the image (crf)"
     )
+    add_tile_arguments(parser)
+    parser.add_argument("--batch-size", type=int, default=1, help="tiles per forward pass (default: %(default)s)")
     parser.add_argument("--tta", action="store_true", help="average over six sizes and their mirror images")
     parser.add_argument("--device", default=default_device(), help="cpu, cuda, cuda:1, ... (default: %(default)s)")
 
@@ -48,6 +53,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--task {arguments.task}: must be one of {', '.join(TASKS)}")
     if arguments.threshold is not None and not 0 <= arguments.threshold <= 1:
         raise UserError(f"--threshold {arguments.threshold}: must be between 0 and 1")
+    if arguments.batch_size < 1:
+        raise UserError(f"--batch-size {arguments.batch_size}: must be at least 1")
+    if arguments.overlap is not None and not 0 <= arguments.overlap <= 0.5:
+        raise UserError(f"--overlap {arguments.overlap}: must be between 0 and 0.5")
     images, problems = find_images(arguments.images)
     if not images:
         raise UserError("; ".join(problems))
@@ -57,11 +66,12 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         for image_id, found in enumerate(tqdm(images, desc="predicting", unit="image"), start=1):
             try:
-                image = read_image(found.path)
+                image = segmenter.open(found.path)
             except (OSError, ValueError) as error:
                 problems.append(str(error))
                 continue
-            writer.add(image_id, found, image, segmenter.segment([image], rules, progress=True)[0])
+            result = segmenter.segment_windows(image, rules, arguments.batch_size, progress=True)
+            writer.add(image_id, found, image, result)
     finally:  # also after Ctrl-C: what was predicted is kept
         writer.close()
     for problem in problems:
@@ -77,7 +87,9 @@ def _segmenter(arguments) -> tuple[Segmenter, Rules]:
     if unknown:
         raise UserError(f"--stuff {unknown}: the checkpoint has labels 0 to {labels - 1}")
     try:
-        segmenter = Segmenter.of(model, processor, task=arguments.task, refine=arguments.refine, tta=arguments.tta)
+        options = {name: getattr(arguments, name) for name in ("task", "refine", "tta", "tile")}
+        overlap = OVERLAP if arguments.overlap is None else arguments.overlap
+        segmenter = Segmenter.of(model, processor, **options, overlap=overlap)
     except (ImportError, ValueError) as error:
         raise UserError(f"--refine {arguments.refine}: {error}" if arguments.refine else str(error)) from error
     rules = segmenter.rules(threshold=arguments.threshold, stuff_label_ids=arguments.stuff)
@@ -95,7 +107,7 @@ def _report(arguments, writer: "Writer", segmenter: Segmenter, images: list["Fou
         best = 0.0
         for found in images[:ASKED_AGAIN]:
             try:
-                image = read_image(found.path)
+                image = segmenter.open(found.path)
             except (OSError, ValueError):
                 continue
             result = segmenter(image, threshold=0.0, overlap_threshold=0.0, stuff_label_ids=arguments.stuff)
@@ -165,7 +177,7 @@ class Writer:
         except OSError as error:
             raise UserError(f"--output {output}: cannot be created ({error.strerror})") from error
 
-    def add(self, image_id: int, found: Found, image: np.ndarray, result: Segmentation):
+    def add(self, image_id: int, found: Found, image: ImageWindows, result: Segmentation):
         self.write(image_id, found, result)
         result.plot(image).save(self.output / "overlays" / f"{found.stem}.png")
         self.count += 1

@@ -164,7 +164,7 @@ def paint(size: tuple[int, int], masks: Sequence[Runs], values: Sequence[int], g
 
 
 def _runs(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Starts, stops and values of the runs of equal pixels that are not 0, in the order of positions."""
+    """Starts, stops and values of the runs of equal pixels above 0, in the order of positions."""
     H, W = ids.shape
     columns = np.zeros((W, H + 1), dtype=ids.dtype)  # a 0 below each column ends its last run
     columns[:, :H] = ids.T
@@ -176,7 +176,7 @@ def _runs(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return bounds, bounds, flat[:0]
     values = flat[bounds]
     stops = np.r_[bounds[1:], bounds[-1]]
-    kept = values != 0
+    kept = values > 0
     starts, stops = (bounds[kept], stops[kept])
     return *((p // (H + 1) << COLUMN_BITS) + p % (H + 1) for p in (starts, stops)), values[kept]
 

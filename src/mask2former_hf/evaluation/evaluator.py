@@ -8,11 +8,14 @@ from torch.utils.data import DataLoader, IterableDataset, Subset
 from tqdm import tqdm
 
 from ..data.example import Example
+from ..data.runs import NOTHING, joined, runs_of_map
+from ..data.windows import ImageWindows
 from ..inference.known_labels import task_of
 from ..inference.results import segment_outputs
 from ..inference.rules import rules_of
-from ..inference.segmentation import Segmentation
+from ..inference.segmentation import Segmentation, coco_code
 from ..inference.segmenter import Segmenter
+from ..inference.tiles import OVERLAP
 from ..model.image_processing_mask2former import Mask2FormerImageProcessor
 from ..model.modeling_mask2former import Mask2FormerForUniversalSegmentation
 from .average_precision import AveragePrecision
@@ -37,6 +40,8 @@ class SegmentationEvaluator:
         top_k: instances per image (the original's TEST.DETECTIONS_PER_IMAGE).
         task: what the model is measured as; None for what it is for.
         refine: "otsu" or "crf" (`inference.rules.Rules`).
+        max_detections: instances of a class and image that count for average precision; COCO's are 100, images in
+            tiles may have thousands.
     """
 
     def __init__(
@@ -49,6 +54,7 @@ class SegmentationEvaluator:
         top_k: int | None = None,
         task: str | None = None,
         refine: str | None = None,
+        max_detections: int | None = None,
     ):
         metrics = METRICS[task or task_of(config)] if metrics is None else metrics
         unknown = sorted(set(metrics) - set(KNOWN_METRICS))
@@ -70,10 +76,11 @@ class SegmentationEvaluator:
         things = {i: category for i, category in categories.items() if category["isthing"]}
         if not things and {"ap", "box_ap"} & set(metrics):
             raise ValueError(f"metrics={list(metrics)}: average precision needs things, and all classes are stuff")
+        limits = (1, 10, 100) if max_detections is None else tuple(sorted({1, 10, max_detections}))
         makers = {
             "pq": lambda: PanopticQuality(categories),
-            "ap": lambda: AveragePrecision(things, "segm"),
-            "box_ap": lambda: AveragePrecision(things, "bbox"),
+            "ap": lambda: AveragePrecision(things, "segm", limits),
+            "box_ap": lambda: AveragePrecision(things, "bbox", limits),
             "miou": lambda: MeanIoU(categories, ignore_index=self.num_labels),
         }
         self.metrics = {name: makers[name]() for name in metrics}
@@ -167,14 +174,15 @@ def label_map(example: Example, ignore_index: int) -> np.ndarray:
 def true_objects(example: Example, stuff: set[int]) -> list[dict]:
     """The things of an example as `AveragePrecision.update` takes them."""
     things = [segment for segment in example.segments if segment["category_id"] not in stuff]
+    layers = [runs_of_map(layer) for layer in example.layers]
     return [
         {
             "category_id": segment["category_id"],
-            "segmentation": mask,
+            "segmentation": coco_code(joined(*(layer.get(segment["id"], NOTHING) for layer in layers)), example.size),
             "iscrowd": segment.get("iscrowd", 0),
             **({"area": segment["area"]} if "area" in segment else {}),
         }
-        for segment, mask in zip(things, example.masks(things), strict=True)
+        for segment in things
     ]
 
 
@@ -231,29 +239,34 @@ def run_evaluation(
     progress: bool = True,
     autocast: torch.dtype | None = None,
     tta: bool = False,
+    tile: int | str | None = None,
+    overlap: float = OVERLAP,
 ) -> int:
     """Feed all batches to `evaluator`; returns the number of images. Restores the model's mode.
 
     Args:
         autocast: half precision of the forward pass.
         tta: average over several sizes and both directions (`inference.tta`).
+        tile, overlap: of `Segmenter`; a batch is then of tiles, as large as one of images.
     """
     training, images = model.training, 0
     device = next(iter(model.parameters())).device
     model.eval()
-    segmenter = Segmenter.of(model, evaluator.processor, tta=True) if tta else None
+    segmenter = None
+    if tta or tile is not None:
+        segmenter = Segmenter.of(model, evaluator.processor, tta=tta, tile=tile, overlap=overlap)
     try:
         for batch in tqdm(loader, desc="evaluating", unit="batch", disable=not progress, leave=False):
             examples = [Example.of(example) for _, example in batch]
             numbers = [number for number, _ in batch]
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
-                if tta:
-                    results = [_augmented(segmenter, evaluator, example.image) for example in examples]
+                if segmenter is not None:
+                    results = [_by_segmenter(segmenter, evaluator, example.image, len(batch)) for example in examples]
                 else:
                     pictures = [example.image for example in examples]
                     inputs = evaluator.processor(pictures, input_data_format="channels_last", return_tensors="pt")
                     outputs = model(**inputs.to(device))
-            if tta:
+            if segmenter is not None:
                 for result, example, number in zip(results, examples, numbers, strict=True):
                     evaluator.count(result, example, number)
             else:
@@ -267,8 +280,9 @@ def run_evaluation(
     return images
 
 
-def _augmented(segmenter: Segmenter, evaluator: SegmentationEvaluator, image: np.ndarray) -> dict[str, Segmentation]:
-    return {task: segmenter.segment([image], rules)[0] for task, rules in evaluator.rules.items()}
+def _by_segmenter(segmenter: Segmenter, evaluator, image: np.ndarray, batch_size: int) -> dict[str, Segmentation]:
+    windows = ImageWindows(image)
+    return {task: segmenter.segment_windows(windows, rules, batch_size) for task, rules in evaluator.rules.items()}
 
 
 def evaluate(
@@ -282,6 +296,8 @@ def evaluate(
     progress: bool = True,
     autocast: torch.dtype | None = None,
     tta: bool = False,
+    tile: int | str | None = None,
+    overlap: float = OVERLAP,
     **options,
 ) -> dict[str, dict]:
     """Metrics of a model on a dataset; under `torch.distributed` every process measures its share and gets the whole.
@@ -290,7 +306,7 @@ def evaluate(
         dataset: of annotated examples (`data.example.Example`) or mappings; a process measures every n-th.
         metrics, options: of `SegmentationEvaluator`.
         on_result: called with every example and its results.
-        autocast, tta: see `run_evaluation`.
+        autocast, tta, tile, overlap: see `run_evaluation`.
 
     Returns:
         The full summary of every metric, by its name; `headline` picks the usual figures.
@@ -299,7 +315,7 @@ def evaluate(
     evaluator = SegmentationEvaluator(model.config, processor, metrics, **options)
     show = progress and process_rank()[0] == 0
     loader = evaluation_loader(dataset, batch_size, num_workers)
-    run_evaluation(model, loader, evaluator, on_result, show, autocast, tta)
+    run_evaluation(model, loader, evaluator, on_result, show, autocast, tta, tile, overlap)
     return merge_processes(evaluator).compute()
 
 

@@ -1,18 +1,20 @@
 """The result of segmenting an image: what every door of the package gives. NumPy and Pillow alone, no torch."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from ..data.images import read_image
+from ..data.images import read_image, to_rgb
 from ..data.runs import NOTHING, Runs, paint, runs_of_map, visible
+from ..data.windows import Georeference, ImageWindows
 from ..model.run_lengths import counts_to_text
+
+LARGEST_PICTURE = 4096  # pixels of the longer side; drawing one takes 0.3 GB
 
 
 @dataclass(frozen=True)
@@ -34,18 +36,6 @@ class Segment:
     score: float | None
     area: int
     box: tuple[int, int, int, int]
-
-
-class Georeference(NamedTuple):
-    """Where an image lies on the ground.
-
-    Args:
-        transform: six numbers a, b, c, d, e, f; the pixel edge (x, y) lies at (a x + b y + c, d x + e y + f).
-        crs: coordinate reference system as text, such as "EPSG:32632"; "" if the file names none.
-    """
-
-    transform: tuple[float, float, float, float, float, float]
-    crs: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,17 +103,22 @@ class Segmentation:
         return replace(self, size=size, segments=segments, runs=runs, georeference=None)
 
     def plot(self, image=None) -> Image.Image:
-        """A picture with coloured segments and their names.
+        """A picture with coloured segments and their names; of every second, third ... pixel if the image is large.
 
         Args:
-            image: what was segmented: PIL, a path, or an array as `data.images.to_rgb` takes it; a grey ground by
-                default.
+            image: what was segmented: PIL, a path, an array as `data.images.to_rgb` takes it, or
+                `data.windows.ImageWindows`; a grey ground by default.
         """
         from .drawing import draw_segmentation
 
         if isinstance(image, str | os.PathLike):
             image = read_image(Path(image))
-        return draw_segmentation(self, image)
+        step, (H, W) = -(-max(self.size) // LARGEST_PICTURE), self.size
+        if isinstance(image, ImageWindows):
+            image = image.read((0, 0, W, H), step)
+        elif image is not None and step > 1:
+            image = to_rgb(image, "image")[::step, ::step]
+        return draw_segmentation(self.reduced(step) if step > 1 else self, image)
 
     def to_coco(self, image_id: int | str | None = None) -> list[dict]:
         """COCO's result entries: `category_id`, `score`, `bbox` (left, top, width, height), `area`, `segmentation`.
@@ -136,7 +131,7 @@ class Segmentation:
         first = {} if image_id is None else {"image_id": image_id}
         return [
             {**first, **self._entry(segment), "segmentation": code}
-            for segment, code in zip(self.segments, self._codes(), strict=True)
+            for segment, code in zip(self.segments, (coco_code(runs, self.size) for runs in self.runs), strict=True)
         ]
 
     def to_coco_panoptic(self) -> tuple[Image.Image, list[dict]]:
@@ -148,14 +143,9 @@ class Segmentation:
         if self.task != "panoptic":
             raise ValueError(f"task={self.task!r}: only panoptic results have COCO's panoptic form; use to_coco()")
         colours = np.empty((*self.size, 3), dtype=np.uint8)
-        for channel in range(3):
-            colours[..., channel] = self.map >> 8 * channel & 255
+        for row, ids in zip(colours, self.map, strict=True):  # by rows: maps of large images fill the memory
+            row[:] = ids[:, None] >> (0, 8, 16) & 255
         return Image.fromarray(colours), [{"id": segment.id, **self._entry(segment)} for segment in self.segments]
-
-    def _codes(self) -> Iterator[dict]:
-        H, W = self.size
-        for runs in self.runs:
-            yield {"size": [H, W], "counts": counts_to_text(runs.counts((0, 0, W, H)))}
 
     def _entry(self, segment: Segment) -> dict:
         left, top, right, bottom = segment.box
@@ -165,6 +155,12 @@ class Segmentation:
             "bbox": [left, top, right - left, bottom - top],
         }
         return entry if segment.score is None else {**entry, "score": segment.score}
+
+
+def coco_code(runs: Runs, size: tuple[int, int]) -> dict:
+    """COCO's compressed run lengths of a mask in an image of (height, width)."""
+    H, W = size
+    return {"size": [H, W], "counts": counts_to_text(runs.counts((0, 0, W, H)))}
 
 
 def panoptic_result(ids: np.ndarray, segments: Iterable[Mapping], id2label, stuff_label_ids=()) -> Segmentation:

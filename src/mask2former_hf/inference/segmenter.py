@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 
 from ..data.images import read_image, to_rgb
+from ..data.windows import ImageWindows, open_raster
 from ..model.postprocessing import logits_per_image
 from .loading import load_model, load_processor, to_device
 from .results import from_scores, segment_logits, tile_of_scores, tile_result
 from .rules import Rules, rules_of
 from .segmentation import Segmentation
 from .tile_merging import TileResult, segment_tiles
-from .tiles import OVERLAP, ImageWindows, check_tiling, open_raster, plan_tiles
+from .tiles import OVERLAP, check_tiling, plan_tiles
 from .tta import augmented_outputs, augmented_semantic_scores
 
 DOWNLOAD_TIMEOUT = 60  # seconds
@@ -100,8 +101,8 @@ class Segmenter:
 
         Args:
             images: an image, which is a PIL image, a path, a URL, an (H, W) or (H, W, channels) array or tensor of
-                integers, or `tiles.ImageWindows`; or an iterable of images. Photos are turned upright by their EXIF
-                tag.
+                integers, or `data.windows.ImageWindows`; or an iterable of images. Photos are turned upright by their
+                EXIF tag.
             batch_size: images of an iterable, or tiles, that go through the network at a time.
             progress: show the tiles of an image, or the steps of a refinement.
             numbers: `threshold`, `mask_threshold`, `overlap_threshold`, `top_k`, `stuff_label_ids`; see `Rules`.

@@ -15,9 +15,10 @@ import numpy as np
 from tqdm import tqdm
 
 from ..data.runs import NOTHING, Runs, joined, runs_of_map, visible
+from ..data.windows import ImageWindows, Window
 from .rules import Rules
 from .segmentation import Segmentation, result_of_runs
-from .tiles import ImageWindows, TilePlan, Window
+from .tiles import TilePlan
 
 VOID = -1  # among labels of scores
 SAME = 0.5  # IoU in the strip from which on two things that are each other's best are one; panoptic quality's limit
