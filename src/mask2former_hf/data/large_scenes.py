@@ -4,7 +4,7 @@ import numpy as np
 
 from .images import to_rgb
 from .runs import Runs
-from .scenes import NUM_THING_CLASSES, background, outline, paint
+from .scenes import NUM_THING_CLASSES, background, is_ground, outline, paint
 from .windows import ImageWindows, Window
 
 NOISE_BLOCK = 256  # pixels; noise is a function of the place, whatever the window
@@ -55,7 +55,7 @@ class LargeScene(ImageWindows):
     def ids(self, window: Window, step: int = 1) -> np.ndarray:
         """(h, w) int32 of a window: 1 for sky, 2 for ground, n + 3 for things[n]."""
         x, y = self._positions(window, step)
-        _, ids = background(self._rng(1), x, y, self.size, self.unit)
+        ids = np.where(is_ground(self._rng(1), x[:1], y, self.size), 2, 1).astype(np.int32)
         for number, part, mask in self._drawn(window, x, y):
             ids[part][mask] = number + 3
         return ids

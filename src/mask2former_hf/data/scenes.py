@@ -122,9 +122,7 @@ def background(rng, x, y, size, unit):
     """
     H, W = size
     u, v = x / W, y / H
-    border = rng.uniform(0.3, 0.7) + rng.uniform(-0.25, 0.25) * (u - 0.5)
-    border = border + rng.uniform(0, 0.06) * np.sin(2 * np.pi * (rng.uniform(0.5, 3) * u + rng.uniform()))
-    below = v > border
+    below = is_ground(rng, x, y, size)
     top, bottom = _muted_colour(rng), _muted_colour(rng)
     clouds = np.sin(2 * np.pi * (rng.uniform(0.5, 2) * u + rng.uniform())) * np.sin(
         2 * np.pi * rng.uniform(0.5, 2) * v
@@ -138,6 +136,13 @@ def background(rng, x, y, size, unit):
     ground = _muted_colour(rng) + rng.uniform(15, 35) * pattern[..., None]
     ids = np.where(below, 2, 1).astype(np.int32)
     return np.where(below[..., None], ground, sky).astype(np.float32), ids
+
+
+def is_ground(rng, x, y, size) -> np.ndarray:
+    """(h, w) bool: what lies below a wavy border."""
+    u = x / size[1]
+    border = rng.uniform(0.3, 0.7) + rng.uniform(-0.25, 0.25) * (u - 0.5)
+    return y / size[0] > border + rng.uniform(0, 0.06) * np.sin(2 * np.pi * (rng.uniform(0.5, 3) * u + rng.uniform()))
 
 
 def outline(rng, label, size, unit) -> "Outline":

@@ -184,10 +184,10 @@ def same_things(
     if not sides[0] or not sides[1]:
         return []
     common = np.zeros([len(side) for side in sides], dtype=np.int64)
-    for one, (_, label, runs, _) in enumerate(sides[0]):
-        for two, (_, other_label, other, _) in enumerate(sides[1]):
-            if any_label or label == other_label:
-                common[one, two] = runs.overlap(other)
+    for one, two in np.argwhere(_meet(*([runs.box for _, _, runs, _ in side] for side in sides))).tolist():
+        (_, label, runs, _), (_, other_label, other, _) = sides[0][one], sides[1][two]
+        if any_label or label == other_label:
+            common[one, two] = runs.overlap(other)
     areas = [np.array([runs.area for _, _, runs, _ in side]) for side in sides]
     iou = common / (areas[0][:, None] + areas[1] - common)
     same = (iou == iou.max(1, keepdims=True)) & (iou == iou.max(0)) & (iou >= SAME)
@@ -197,6 +197,12 @@ def same_things(
         best = share == share.max(1 - axis, keepdims=True)
         same |= best & (share >= CONTAINED) & (is_cut[:, None] if axis == 0 else is_cut)
     return [(sides[0][one][0], sides[1][two][0]) for one, two in np.argwhere(same).tolist()]
+
+
+def _meet(boxes: list[Window], others: list[Window]) -> np.ndarray:
+    """(N, M) bool: which windows have pixels in common."""
+    one, two = np.array(boxes)[:, None], np.array(others)
+    return (np.maximum(one[..., :2], two[..., :2]) < np.minimum(one[..., 2:], two[..., 2:])).all(-1)
 
 
 def _is_cut(box: Window, window: Window, plan: TilePlan) -> bool:
