@@ -144,3 +144,10 @@ def test_a_pipe_is_no_image_and_is_not_waited_for(tmp_path):
     for read in (read_image, read_map, read_size):
         with pytest.raises(OSError, match="pipe.png: not a readable image .*neither a file"):
             read(tmp_path / "pipe.png")
+
+
+def test_an_image_beyond_pillows_limit_is_refused_with_the_way_out(tmp_path, monkeypatch):
+    Image.new("RGB", (60, 60)).save(tmp_path / "slide.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(OSError, match="slide.png: has more than 2000 pixels, which Pillow refuses; make a TIFF"):
+        read_image(tmp_path / "slide.png")
