@@ -107,6 +107,17 @@ def test_many_images_of_mixed_sizes_come_lazily_and_as_alone(segmenters, task):
         assert (ours.map == alone.map).mean() > 0.999
 
 
+def test_a_segmenter_travels_without_its_weights_and_a_process_loads_them_once(segmenters):
+    segmenter = segmenters["instance"]
+    sent = pickle.dumps(segmenter)
+    assert len(sent) < 10_000
+    one, two = pickle.loads(sent), pickle.loads(sent)
+    assert equal(one(photo(), threshold=0.1), segmenter(photo(), threshold=0.1))
+    assert one.model is two.model and one.model is not segmenter.model
+    made = Segmenter.of(segmenter.model, segmenter.processor, task="instance")
+    assert equal(pickle.loads(pickle.dumps(made))(photo(), threshold=0.1), one(photo(), threshold=0.1))
+
+
 def test_what_is_no_image_is_refused(segmenters, tmp_path):
     segmenter = segmenters["panoptic"]
     with pytest.raises(TypeError, match="images is a int: give a PIL image"):

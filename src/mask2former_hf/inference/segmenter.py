@@ -5,6 +5,7 @@ import os
 import urllib.request
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import cache
 from itertools import islice
 from pathlib import Path
 
@@ -62,9 +63,8 @@ class Segmenter:
         tile: int | str | None = None,
         overlap: float = OVERLAP,
     ):
-        fields = {} if dtype is None else {"dtype": dtype}
-        model = to_device(load_model(checkpoint, **fields), device)
-        self._set(model, load_processor(checkpoint), task, refine, tta, tile, overlap)
+        self._origin = os.fspath(checkpoint), device, dtype
+        self._set(_load(*self._origin), load_processor(checkpoint), task, refine, tta, tile, overlap)
 
     @classmethod
     def of(
@@ -80,17 +80,29 @@ class Segmenter:
     ):
         """A segmenter with a model that is there already; its device and dtype are the model's."""
         segmenter = cls.__new__(cls)
+        segmenter._origin = None
         segmenter._set(model.eval(), processor, task, refine, tta, tile, overlap)
         return segmenter
 
     def _set(self, model, processor, task, refine, tta, tile, overlap):
-        self.model, self.processor, self.refine, self.tta = model, processor, refine, tta
+        self._model, self.processor, self.refine, self.tta = model, processor, refine, tta
         self.task = rules_of(model.config, task, processor=processor, refine=refine).task
         self.overlap = overlap
         # the side of tiles, and the longest side of an image that is taken whole
         self.tile, self._whole = trained_sides(processor.size) if tile == "auto" else (tile, tile)
         if tile is not None:
             check_tiling(self.tile, overlap)
+
+    @property
+    def model(self):
+        """The network; that of a segmenter from another process is loaded at its first use, once for all of them."""
+        if self._model is None:
+            self._model = _load_once(*self._origin)
+        return self._model
+
+    def __getstate__(self):
+        """A segmenter of a checkpoint travels by the checkpoint's name, one of a model with the weights."""
+        return self.__dict__ if self._origin is None else {**self.__dict__, "_model": None}
 
     def rules(self, **numbers) -> Rules:
         """What results are made by; see `rules_of` for the numbers."""
@@ -180,6 +192,14 @@ class Segmenter:
                 yield augmented_semantic_scores(self.model, self.processor, picture, size, resize_masks_first=first)
             else:
                 yield from logits_per_image(augmented_outputs(self.model, self.processor, picture), [size])
+
+
+def _load(checkpoint: str, device, dtype):
+    fields = {} if dtype is None else {"dtype": dtype}
+    return to_device(load_model(checkpoint, **fields), device)
+
+
+_load_once = cache(_load)
 
 
 def trained_sides(size) -> tuple[int, int]:
