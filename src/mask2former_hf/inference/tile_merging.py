@@ -95,10 +95,11 @@ class TileMerger:
             left, top, _, _ = self.plan.done(number)
             decided = self._strips.decide(number, found.labels, found.scores)
             for value, runs in runs_of_map(decided + 2).items():  # void is -1, and 0 is a label
-                self._labelled.setdefault(value - 2, []).append(runs.moved(left, top))
+                if value - 2 != VOID:
+                    self._labelled.setdefault(value - 2, []).append(runs.moved(left, top))
 
     def result(self) -> Segmentation:
-        labelled = {label: joined(*parts) for label, parts in sorted(self._labelled.items()) if label != VOID}
+        labelled = {label: joined(*parts) for label, parts in sorted(self._labelled.items())}
         if self.rules.task == "semantic":
             rows = [(label, label, None, runs) for label, runs in labelled.items()]
         else:
