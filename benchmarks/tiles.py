@@ -238,7 +238,7 @@ def nuclei(arguments):
         found = nuclei_of(sheet[top:bottom, left:right])
         single += [thing._replace(runs=thing.runs.moved(left, top)) for thing in found.things]
     row("every image alone", single)
-    for tile, overlap in ((1000, 0.0), (1000, 0.2), (500, 0.2)):
+    for tile, overlap in ((STITCHED, 0.0), (1000, 0.0), (1000, 0.2), (500, 0.2)):
         plan = plan_tiles(sheet.shape[:2], tile, overlap)
         result = segment_tiles(ImageWindows(sheet), plan, rules, lambda tiles: map(nuclei_of, tiles))
         found = [Thing(0, s.score, runs) for s, runs in zip(result.segments, result.runs, strict=True)]
