@@ -549,7 +549,9 @@ def test_the_command_runs_unchanged_under_torchrun(tmp_path):
     assert json.loads((tmp_path / "results.json").read_text())["steps"] == 2
 
 
-@pytest.mark.parametrize("options", [["--refine", "otsu"], ["--tta"], ["--refine", "otsu", "--tta"]])
+@pytest.mark.parametrize(
+    "options", [["--refine", "otsu"], ["--tta"], ["--refine", "otsu", "--tta"], ["--tile", "96", "--overlap", "0.3"]]
+)
 def test_evaluate_measures_refined_results(trained, tmp_path, options):
     """The figures are those of a Segmenter's results, counted one by one."""
     pytest.importorskip("skimage", reason="scikit-image is an extra")
@@ -558,13 +560,14 @@ def test_evaluate_measures_refined_results(trained, tmp_path, options):
     assert command("evaluate", "--model", trained, *given, *options, "--device", "cpu") == 0
     model = Mask2FormerForUniversalSegmentation.from_pretrained(trained).eval()
     processor = Mask2FormerImageProcessor.from_pretrained(trained)
-    refine, tta = "otsu" if "otsu" in options else None, "--tta" in options
+    how = {"refine": "otsu" if "otsu" in options else None, "tta": "--tta" in options}
+    how |= {"tile": 96, "overlap": 0.3} if "--tile" in options else {}
     evaluator = SegmentationEvaluator(model.config, processor, ["pq", "ap"], threshold=0.1)
     scenes = Scenes("val")
     for index in range(2):
         results = {}
         for task, threshold in {"panoptic": 0.1, "instance": 0.0}.items():
-            segmenter = Segmenter.of(model, processor, task=task, refine=refine, tta=tta)
+            segmenter = Segmenter.of(model, processor, task=task, **how)
             results[task] = segmenter(scenes[index].image, threshold=threshold)
         evaluator.count(results, scenes[index], index)
     expected, found = evaluator.compute(), json.loads(path.read_text())

@@ -27,9 +27,7 @@ def masks_of_two():
 @pytest.fixture(scope="module")
 def result():
     masks = masks_of_two()
-    ids = np.where(masks[0], 1, np.where(masks[1], 2, 0)).astype(np.int32)
-    boxes = [(10, 5, 60, 50), (38, 23, 73, 58)]
-    return instance_result(ids, masks, [0.9, 0.75], [1, 0], boxes, ID2LABEL, (2,))
+    return instance_result(masks, [0.9, 0.75], [1, 0], ID2LABEL, (2,))
 
 
 def test_every_kind_of_result_gives_its_segments_cut_out(result):
@@ -233,7 +231,7 @@ def test_supervision_takes_boxes_masks_classes_and_scores(result):
     ]
     assert found.class_id.tolist() == [1, 0] and found.area.tolist() == [segment.area for segment in result.segments]
     assert len(semantic_result(result.map, ID2LABEL).to_supervision()) == 3
-    empty = instance_result(result.map * 0, masks_of_two()[:0], [], [], [], ID2LABEL)
+    empty = instance_result(masks_of_two()[:0], [], [], ID2LABEL)
     assert len(empty.to_supervision()) == 0
 
 

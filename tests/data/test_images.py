@@ -171,3 +171,10 @@ def test_the_size_of_a_png_is_read_without_its_pixels(tmp_path):
     assert read_size(path) == (40, 60)
     with pytest.raises(OSError, match="half.png: not a readable image"):
         read_image(path)
+
+
+def test_an_image_beyond_pillows_limit_is_refused_with_the_way_out(tmp_path, monkeypatch):
+    Image.new("RGB", (60, 60)).save(tmp_path / "slide.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(OSError, match="slide.png: has more than 2000 pixels, which Pillow refuses; make a TIFF"):
+        read_image(tmp_path / "slide.png")

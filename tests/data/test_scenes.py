@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from mask2former_hf.data.large_scenes import LargeScene
 from mask2former_hf.data.scenes import ID2LABEL, MIN_VISIBLE, STUFF_LABEL_IDS, ScenesDataset
 
 
@@ -70,3 +71,28 @@ def test_bad_arguments_are_refused(arguments, message):
 def test_an_index_out_of_range_is_an_index_error():
     with pytest.raises(IndexError, match="index=2.*2 examples, 0 to 1"):
         ScenesDataset(2)[2]
+
+
+def test_windows_of_a_large_scene_are_parts_of_the_same_scene():
+    scene = LargeScene((300, 420), 60, unit=90, seed=2)
+    image, ids = scene.read((0, 0, 420, 300)), scene.ids((0, 0, 420, 300))
+    assert len(scene.things) == 60 and set(np.unique(ids)) <= set(scene.labels())
+    for left, top, right, bottom in [(0, 0, 100, 80), (250, 130, 420, 300), (77, 101, 78, 102)]:
+        assert (scene.read((left, top, right, bottom)) == image[top:bottom, left:right]).all()
+        assert (scene.ids((left, top, right, bottom)) == ids[top:bottom, left:right]).all()
+    assert (scene.read((0, 0, 420, 300), step=4) == image[::4, ::4]).all()
+    assert (LargeScene((300, 420), 60, unit=90, seed=2).read((0, 0, 420, 300)) == image).all()
+
+
+def test_things_that_lie_apart_are_seen_whole():
+    scene = LargeScene((300, 420), 500, unit=60, seed=1, apart=True)
+    ids = scene.ids((0, 0, 420, 300))
+    assert 40 < len(scene.things) < 500
+    for number in range(len(scene.things)):
+        assert (scene.runs(number).crop((0, 0, 420, 300)) == (ids == number + 3)).all()
+
+
+def test_a_scene_of_a_hundred_thousand_pixels_is_there_at_once():
+    scene = LargeScene((100_000, 100_000), 1000, unit=400)
+    window = scene.runs(500).box
+    assert scene.read(window).std() > 5 and 503 in scene.ids(window)

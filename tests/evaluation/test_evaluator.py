@@ -51,10 +51,9 @@ def truth(example, shift=0):
     semantic = np.zeros_like(ids)
     for mask, label in zip(masks, labels, strict=True):
         semantic[mask] = label
-    boxes = [(0, 0, 1, 1)] * len(rows)
     return {
         "panoptic": panoptic_result(ids, rows, names),
-        "instance": instance_result(ids, masks, [1.0] * len(rows), labels, boxes, names),
+        "instance": instance_result(masks, [1.0] * len(rows), labels, names),
         "semantic": semantic_result(semantic, names),
     }
 
@@ -142,13 +141,14 @@ def test_half_precision_is_of_the_forward_pass_alone(checkpoint, monkeypatch, tt
     processor.size = {"shortest_edge": 96, "longest_edge": 128}
     seen = {"forward": set(), "results": set()}
     module = mask2former_hf.inference.results if tta else mask2former_hf.evaluation.evaluator
-    segment = module.segment_outputs
+    name = "segment_logits" if tta else "segment_outputs"
+    segment = getattr(module, name)
 
     def segment_outputs(*arguments):
         seen["results"].add(torch.is_autocast_enabled("cpu"))
         return segment(*arguments)
 
-    monkeypatch.setattr(module, "segment_outputs", segment_outputs)
+    monkeypatch.setattr(module, name, segment_outputs)
     inside = model.model.register_forward_hook(lambda *_: seen["forward"].add(torch.is_autocast_enabled("cpu")))
     for half, expected in ((torch.bfloat16, {True}), (None, {False})):
         seen["forward"].clear()

@@ -11,7 +11,6 @@ from helpers import tiny_model
 from PIL import Image
 
 from mask2former_hf import Mask2FormerImageProcessor, Segmentation, Segmenter
-from mask2former_hf.inference.segmentation import boxes_of_map
 
 TASKS = ("panoptic", "instance", "semantic")
 
@@ -113,6 +112,17 @@ def test_many_images_of_mixed_sizes_come_lazily_and_as_alone(segmenters, task):
         assert (ours.map == alone.map).mean() > 0.999
 
 
+def test_a_segmenter_travels_without_its_weights_and_a_process_loads_them_once(segmenters):
+    segmenter = segmenters["instance"]
+    sent = pickle.dumps(segmenter)
+    assert len(sent) < 10_000
+    one, two = pickle.loads(sent), pickle.loads(sent)
+    assert equal(one(photo(), threshold=0.1), segmenter(photo(), threshold=0.1))
+    assert one.model is two.model and one.model is not segmenter.model
+    made = Segmenter.of(segmenter.model, segmenter.processor, task="instance")
+    assert equal(pickle.loads(pickle.dumps(made))(photo(), threshold=0.1), one(photo(), threshold=0.1))
+
+
 def test_what_is_no_image_is_refused(segmenters, tmp_path):
     segmenter = segmenters["panoptic"]
     with pytest.raises(TypeError, match="images is a int: give a PIL image"):
@@ -197,12 +207,3 @@ def test_plot_draws_on_the_image_or_on_grey_also_without_a_segment(segmenters, t
         result = segmenters[task](photo(), **at(task, threshold))
         for image in (None, photo(), Image.fromarray(photo()), tmp_path / "photo.png"):
             assert result.plot(image).mode == "RGB"
-
-
-def test_boxes_of_a_map_are_those_of_each_mask():
-    ids = np.random.default_rng(0).integers(0, 6, (9, 12)) * (np.random.default_rng(1).random((9, 12)) < 0.3)
-    wanted = [4, 0, 9, 2]
-    for number, box in zip(wanted, boxes_of_map(ids, wanted), strict=True):
-        rows, columns = np.nonzero(ids == number)
-        expected = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) if len(rows) else (0, 0, 0, 0)
-        assert box == expected

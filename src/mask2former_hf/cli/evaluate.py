@@ -11,14 +11,16 @@ from ..evaluation.evaluator import KNOWN_METRICS, evaluate, headline
 from ..evaluation.processes import process_group, process_rank
 from ..inference.loading import default_device
 from ..inference.rules import METHODS
+from ..inference.tiles import OVERLAP
 from ..training.settings import MOST_IMAGES, MOST_WORKERS
 from .datasets import add_data_arguments, load_split
 from .loading import load
 from .main import UserError
 from .settings import add_flag, check_numbers, in_flags, read_settings
+from .tiling import add_tile_arguments
 
-DEFAULTS = {"batch_size": 4, "num_workers": 0, "device": default_device()}
-OPTIONS = ("threshold", "overlap_threshold", "top_k", "refine")  # of `SegmentationEvaluator`
+DEFAULTS = {"batch_size": 4, "num_workers": 0, "device": default_device(), "overlap": OVERLAP}
+OPTIONS = ("threshold", "overlap_threshold", "top_k", "refine", "max_detections")  # of `SegmentationEvaluator`
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -30,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--threshold", type=float, help="lowest score of panoptic segments (default: mostly 0.8)")
     parser.add_argument("--overlap-threshold", type=float, help="of panoptic segments (default: likewise)")
     parser.add_argument("--top-k", type=int, help="instances per image (default: 100)")
+    parser.add_argument("--max-detections", type=int, help="instances of a class and image in AP (default: 100)")
+    add_tile_arguments(parser)
     parser.add_argument("--refine", choices=METHODS, help="a threshold per mask (otsu), or a dense CRF (crf)")
     parser.add_argument("--tta", action="store_true", help="average over six sizes and their mirror images")
     parser.add_argument("--batch-size", type=int, help="images per forward pass (default: 4)")
@@ -43,9 +47,10 @@ def run(arguments: argparse.Namespace) -> int:
     settings = read_settings(arguments, DEFAULTS)
     if settings.model is None:
         raise UserError("--model is missing: a checkpoint folder or Hub id")
-    check_numbers(settings, 1, ("batch_size", "top_k"), most=MOST_IMAGES)
+    check_numbers(settings, 1, ("batch_size", "top_k", "max_detections"), most=MOST_IMAGES)
     check_numbers(settings, 0, ("num_workers",), most=MOST_WORKERS)
     check_numbers(settings, 0, ("threshold", "overlap_threshold"), most=1)
+    check_numbers(settings, 0, ("overlap",), most=0.5)
     with process_group("gloo"):  # under a launcher the processes share the images, and only counts travel
         if settings.device == "cuda" and process_rank()[1] > 1:
             settings.device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
@@ -67,6 +72,8 @@ def _evaluate(settings) -> int:
             num_workers=settings.num_workers,
             autocast=torch.bfloat16 if settings.bf16 else None,
             tta=settings.tta,
+            tile=settings.tile,
+            overlap=settings.overlap,
             **{name: getattr(settings, name) for name in OPTIONS},
         )
     except (ValueError, ImportError) as error:

@@ -13,7 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..data.formats.writers import TOOL_WRITERS, ImageFile
-from ..data.images import IMAGE_SUFFIXES, read_image
+from ..data.images import IMAGE_SUFFIXES
 from ..data.json_files import write_json
 from ..inference.exported import is_exported
 from ..inference.known_labels import stuff_of
@@ -21,10 +21,12 @@ from ..inference.loading import default_device
 from ..inference.rules import METHODS, Rules
 from ..inference.segmentation import Segmentation
 from ..inference.segmenter import Segmenter
+from ..inference.tiles import OVERLAP
 from ..model.result_defaults import TASKS
 from .loading import load
 from .main import UserError
 from .settings import in_flags
+from .tiling import add_tile_arguments
 
 COCO = "coco"
 RESULTS = ("overlays", "panoptic", "semantic", "panoptic.json", "instances.json", "categories.json", *TOOL_WRITERS)
@@ -58,6 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--refine", choices=METHODS, help="a threshold per mask (otsu), or a dense CRF over the image (crf)"
     )
+    add_tile_arguments(parser)
+    parser.add_argument("--batch-size", type=int, default=1, help="tiles per forward pass (default: %(default)s)")
     parser.add_argument("--tta", action="store_true", help="average over six sizes and their mirror images")
     parser.add_argument("--device", default=default_device(), help="cpu, cuda, cuda:1, ... (default: %(default)s)")
 
@@ -69,6 +73,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--threshold {arguments.threshold}: must be between 0 and 1")
     if not 0 <= arguments.tolerance < math.inf:
         raise UserError(f"--tolerance {arguments.tolerance}: must be 0 (exact) or more pixels")
+    if arguments.batch_size < 1:
+        raise UserError(f"--batch-size {arguments.batch_size}: must be at least 1")
+    if arguments.overlap is not None and not 0 <= arguments.overlap <= 0.5:
+        raise UserError(f"--overlap {arguments.overlap}: must be between 0 and 0.5")
     images, problems = find_images(arguments.images)
     if not images:
         raise UserError("; ".join(problems))
@@ -78,11 +86,12 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         for image_id, found in enumerate(tqdm(images, desc="predicting", unit="image"), start=1):
             try:
-                image = read_image(found.path)
+                image = segmenter.open(found.path)
             except (OSError, ValueError) as error:
                 problems.append(str(error))
                 continue
-            writer.add(image_id, found, image, segmenter.segment([image], rules, progress=True)[0])
+            result = segmenter.segment_windows(image, rules, arguments.batch_size, progress=True)
+            writer.add(image_id, found, image, result)
     finally:  # also after Ctrl-C: what was predicted is kept
         writer.close()
     for problem in problems:
@@ -92,8 +101,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _segmenter(arguments) -> tuple[Segmenter, Rules]:
-    options = {"task": arguments.task, "refine": arguments.refine, "tta": arguments.tta}
+    options = {name: getattr(arguments, name) for name in ("task", "refine", "tta", "tile")}
     try:
+        options["overlap"] = OVERLAP if arguments.overlap is None else arguments.overlap
         if is_exported(arguments.model):
             segmenter = Segmenter(arguments.model, device=arguments.device, **options)
         else:
@@ -122,7 +132,7 @@ def _report(arguments, writer: "Results", segmenter: Segmenter, images: list["Fo
         best = 0.0
         for found in images[:ASKED_AGAIN]:
             try:
-                image = read_image(found.path)
+                image = segmenter.open(found.path)
             except (OSError, ValueError):
                 continue
             result = segmenter(image, threshold=0.0, overlap_threshold=0.0, stuff_label_ids=arguments.stuff)

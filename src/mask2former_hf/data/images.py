@@ -164,6 +164,11 @@ def _read(path: Path, convert, whole: bool = True):
                 image.load()
         except FileNotFoundError:
             raise
+        except Image.DecompressionBombError as error:
+            raise OSError(
+                f"{path}: has more than {2 * Image.MAX_IMAGE_PIXELS} pixels, which Pillow refuses; make a TIFF of it "
+                "(gdal_translate -of COG), whose windows rasterio reads when it is segmented in tiles"
+            ) from error
         except Exception as error:  # Pillow has no common class for what damaged files raise: SyntaxError, ...
             raise OSError(f"{path}: not a readable image ({error}); replace the file or leave it out") from error
         return convert(image, path)

@@ -6,6 +6,7 @@ help to tell classes apart and none is enough.
 """
 
 import colorsys
+from typing import NamedTuple
 
 import numpy as np
 
@@ -66,12 +67,12 @@ class ScenesDataset(Reader):
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, index])))
         H, W = self.size
         y, x = np.mgrid[0.5:H, 0.5:W].astype(np.float32)
-        image, ids = _background(rng, x, y)
+        image, ids = background(rng, x, y, self.size, max(H, W))
         classes = {1: 3, 2: 4}
         for number in range(rng.integers(self.num_things[0], self.num_things[1] + 1)):
             label = int(rng.integers(NUM_THING_CLASSES))
-            mask = _thing(rng, label, x, y)
-            image = np.where(mask[..., None], _paint(rng, label, x, y), image)
+            mask = outline(rng, label, self.size, min(H, W))(x, y)
+            image = np.where(mask[..., None], paint(rng, label, x, y, self.size), image)
             ids[mask] = number + 3
             classes[number + 3] = label
         ids, classes = _drop_hidden(ids, classes)
@@ -111,19 +112,22 @@ def _colour(rng, hue: float, saturation: float) -> np.ndarray:
     return 255 * np.array(colorsys.hls_to_rgb(hue % 1, rng.uniform(0.3, 0.7), saturation), dtype=np.float32)
 
 
-def _background(rng, x, y):
-    """Sky (id 1), a smooth gradient with soft clouds, over ground (id 2), striped or chequered."""
-    H, W = x.shape
+def background(rng, x, y, size, unit):
+    """Sky (id 1), a smooth gradient with soft clouds, over ground (id 2), striped or chequered.
+
+    Args:
+        x, y: (h, w) positions in pixels of an image of `size` (H, W).
+        unit: length in pixels that the pattern of the ground is a part of.
+    """
+    H, W = size
     u, v = x / W, y / H
-    border = rng.uniform(0.3, 0.7) + rng.uniform(-0.25, 0.25) * (u - 0.5)
-    border = border + rng.uniform(0, 0.06) * np.sin(2 * np.pi * (rng.uniform(0.5, 3) * u + rng.uniform()))
-    below = v > border
+    below = is_ground(rng, x, y, size)
     top, bottom = _muted_colour(rng), _muted_colour(rng)
     clouds = np.sin(2 * np.pi * (rng.uniform(0.5, 2) * u + rng.uniform())) * np.sin(
         2 * np.pi * rng.uniform(0.5, 2) * v
     )
     sky = top + (bottom - top) * v[..., None] + 12 * clouds[..., None]
-    angle, period = rng.uniform(0, np.pi), rng.uniform(0.05, 0.12) * max(H, W)
+    angle, period = rng.uniform(0, np.pi), rng.uniform(0.05, 0.12) * unit
     phase = 2 * np.pi * (x * np.cos(angle) + y * np.sin(angle)) / period
     pattern = np.sign(np.sin(phase))
     if rng.random() < 0.5:
@@ -133,29 +137,49 @@ def _background(rng, x, y):
     return np.where(below[..., None], ground, sky).astype(np.float32), ids
 
 
-def _thing(rng, label, x, y) -> np.ndarray:
-    """(H, W) bool: a disc, box or triangle of random place, size, proportion and rotation."""
-    H, W = x.shape
-    side = min(H, W)
-    radius = rng.uniform(0.08, 0.2) * side
+def is_ground(rng, x, y, size) -> np.ndarray:
+    """(h, w) bool: what lies below a wavy border."""
+    u = x / size[1]
+    border = rng.uniform(0.3, 0.7) + rng.uniform(-0.25, 0.25) * (u - 0.5)
+    return y / size[0] > border + rng.uniform(0, 0.06) * np.sin(2 * np.pi * (rng.uniform(0.5, 3) * u + rng.uniform()))
+
+
+def outline(rng, label, size, unit) -> "Outline":
+    """A disc, box or triangle of random place in an image of `size`, proportion, rotation, and size in `unit`s."""
+    H, W = size
+    radius = rng.uniform(0.08, 0.2) * unit
     angle, stretch = rng.uniform(0, 2 * np.pi), rng.uniform(0.65, 1.0)
-    dx, dy = x - rng.uniform(0.08, 0.92) * W, y - rng.uniform(0.08, 0.92) * H
-    a = (dx * np.cos(angle) + dy * np.sin(angle)) / radius
-    b = (dy * np.cos(angle) - dx * np.sin(angle)) / (radius * stretch)
-    if label == 0:
-        return a**2 + b**2 <= 1
-    if label == 1:
-        return np.maximum(abs(a), abs(b)) <= 0.85
-    return (b >= -0.6) & (b + 1.9 * abs(a) <= 1.1)
+    return Outline(label, rng.uniform(0.08, 0.92) * W, rng.uniform(0.08, 0.92) * H, radius, angle, stretch)
 
 
-def _paint(rng, label, x, y) -> np.ndarray:
+class Outline(NamedTuple):
+    """Where a thing is: called with positions (h, w) of x and y it gives (h, w) bool."""
+
+    label: int
+    x: float
+    y: float
+    radius: float
+    angle: float
+    stretch: float
+
+    def __call__(self, x, y) -> np.ndarray:
+        dx, dy = x - self.x, y - self.y
+        a = (dx * np.cos(self.angle) + dy * np.sin(self.angle)) / self.radius
+        b = (dy * np.cos(self.angle) - dx * np.sin(self.angle)) / (self.radius * self.stretch)
+        if self.label == 0:
+            return a**2 + b**2 <= 1
+        if self.label == 1:
+            return np.maximum(abs(a), abs(b)) <= 0.85
+        return (b >= -0.6) & (b + 1.9 * abs(a) <= 1.1)
+
+
+def paint(rng, label, x, y, size) -> np.ndarray:
     """A colour, with a gradient across the image half of the time."""
     colour = _strong_colour(rng, label)
     if rng.random() < 0.5:
         return np.broadcast_to(colour, (*x.shape, 3))
     slope = rng.uniform(-30, 30, 2)
-    return colour + (slope[0] * (x / x.shape[1] - 0.5) + slope[1] * (y / x.shape[0] - 0.5))[..., None]
+    return colour + (slope[0] * (x / size[1] - 0.5) + slope[1] * (y / size[0] - 0.5))[..., None]
 
 
 def _drop_hidden(ids, classes):

@@ -9,11 +9,14 @@ from torch.utils.data import DataLoader, IterableDataset, Subset
 from tqdm import tqdm
 
 from ..data.example import Example
+from ..data.runs import NOTHING, joined, runs_of_map
+from ..data.windows import ImageWindows
 from ..inference.known_labels import task_of
 from ..inference.results import segment_outputs
 from ..inference.rules import rules_of
-from ..inference.segmentation import Segmentation
+from ..inference.segmentation import Segmentation, coco_code
 from ..inference.segmenter import Segmenter
+from ..inference.tiles import OVERLAP
 from ..model.image_processing_mask2former import Mask2FormerImageProcessor
 from ..model.modeling_mask2former import Mask2FormerForUniversalSegmentation
 from .average_precision import AveragePrecision
@@ -38,6 +41,8 @@ class SegmentationEvaluator:
             because average precision is defined over every score.
         top_k: instances per image (the original's TEST.DETECTIONS_PER_IMAGE).
         refine: "otsu" or "crf" (`inference.rules.Rules`).
+        max_detections: instances of a class and image that count for average precision; COCO's are 100, images in
+            tiles may have thousands.
 
     Raises:
         ValueError: for unknown metrics, and numbers that none of them is measured by.
@@ -52,6 +57,7 @@ class SegmentationEvaluator:
         overlap_threshold: float | None = None,
         top_k: int | None = None,
         refine: str | None = None,
+        max_detections: int | None = None,
     ):
         metrics = METRICS[task_of(config)] if metrics is None else metrics
         unknown = sorted(set(metrics) - set(KNOWN_METRICS))
@@ -81,10 +87,11 @@ class SegmentationEvaluator:
         things = {i: category for i, category in categories.items() if category["isthing"]}
         if not things and {"ap", "box_ap"} & set(metrics):
             raise ValueError(f"metrics={list(metrics)}: average precision needs things, and all classes are stuff")
+        limits = (1, 10, 100) if max_detections is None else tuple(sorted({1, 10, max_detections}))
         makers = {
             "pq": lambda: PanopticQuality(categories),
-            "ap": lambda: AveragePrecision(things, "segm"),
-            "box_ap": lambda: AveragePrecision(things, "bbox"),
+            "ap": lambda: AveragePrecision(things, "segm", limits),
+            "box_ap": lambda: AveragePrecision(things, "bbox", limits),
             "miou": lambda: MeanIoU(categories, ignore_index=self.num_labels),
         }
         self.metrics = {name: makers[name]() for name in metrics}
@@ -123,14 +130,11 @@ class SegmentationEvaluator:
             segments = [{"id": segment.id, "category_id": segment.label_id} for segment in result.segments]
             self.metrics["pq"].update(result.map, segments, single_map(example, "pq"), example.segments)
         if "instance" in self.rules:
-            result = results["instance"]
-            rows = [(s.score, s.label_id) for s in result.segments]
-            scores, labels = (np.array(column) for column in zip(*rows, strict=True)) if rows else (np.zeros(0),) * 2
-            things = ~np.isin(labels, list(self.stuff))
-            masks, scores, labels = result.masks[things], scores[things], labels[things]
+            found = [entry for entry in results["instance"].to_coco() if entry["category_id"] not in self.stuff]
+            masks, scores, labels = ([e[key] for e in found] for key in ("segmentation", "score", "category_id"))
             truth = true_objects(example, self.stuff)
             for name in {"ap", "box_ap"} & set(self.metrics):
-                self.metrics[name].update(masks, scores, labels, truth, image_id=image_id)
+                self.metrics[name].update(masks, np.array(scores), np.array(labels), truth, image_id=image_id)
         if "miou" in self.metrics:
             self.metrics["miou"].update(results["semantic"].map, label_map(example, self.num_labels))
 
@@ -181,14 +185,15 @@ def label_map(example: Example, ignore_index: int) -> np.ndarray:
 def true_objects(example: Example, stuff: set[int]) -> list[dict]:
     """The things of an example as `AveragePrecision.update` takes them."""
     things = [segment for segment in example.segments if segment["category_id"] not in stuff]
+    layers = [runs_of_map(layer) for layer in example.layers]
     return [
         {
             "category_id": segment["category_id"],
-            "segmentation": mask,
+            "segmentation": coco_code(joined(*(layer.get(segment["id"], NOTHING) for layer in layers)), example.size),
             "iscrowd": segment.get("iscrowd", 0),
             **({"area": segment["area"]} if "area" in segment else {}),
         }
-        for segment, mask in zip(things, example.masks(things), strict=True)
+        for segment in things
     ]
 
 
@@ -245,6 +250,8 @@ def run_evaluation(
     progress: bool = True,
     autocast: torch.dtype | None = None,
     tta: bool = False,
+    tile: int | str | None = None,
+    overlap: float = OVERLAP,
 ) -> int:
     """Feed all batches to `evaluator`; returns the number of images. Restores the model's mode.
 
@@ -252,20 +259,21 @@ def run_evaluation(
         autocast: half precision of the forward pass. By default it has that of the weights, as in the original,
             also inside a training in mixed precision: a checkpoint's figures are the same whoever measures it.
         tta: average over several sizes and both directions (`inference.tta`).
+        tile, overlap: of `Segmenter`; a batch is then of tiles, as large as one of images.
     """
     training, images = model.training, 0
     device = next(iter(model.parameters())).device
     model.eval()
-    # which knows of views and windows; otherwise one forward serves every task
-    several = tta or getattr(model.config, "sliding_window", None) is not None
-    segmenter = Segmenter.of(model, evaluator.processor, tta=tta) if several else None
+    # which knows of views, windows and tiles; otherwise one forward serves every task
+    several = tta or tile is not None or getattr(model.config, "sliding_window", None) is not None
+    segmenter = Segmenter.of(model, evaluator.processor, tta=tta, tile=tile, overlap=overlap) if several else None
     try:
         with _forward_in(autocast, model, device):
             for batch in tqdm(loader, desc="evaluating", unit="batch", disable=not progress, leave=False):
                 examples = [Example.of(example) for _, example in batch]
                 numbers = [number for number, _ in batch]
                 if several:
-                    results = [_segmented(segmenter, evaluator, example.image) for example in examples]
+                    results = [_by_segmenter(segmenter, evaluator, example.image, len(batch)) for example in examples]
                     for result, example, number in zip(results, examples, numbers, strict=True):
                         evaluator.count(result, example, number)
                 else:
@@ -299,8 +307,9 @@ def _forward_in(dtype: torch.dtype | None, model: torch.nn.Module, device: torch
             attributes["forward"] = before
 
 
-def _segmented(segmenter: Segmenter, evaluator: SegmentationEvaluator, image: np.ndarray) -> dict[str, Segmentation]:
-    return {task: segmenter.segment([image], rules)[0] for task, rules in evaluator.rules.items()}
+def _by_segmenter(segmenter: Segmenter, evaluator, image: np.ndarray, batch_size: int) -> dict[str, Segmentation]:
+    windows = ImageWindows(image)
+    return {task: segmenter.segment_windows(windows, rules, batch_size) for task, rules in evaluator.rules.items()}
 
 
 def evaluate(
@@ -314,6 +323,8 @@ def evaluate(
     progress: bool = True,
     autocast: torch.dtype | None = None,
     tta: bool = False,
+    tile: int | str | None = None,
+    overlap: float = OVERLAP,
     **options,
 ) -> dict[str, dict]:
     """Metrics of a model on a dataset; under `torch.distributed` every process measures its share and gets the whole.
@@ -324,7 +335,7 @@ def evaluate(
         metrics, options: of `SegmentationEvaluator`; without metrics, and a task in the config, those of the data
             set's task.
         on_result: called with every example and its results.
-        autocast, tta: see `run_evaluation`.
+        autocast, tta, tile, overlap: see `run_evaluation`.
 
     Returns:
         The full summary of every metric, by its name; `headline` picks the usual figures.
@@ -335,5 +346,5 @@ def evaluate(
     evaluator = SegmentationEvaluator(model.config, processor, metrics, **options)
     show = progress and process_rank()[0] == 0
     loader = evaluation_loader(dataset, batch_size, num_workers)
-    run_evaluation(model, loader, evaluator, on_result, show, autocast, tta)
+    run_evaluation(model, loader, evaluator, on_result, show, autocast, tta, tile, overlap)
     return merge_processes(evaluator).compute()

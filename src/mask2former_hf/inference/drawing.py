@@ -7,6 +7,7 @@ whose long side is below 384 pixels are enlarged first, so that outlines and lab
 import colorsys
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -22,13 +23,13 @@ def draw_segmentation(result, image=None) -> Image.Image:
     """Draw a `Segmentation`, on a grey ground if the image is not given."""
     if image is None:
         image = Image.new("RGB", result.size[::-1], GROUND)
+    shapes = [
+        _Shape(runs.crop(s.box), s.box[0], s.box[1], s.label_id, s.score)
+        for s, runs in zip(result.segments, result.runs, strict=True)
+    ]
     if result.task == "instance":
-        labels, scores = ([getattr(s, name) for s in result.segments] for name in ("label_id", "score"))
-        return draw_instances(image, result.masks, labels, scores, result.id2label)
-    if result.task == "semantic":
-        return draw_semantic(image, result.map, result.id2label)
-    segments = [{"id": s.id, "label_id": s.label_id, "score": s.score} for s in result.segments]
-    return draw_panoptic(image, result.map, segments, result.id2label)
+        shapes = shapes[::-1]  # the best on top
+    return _draw(image, result.size, shapes, result.id2label, result.map == 0 if result.task == "panoptic" else None)
 
 
 def draw_panoptic(
@@ -43,11 +44,11 @@ def draw_panoptic(
         void: hatch pixels without a segment.
     """
     ids = _to_numpy(segmentation)
-    segments = [
-        (ids == segment["id"], segment.get("label_id", segment.get("category_id")), segment.get("score"))
+    shapes = [
+        _shape(ids == segment["id"], segment.get("label_id", segment.get("category_id")), segment.get("score"))
         for segment in segments_info
     ]
-    return _draw(image, segments, id2label, ids == 0 if void else None)
+    return _draw(image, ids.shape, shapes, id2label, ids == 0 if void else None)
 
 
 def draw_instances(image, masks, labels, scores, id2label: Mapping[int, str]) -> Image.Image:
@@ -60,16 +61,18 @@ def draw_instances(image, masks, labels, scores, id2label: Mapping[int, str]) ->
         id2label: class names.
     """
     scores = [None] * len(labels) if scores is None else scores
-    segments = list(zip(_to_numpy(masks).astype(bool), labels, scores, strict=True))
-    return _draw(image, segments[::-1], id2label, None)
+    masks = _to_numpy(masks).astype(bool)
+    shapes = [_shape(*row) for row in zip(masks, labels, scores, strict=True)]
+    return _draw(image, masks.shape[1:], shapes[::-1], id2label, None)
 
 
 def draw_semantic(image, label_map, id2label: Mapping[int, str], ignore_index: int = 255) -> Image.Image:
     """Colour every class of an (H, W) map of labels; pixels of `ignore_index` are hatched."""
     labels = _to_numpy(label_map)
     present = [label for label in np.unique(labels).tolist() if label != ignore_index or label in id2label]
-    segments = [(labels == label, label, None) for label in present]
-    return _draw(image, segments, id2label, labels == ignore_index if ignore_index not in present else None)
+    shapes = [_shape(labels == label, label, None) for label in present]
+    void = labels == ignore_index if ignore_index not in present else None
+    return _draw(image, labels.shape, shapes, id2label, void)
 
 
 def side_by_side(images: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
@@ -112,48 +115,56 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size=size)
 
 
-def _draw(image, segments, id2label, void) -> Image.Image:
+class _Shape(NamedTuple):
+    """A segment's mask in its box, and where the box lies."""
+
+    mask: np.ndarray
+    left: int
+    top: int
+    label: int
+    score: float | None
+
+
+def _shape(mask: np.ndarray, label, score) -> _Shape:
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return _Shape(mask[:0, :0], 0, 0, label, score)
+    inside = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return _Shape(inside, int(columns[0]), int(rows[0]), label, score)
+
+
+def _draw(image, size: tuple[int, int], shapes: list[_Shape], id2label, void) -> Image.Image:
     image = Image.fromarray(to_rgb(image, "image"))
-    for mask, _, _ in segments:
-        if mask.shape != (image.height, image.width):
-            raise ValueError(
-                f"a mask is {mask.shape[0]}x{mask.shape[1]} but the image is {image.height}x{image.width}: pass "
-                "target_sizes to post-processing"
-            )
+    if shapes and tuple(size) != (image.height, image.width):
+        raise ValueError(
+            f"a mask is {size[0]}x{size[1]} but the image is {image.height}x{image.width}: pass "
+            "target_sizes to post-processing"
+        )
     scale = -(-MIN_SIDE // max(image.size))
     if scale > 1:
         image = image.resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
-        segments = [(mask.repeat(scale, 0).repeat(scale, 1), *rest) for mask, *rest in segments]
         void = None if void is None else void.repeat(scale, 0).repeat(scale, 1)
     canvas = np.asarray(image).astype(np.float32)
     width = max(1, round(max(image.size) / 640))  # of outlines, in pixels
     counts, plates = {}, []
-    for mask, label, score in segments:
+    for inside, left, top, label, score in shapes:
         variant = counts[label] = counts.get(label, -1) + 1
         colour = np.array(class_colour(label, variant), dtype=np.float32)
-        box = _box(mask)
-        if box is None:
+        if not inside.size:
             continue
-        window, inside = canvas[box], mask[box]
+        if scale > 1:
+            inside, left, top = inside.repeat(scale, 0).repeat(scale, 1), left * scale, top * scale
+        window = canvas[top : top + inside.shape[0], left : left + inside.shape[1]]
         window[inside] = window[inside] * (1 - FILL) + colour * FILL
         window[inside & ~_erode(inside, width)] = colour * 0.35 + 160  # a light outline shows on every picture
         name = id2label.get(label, f"label {label}")
         text = name if score is None else f"{name} {score:.2f}"
-        plates.append(
-            (int(inside.sum()), text, tuple(colour.astype(int).tolist()), inside, (box[1].start, box[0].start))
-        )
+        plates.append((int(inside.sum()), text, tuple(colour.astype(int).tolist()), inside, (left, top)))
     if void is not None and void.any():
         _hatch(canvas, void, width)
     drawn = Image.fromarray(canvas.clip(0, 255).astype(np.uint8))
     _write_labels(drawn, plates)
     return drawn
-
-
-def _box(mask):
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not len(rows):
-        return None
-    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
 def _erode(mask, width):

@@ -143,8 +143,7 @@ class ExportedModel:
             rows = enumerate(zip(*columns, strict=True), start=1)
             segments = [{"id": n, "label_id": label, "score": score, "area": area} for n, (label, score, area) in rows]
             return panoptic_result(found["segmentation"], segments, *named)
-        scores, labels, boxes = (found[name].tolist() for name in ("scores", "labels", "boxes"))
-        return instance_result(found["segmentation"], found["masks"], scores, labels, boxes, *named)
+        return instance_result(found["masks"], found["scores"].tolist(), found["labels"].tolist(), *named)
 
 
 def input_numbers(rules: Rules) -> dict[str, np.ndarray]:

@@ -1,6 +1,6 @@
-"""Model outputs → `Segmentation`s, by given rules; what every door calls in the end."""
+"""Model outputs → `Segmentation`s or results of tiles, by given rules; what every door calls in the end."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -9,16 +9,18 @@ from PIL import Image
 from ..model.postprocessing import (
     instance_segmentation,
     logits_per_image,
+    panoptic_claims,
     panoptic_segmentation,
     semantic_map,
     semantic_scores,
     stack_instances,
 )
-from .crf import crf_instance_decision, crf_panoptic_segmentation, crf_semantic_map
+from .crf import crf_instance_decision, crf_panoptic_segmentation, crf_semantic_map, dense_crf, map_of_winners
 from .otsu import otsu_decision
 from .rules import Rules
 from .segmentation import Segmentation, instance_result, panoptic_result, semantic_result
 from .sliding_window import sliding_scores
+from .tile_merging import VOID, Thing, TileResult
 from .tta import augmented_outputs, augmented_semantic_scores
 
 
@@ -33,31 +35,42 @@ def segment_images(
             always takes that for semantic results.
         progress: show the steps of an image with a refinement.
     """
+    results = []
+    for logits, image in zip(_logits(model, processor, images, rules, tta), images, strict=True):
+        decide = from_scores if isinstance(logits, torch.Tensor) else segment_logits
+        results.append(decide(logits, rules, image, progress))
+    return results
+
+
+@torch.inference_mode()
+def segment_tiles_alone(
+    model, processor, tiles: Sequence[np.ndarray], rules: Rules, *, tta: bool = False
+) -> Iterator[TileResult]:
+    """What each of a batch of tiles shows; see `segment_images`."""
+    for logits, tile in zip(_logits(model, processor, tiles, rules, tta), tiles, strict=True):
+        decide = tile_of_scores if isinstance(logits, torch.Tensor) else tile_result
+        yield decide(logits, rules, tile)
+
+
+def _logits(model, processor, images: Sequence[np.ndarray], rules: Rules, tta: bool) -> Iterator[tuple | torch.Tensor]:
+    """Per image its logits and sizes; or, of semantic results that are averages, (K, H, W) scores."""
     # As pictures: of an array of 1, 3 or 4 rows the processor would guess that they are channels.
     pictures = [Image.fromarray(image) for image in images]
     sizes = [image.shape[:2] for image in images]
-    window = getattr(model.config, "sliding_window", None)
-    if window is not None and rules.task == "semantic":
-        scores = (
-            sliding_scores(model, processor, picture, size, window, tta)
-            for picture, size in zip(pictures, sizes, strict=True)
-        )
-        return [from_scores(score, rules, image, progress) for score, image in zip(scores, images, strict=True)]
-    if not tta:
+    window = getattr(model.config, "sliding_window", None) if rules.task == "semantic" else None
+    if window is None and not tta:
         inputs = processor(pictures, return_tensors="pt")  # its pixel_mask is read on the host
         inputs["pixel_values"] = inputs["pixel_values"].to(model.device)
-        return segment_outputs(model(**inputs), rules, sizes, images, progress)
-    return [
-        _augmented(model, processor, *parts, rules, progress) for parts in zip(pictures, images, sizes, strict=True)
-    ]
-
-
-def _augmented(model, processor, picture, image, size, rules: Rules, progress: bool) -> Segmentation:
-    if rules.task == "semantic":
-        first = not rules.semantic_only
-        scores = augmented_semantic_scores(model, processor, picture, size, resize_masks_first=first)
-        return from_scores(scores, rules, image, progress)
-    return segment_outputs(augmented_outputs(model, processor, picture), rules, [size], [image], progress)[0]
+        yield from logits_per_image(model(**inputs), sizes)
+        return
+    for picture, size in zip(pictures, sizes, strict=True):
+        if window is not None:
+            yield sliding_scores(model, processor, picture, size, window, tta)
+        elif rules.task == "semantic":
+            first = not rules.semantic_only
+            yield augmented_semantic_scores(model, processor, picture, size, resize_masks_first=first)
+        else:
+            yield from logits_per_image(augmented_outputs(model, processor, picture), [size])
 
 
 def segment_outputs(
@@ -91,13 +104,50 @@ def segment_logits(logits: tuple, rules: Rules, image: np.ndarray | None = None,
     )
 
 
-def _panoptic(logits, rules: Rules, image, progress) -> Segmentation:
-    options = {
+def tile_result(logits: tuple, rules: Rules, image: np.ndarray) -> TileResult:
+    """What a tile of an image shows, of logits and sizes as `segment_logits` takes them."""
+    if rules.task == "panoptic":
+        return _panoptic_tile(logits, rules, image)
+    if rules.task == "instance":
+        return TileResult(_things(_instances(logits, rules, image, False)))
+    return tile_of_scores(semantic_scores(*logits, resize_masks_first=not rules.semantic_only), rules, image)
+
+
+def tile_of_scores(scores: torch.Tensor, rules: Rules, image: np.ndarray) -> TileResult:
+    """What (K, H, W) semantic scores of a tile show."""
+    scores = scores if rules.refine is None else dense_crf(image, scores)
+    return TileResult(labels=range(len(scores)), scores=scores.cpu().numpy())
+
+
+def _panoptic_tile(logits, rules: Rules, image: np.ndarray) -> TileResult:
+    decide = otsu_decision() if rules.refine == "otsu" else None
+    claims, segments = panoptic_claims(*logits, **_panoptic_options(rules), decide=decide)
+    if rules.refine == "crf" and segments:
+        claims = dense_crf(image, claims)
+    ids, kept = map_of_winners(claims.argmax(0), segments)
+    result = panoptic_result(ids.cpu().numpy(), kept, rules.id2label, rules.stuff_label_ids)
+    stuff = [place for place, segment in enumerate(segments, start=1) if segment["was_fused"]]
+    labels = [segments[place - 1]["label_id"] for place in stuff]
+    scores = {segments[place - 1]["label_id"]: segments[place - 1]["score"] for place in stuff}
+    return TileResult(_things(result), [VOID, *labels], claims[[0, *stuff]].cpu().numpy(), scores)
+
+
+def _things(result: Segmentation) -> list[Thing]:
+    found = zip(result.segments, result.runs, strict=True)
+    return [Thing(s.label_id, s.score, runs) for s, runs in found if s.label_id not in result.stuff_label_ids]
+
+
+def _panoptic_options(rules: Rules) -> dict:
+    return {
         "object_mask_threshold": rules.threshold,
         "overlap_threshold": rules.overlap_threshold,
         "mask_threshold": rules.mask_threshold,
         "stuff_label_ids": set(rules.stuff_label_ids),
     }
+
+
+def _panoptic(logits, rules: Rules, image, progress) -> Segmentation:
+    options = _panoptic_options(rules)
     if rules.refine == "crf":
         ids, segments = crf_panoptic_segmentation(image, *logits, progress=progress, **options)
     else:
@@ -120,17 +170,9 @@ def _instances(logits, rules: Rules, image, progress) -> Segmentation:
         mask_threshold=rules.mask_threshold,
         decide=decide[rules.refine]() if rules.refine else None,
     )
-    ids, kept = stack_instances(found["masks"], rules.overlap_threshold)
-    masks, scores, labels, boxes = (found[name][kept].cpu() for name in ("masks", "scores", "labels", "boxes"))
-    return instance_result(
-        (ids + 1).cpu().numpy(),
-        masks.numpy(),
-        scores.tolist(),
-        labels.tolist(),
-        boxes.tolist(),
-        rules.id2label,
-        rules.stuff_label_ids,
-    )
+    _, kept = stack_instances(found["masks"], rules.overlap_threshold)
+    masks, scores, labels = (found[name][kept].cpu() for name in ("masks", "scores", "labels"))
+    return instance_result(masks.numpy(), scores.tolist(), labels.tolist(), rules.id2label, rules.stuff_label_ids)
 
 
 def _semantic(logits, rules: Rules, image, progress) -> Segmentation:

@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,12 @@ from PIL import Image
 from ..data.formats import geojson, label_studio, labelme, libraries, parquet, yolo
 from ..data.formats.labelled_mask import LabelledMask
 from ..data.georeference import Georeference
-from ..data.images import read_image
-from ..model.run_lengths import masks_to_coco_rle
+from ..data.images import read_image, to_rgb
+from ..data.runs import NOTHING, Runs, paint, runs_of_map, visible
+from ..data.windows import ImageWindows
+from ..model.run_lengths import counts_to_text
+
+LARGEST_PICTURE = 4096  # pixels of the longer side; drawing one takes 0.3 GB
 
 
 @dataclass(frozen=True)
@@ -40,27 +45,28 @@ class Segment:
 class Segmentation:
     """Segments of one image, at the image's own size. It cannot be changed.
 
+    Masks are held as runs of pixels: thousands of objects in an image of any size cost no more than their outlines.
+
     Args:
         task: "panoptic", "instance" or "semantic".
-        map: (H, W) int32 ids of segments. Panoptic: 0 is void. Instances: the best one at each pixel, 0 where there is
-            none. Semantic: labels.
+        size: (height, width) of the image in pixels.
         segments: instances best first, panoptic segments in the order of their ids, semantic ones by label.
+        runs: the mask of each segment; those of instances may overlap.
         id2label: names of all classes of the checkpoint.
         stuff_label_ids: classes that are stuff.
-        overlapping: (N, H, W) bool masks of instances, which may overlap; None where the map says everything.
+        georeference: of an image that was read from a georeferenced file.
     """
 
     task: str
-    map: np.ndarray
+    size: tuple[int, int]
     segments: tuple[Segment, ...]
+    runs: tuple[Runs, ...] = field(repr=False)
     id2label: Mapping[int, str] = field(repr=False)
     stuff_label_ids: tuple[int, ...] = field(default=(), repr=False)
-    overlapping: np.ndarray | None = field(default=None, repr=False)
+    georeference: Georeference | None = field(default=None, repr=False)
 
-    def __post_init__(self):
-        for array in (self.map, self.overlapping):
-            if array is not None:
-                array.flags.writeable = False
+    def __getstate__(self):
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # without the painted map
 
     def __repr__(self):
         found = ", ".join(f"{s.label}" if s.score is None else f"{s.label} {s.score:.2f}" for s in self.segments[:5])
@@ -69,31 +75,53 @@ class Segmentation:
             f"Segmentation({self.task}, {self.size[0]}x{self.size[1]}, {len(self.segments)} segments: {found}{more})"
         )
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of the image in pixels."""
-        return self.map.shape
+    @cached_property
+    def map(self) -> np.ndarray:
+        """(H, W) int32 ids of segments, painted at the first use.
+
+        Panoptic: 0 is void. Instances: the best one at each pixel, 0 where there is none. Semantic: labels.
+        """
+        seen = visible(self.runs) if self.task == "instance" else self.runs
+        ids = paint(self.size, seen, [segment.id for segment in self.segments])
+        ids.flags.writeable = False
+        return ids
 
     @property
     def masks(self) -> np.ndarray:
-        """(N, H, W) bool, in the order of `segments`; made anew at every use, except those of instances."""
-        if self.overlapping is not None:
-            return self.overlapping
-        ids = np.array([segment.id for segment in self.segments], dtype=self.map.dtype)
-        return self.map == ids[:, None, None]
+        """(N, H, W) bool, in the order of `segments`; made anew at every use, see `runs` for large images."""
+        masks = np.zeros((len(self.segments), *self.size), dtype=bool)
+        for mask, segment, runs in zip(masks, self.segments, self.runs, strict=True):
+            left, top, right, bottom = segment.box
+            mask[top:bottom, left:right] = runs.crop(segment.box)
+        return masks
+
+    def reduced(self, step: int) -> "Segmentation":
+        """Every step-th row and column of it; segments without a pixel there are left out."""
+        if step < 1:
+            raise ValueError(f"step={step!r}: must be at least 1")
+        smaller = [(segment, runs.every(step)) for segment, runs in zip(self.segments, self.runs, strict=True)]
+        smaller = [(replace(s, area=runs.area, box=runs.box), runs) for s, runs in smaller if len(runs.starts)]
+        segments, runs = zip(*smaller, strict=True) if smaller else ((), ())
+        size = tuple(-(-side // step) for side in self.size)
+        return replace(self, size=size, segments=segments, runs=runs, georeference=None)
 
     def plot(self, image=None) -> Image.Image:
-        """A picture with coloured segments and their names.
+        """A picture with coloured segments and their names; of every second, third ... pixel if the image is large.
 
         Args:
-            image: what was segmented: PIL, a path, or an array as `data.images.to_rgb` takes it; a grey ground by
-                default.
+            image: what was segmented: PIL, a path, an array as `data.images.to_rgb` takes it, or
+                `data.windows.ImageWindows`; a grey ground by default.
         """
         from .drawing import draw_segmentation
 
         if isinstance(image, str | os.PathLike):
             image = read_image(Path(image))
-        return draw_segmentation(self, image)
+        step, (H, W) = -(-max(self.size) // LARGEST_PICTURE), self.size
+        if isinstance(image, ImageWindows):
+            image = image.read((0, 0, W, H), step)
+        elif image is not None and step > 1:
+            image = to_rgb(image, "image")[::step, ::step]
+        return draw_segmentation(self.reduced(step) if step > 1 else self, image)
 
     def to_coco(self, image_id: int | str | None = None) -> list[dict]:
         """COCO's result entries: `category_id`, `score`, `bbox` (left, top, width, height), `area`, `segmentation`.
@@ -106,7 +134,7 @@ class Segmentation:
         first = {} if image_id is None else {"image_id": image_id}
         return [
             {**first, **self._entry(segment), "segmentation": code}
-            for segment, code in zip(self.segments, masks_to_coco_rle(self.masks), strict=True)
+            for segment, code in zip(self.segments, (coco_code(runs, self.size) for runs in self.runs), strict=True)
         ]
 
     def to_coco_panoptic(self) -> tuple[Image.Image, list[dict]]:
@@ -117,16 +145,16 @@ class Segmentation:
         """
         if self.task != "panoptic":
             raise ValueError(f"task={self.task!r}: only panoptic results have COCO's panoptic form; use to_coco()")
-        colours = np.stack([self.map & 255, self.map >> 8 & 255, self.map >> 16 & 255], axis=-1).astype(np.uint8)
+        colours = np.empty((*self.size, 3), dtype=np.uint8)
+        for row, ids in zip(colours, self.map, strict=True):  # by rows: maps of large images fill the memory
+            row[:] = ids[:, None] >> (0, 8, 16) & 255
         return Image.fromarray(colours), [{"id": segment.id, **self._entry(segment)} for segment in self.segments]
 
     def labelled_masks(self) -> Iterator[LabelledMask]:
         """What writers of other formats take: each segment with its name, cut out of the image."""
-        for number, segment in enumerate(self.segments):
-            left, top, right, bottom = segment.box
-            window = np.s_[top:bottom, left:right]
-            mask = self.map[window] == segment.id if self.overlapping is None else self.overlapping[number][window]
+        for segment, runs in zip(self.segments, self.runs, strict=True):
             isthing = segment.label_id not in self.stuff_label_ids
+            mask = runs.crop(segment.box)
             yield LabelledMask(segment.label_id, segment.label, mask, segment.box, segment.score, isthing)
 
     def to_geojson(self, tolerance: float = 0.0, georeference: Georeference | None = None) -> dict:
@@ -134,9 +162,10 @@ class Segmentation:
 
         Args:
             tolerance: 0 for outlines on the edges of pixels; above, they are simplified by less than so many pixels.
-            georeference: `data.georeference.read_georeference` of the image's file; None for pixels.
+            georeference: `data.georeference.read_georeference` of the image's file; None for the result's own, and
+                for pixels if it has none.
         """
-        return geojson.feature_collection(self.labelled_masks(), tolerance, georeference)
+        return geojson.feature_collection(self.labelled_masks(), tolerance, georeference or self.georeference)
 
     def to_yolo(self, tolerance: float = 0.0) -> str:
         """The lines of a label file of YOLO segmentation; `tolerance` as in `to_geojson`."""
@@ -172,56 +201,40 @@ class Segmentation:
         return entry if segment.score is None else {**entry, "score": segment.score}
 
 
+def coco_code(runs: Runs, size: tuple[int, int]) -> dict:
+    """COCO's compressed run lengths of a mask in an image of (height, width)."""
+    H, W = size
+    return {"size": [H, W], "counts": counts_to_text(runs.counts((0, 0, W, H)))}
+
+
 def panoptic_result(ids: np.ndarray, segments: Iterable[Mapping], id2label, stuff_label_ids=()) -> Segmentation:
     """From an (H, W) map with 0 for void, and the dicts of `postprocessing.panoptic_segmentation`."""
-    segments = list(segments)
-    boxes = boxes_of_map(ids, [segment["id"] for segment in segments])
-    found = tuple(
-        Segment(s["id"], s["label_id"], id2label[s["label_id"]], s["score"], s["area"], box)
-        for s, box in zip(segments, boxes, strict=True)
-    )
-    return Segmentation("panoptic", ids, found, id2label, tuple(stuff_label_ids))
+    runs = runs_of_map(ids)
+    rows = [(s["id"], s["label_id"], s["score"], runs.get(s["id"], NOTHING)) for s in segments]
+    return result_of_runs("panoptic", ids.shape, rows, id2label, stuff_label_ids)
 
 
-def instance_result(ids, masks, scores, labels, boxes, id2label, stuff_label_ids=()) -> Segmentation:
-    """From an (H, W) map of positions + 1, and N masks, scores, labels and (x0, y0, x1, y1) boxes."""
-    areas = masks.sum((1, 2)).tolist()
-    rows = zip(labels, scores, areas, boxes, strict=True)
-    found = tuple(
-        Segment(n, label, id2label[label], score, area, tuple(int(side) for side in box))
-        for n, (label, score, area, box) in enumerate(rows, start=1)
-    )
-    return Segmentation("instance", ids, found, id2label, tuple(stuff_label_ids), masks)
+def instance_result(masks: np.ndarray, scores, labels, id2label, stuff_label_ids=()) -> Segmentation:
+    """From (N, H, W) bool masks, scores and labels, best first."""
+    rows = [
+        (number, label, score, Runs.of_mask(mask))
+        for number, (label, score, mask) in enumerate(zip(labels, scores, masks, strict=True), start=1)
+    ]
+    return result_of_runs("instance", masks.shape[1:], rows, id2label, stuff_label_ids)
 
 
 def semantic_result(labels: np.ndarray, id2label, stuff_label_ids=()) -> Segmentation:
     """From an (H, W) map of labels."""
-    areas = np.bincount(labels.ravel())
-    present = np.flatnonzero(areas).tolist()
-    found = tuple(
-        Segment(label, label, id2label[label], None, int(areas[label]), box)
-        for label, box in zip(present, boxes_of_map(labels, present), strict=True)
+    rows = [(number - 1, number - 1, None, runs) for number, runs in runs_of_map(labels + 1).items()]  # 0 is a label
+    return result_of_runs("semantic", labels.shape, rows, id2label, stuff_label_ids)
+
+
+def result_of_runs(task: str, size, rows, id2label, stuff_label_ids=(), georeference=None) -> Segmentation:
+    """From id, label, score and runs of every segment."""
+    rows = list(rows)
+    segments = tuple(
+        Segment(number, label, id2label[label], score, runs.area, runs.box) for number, label, score, runs in rows
     )
-    return Segmentation("semantic", labels, found, id2label, tuple(stuff_label_ids))
-
-
-def boxes_of_map(ids: np.ndarray, wanted: list[int]) -> list[tuple[int, int, int, int]]:
-    """(left, top, right, bottom), exclusive right and bottom, of wanted ids of an (H, W) map; zeros if absent."""
-    if not wanted:
-        return []
-    H, W = ids.shape
-    columns, rows = np.zeros((max(wanted) + 1, W), bool), np.zeros((max(wanted) + 1, H), bool)
-    known = np.where((ids >= 0) & (ids <= max(wanted)), ids, 0)  # what is not wanted may fall into row 0 ...
-    columns[known, np.arange(W)] = True
-    rows[known, np.arange(H)[:, None]] = True
-    if 0 in wanted:  # ... unless it is
-        columns[0], rows[0] = (ids == 0).any(0), (ids == 0).any(1)
-    boxes = []
-    for number in wanted:
-        sides = [np.flatnonzero(used[number]) for used in (columns, rows)]
-        if not sides[0].size:
-            boxes.append((0, 0, 0, 0))
-            continue
-        (left, right), (top, bottom) = ((int(side[0]), int(side[-1]) + 1) for side in sides)
-        boxes.append((left, top, right, bottom))
-    return boxes
+    return Segmentation(
+        task, tuple(size), segments, tuple(row[-1] for row in rows), id2label, tuple(stuff_label_ids), georeference
+    )

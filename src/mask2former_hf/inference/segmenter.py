@@ -5,6 +5,8 @@ import os
 import sys
 import urllib.request
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,12 +15,16 @@ import numpy as np
 from PIL import Image
 
 from ..data.images import read_image, to_rgb
+from ..data.windows import ImageWindows, open_raster
 from .exported import ExportedModel, is_exported
 from .rules import Rules, rules_of
 from .segmentation import Segmentation
+from .tiles import OVERLAP, check_tiling, plan_tiles
 
 if TYPE_CHECKING:
     import torch
+
+    from .tile_merging import TileResult
 
 DOWNLOAD_TIMEOUT = 60  # seconds
 
@@ -39,8 +45,11 @@ class Segmenter:
         refine: "otsu", a threshold for every mask; "crf", a dense CRF over the image; or None.
         tta: average over six sizes and their mirror images; over five for a checkpoint with a sliding window
             (`sliding_window.sliding_scores`), whose semantic results always take one.
+        tile: side in pixels of the overlapping tiles in which larger images are segmented; "auto" for tiles of the
+            size that the model was made for, of images that it would shrink; None to take every image whole.
+        overlap: share of a tile's side that its neighbour sees too, at least. Objects up to that size are seen whole.
 
-    An export has its dtype in the graph, and neither refinement nor averages.
+    An export has its dtype in the graph, and neither refinement, averages nor tiles.
 
     Raises:
         ValueError: for a checkpoint that cannot be loaded, and for options that do not fit it.
@@ -56,31 +65,60 @@ class Segmenter:
         dtype: "torch.dtype | str | None" = None,
         refine: str | None = None,
         tta: bool = False,
+        tile: int | str | None = None,
+        overlap: float = OVERLAP,
     ):
         if is_exported(checkpoint):
-            given = {"dtype": dtype, "refine": refine, "tta": tta or None}
+            given = {"dtype": dtype, "refine": refine, "tta": tta or None, "tile": tile}
             if unfit := [name for name, value in given.items() if value is not None]:
                 raise ValueError(f"{unfit[0]}={given[unfit[0]]!r}: {checkpoint} is an export; use its checkpoint")
-            model = ExportedModel(checkpoint, device)
-            self._set(model, model.processor, task or model.task, refine, tta)
+        self._origin = os.fspath(checkpoint), device, dtype
+        model = _load(*self._origin)
+        if isinstance(model, ExportedModel):
+            self._set(model, model.processor, task or model.task, refine, tta, tile, overlap)
             model.check(self.rules())
             return
-        from .loading import load_model, load_processor, to_device
+        from .loading import load_processor
 
-        fields = {} if dtype is None else {"dtype": dtype}
-        model = to_device(load_model(checkpoint, **fields), device)
-        self._set(model, load_processor(checkpoint), task, refine, tta)
+        self._set(model, load_processor(checkpoint), task, refine, tta, tile, overlap)
 
     @classmethod
-    def of(cls, model, processor, *, task: str | None = None, refine: str | None = None, tta: bool = False):
+    def of(
+        cls,
+        model,
+        processor,
+        *,
+        task: str | None = None,
+        refine: str | None = None,
+        tta: bool = False,
+        tile: int | str | None = None,
+        overlap: float = OVERLAP,
+    ):
         """A segmenter with a model that is there already; its device and dtype are the model's."""
         segmenter = cls.__new__(cls)
-        segmenter._set(model.eval(), processor, task, refine, tta)
+        segmenter._origin = None
+        segmenter._set(model.eval(), processor, task, refine, tta, tile, overlap)
         return segmenter
 
-    def _set(self, model, processor, task, refine, tta):
-        self.model, self.processor, self.refine, self.tta = model, processor, refine, tta
+    def _set(self, model, processor, task, refine, tta, tile, overlap):
+        self._model, self.processor, self.refine, self.tta = model, processor, refine, tta
         self.task = rules_of(model.config, task, processor=processor, refine=refine).task
+        self.overlap = overlap
+        # the side of tiles, and the longest side of an image that is taken whole
+        self.tile, self._whole = trained_sides(processor.size) if tile == "auto" else (tile, tile)
+        if tile is not None:
+            check_tiling(self.tile, overlap)
+
+    @property
+    def model(self):
+        """The network; that of a segmenter from another process is loaded at its first use, once for all of them."""
+        if self._model is None:
+            self._model = _load_once(*self._origin)
+        return self._model
+
+    def __getstate__(self):
+        """A segmenter of a checkpoint travels by the checkpoint's name, one of a model with the weights."""
+        return self.__dict__ if self._origin is None else {**self.__dict__, "_model": None}
 
     def rules(self, **numbers) -> Rules:
         """What results are made by; see `rules_of` for the numbers."""
@@ -91,10 +129,10 @@ class Segmenter:
 
         Args:
             images: an image, which is a PIL image, a path, a URL, the bytes of an image file, an array of integers,
-                (H, W) or (H, W, channels), or a tensor of integers, (H, W) or (channels, H, W) with up to 4 channels;
-                or an iterable of images. Photos are turned upright by their EXIF tag.
-            batch_size: images that go through the network at a time, of an iterable.
-            progress: show the steps of an image with a refinement.
+                (H, W) or (H, W, channels), a tensor of integers, (H, W) or (channels, H, W) with up to 4 channels, or
+                `data.windows.ImageWindows`; or an iterable of images. Photos are turned upright by their EXIF tag.
+            batch_size: images of an iterable, or tiles, that go through the network at a time.
+            progress: show the tiles of an image, or the steps of a refinement.
             numbers: `threshold`, `mask_threshold`, `overlap_threshold`, `top_k`, `stuff_label_ids`; see `Rules`. One
                 that the task's results are not made by is refused.
 
@@ -105,12 +143,46 @@ class Segmenter:
             raise ValueError(f"batch_size={batch_size!r}: must be at least 1")
         rules = self.rules(**numbers)
         if is_image(images):
-            return self.segment([read(images)], rules, progress)[0]
+            return self.segment_windows(self.open(images), rules, batch_size, progress)
         return self._many(iter(images), batch_size, rules, progress)
 
     def _many(self, images: Iterator, batch_size: int, rules: Rules, progress: bool) -> Iterator[Segmentation]:
+        if self.tile is not None:
+            for image in images:
+                yield self.segment_windows(self.open(image), rules, batch_size, progress)
+            return
         while batch := [read(image) for image in islice(images, batch_size)]:
             yield from self.segment(batch, rules, progress)
+
+    def open(self, image) -> ImageWindows:
+        """An image in any of its forms; of a large TIFF, if this segmenter makes tiles, nothing is read yet."""
+        if isinstance(image, ImageWindows):
+            return image
+        if self.tile is not None and isinstance(image, str | os.PathLike):
+            windows = open_raster(image)
+            if windows is not None:
+                return windows
+        return ImageWindows(read(image))
+
+    def segment_windows(
+        self, image: ImageWindows, rules: Rules, batch_size: int = 1, progress: bool = False
+    ) -> Segmentation:
+        """The result of one image by given rules, in tiles if it is large and this segmenter makes tiles."""
+        if self.tile is not None and max(image.size) > self._whole:
+            from .tile_merging import segment_tiles
+
+            plan = plan_tiles(image.size, self.tile, self.overlap)
+            return segment_tiles(
+                image, plan, rules, lambda tiles: self._tile_results(tiles, rules), batch_size, progress
+            )
+        height, width = image.size
+        result = self.segment([image.read((0, 0, width, height))], rules, progress)[0]
+        return replace(result, georeference=image.georeference)
+
+    def _tile_results(self, tiles: list[np.ndarray], rules: Rules) -> "Iterator[TileResult]":
+        from .results import segment_tiles_alone
+
+        return segment_tiles_alone(self.model, self.processor, tiles, rules, tta=self.tta)
 
     def segment(self, images: list[np.ndarray], rules: Rules, progress: bool = False) -> list[Segmentation]:
         """The results of a batch of (H, W, 3) uint8 RGB images by given rules."""
@@ -121,9 +193,29 @@ class Segmenter:
         return segment_images(self.model, self.processor, images, rules, tta=self.tta, progress=progress)
 
 
+def _load(checkpoint: str, device, dtype):
+    if is_exported(checkpoint):
+        return ExportedModel(checkpoint, device)
+    from .loading import load_model, to_device
+
+    fields = {} if dtype is None else {"dtype": dtype}
+    return to_device(load_model(checkpoint, **fields), device)
+
+
+_load_once = cache(_load)
+
+
+def trained_sides(size) -> tuple[int, int]:
+    """Of a processor's `size`: the shorter side of what the network sees, and the longest side that is not shrunk."""
+    lengths = [length for length in dict(size).values() if length]
+    if not lengths:
+        raise ValueError(f"size={dict(size)} of the processor names no side; give tile as a number of pixels")
+    return min(lengths), max(lengths)
+
+
 def is_image(value) -> bool:
     """Whether this is one image, and not many."""
-    if isinstance(value, str | os.PathLike | bytes | Image.Image):
+    if isinstance(value, str | os.PathLike | bytes | Image.Image | ImageWindows):
         return True
     if isinstance(value, np.ndarray) or _is_tensor(value):
         return value.ndim in (2, 3)

@@ -117,6 +117,7 @@ def panoptic_claims(
     overlap_threshold=OVERLAP_THRESHOLD,
     mask_threshold=MASK_THRESHOLD,
     stuff_label_ids=(),
+    decide: Callable[[Tensor], Tensor] | None = None,
 ):
     """How much void and every segment of `panoptic_segmentation` claim each pixel, for those who weigh them anew.
 
@@ -131,6 +132,7 @@ def panoptic_claims(
         object_mask_threshold,
         overlap_threshold,
         mask_threshold,
+        decide,
     )
     numbers, segments = _segments(found, stuff_label_ids, overlap_threshold)
     best, owner, inside = found.contest[:3]
@@ -143,7 +145,8 @@ def panoptic_claims(
             torch.maximum(row, logit.sigmoid_() * found.scores[query], out=row)
     threshold = mask_threshold * torch.cat([found.scores.new_ones(1), found.scores])
     void = threshold[owner] * (1 - 1e-6)  # a pixel exactly at the threshold is the segment's
-    claims[0] = torch.where(inside & (numbers > 0)[owner], void, torch.maximum(void, best))
+    less = torch.minimum(void, best * (1 - 1e-6))  # `decide` may give a pixel below mask_threshold to the segment
+    claims[0] = torch.where(inside & (numbers > 0)[owner], less, torch.maximum(void, best))
     return claims, segments
 
 

@@ -24,24 +24,27 @@ def masks_to_coco_rle(masks) -> list[dict]:
 
     Returns:
         N dicts {"size": [H, W], "counts": str}.
+    """
+    rles = [mask_to_rle(mask) for mask in masks]
+    return [{"size": rle["size"], "counts": counts_to_text(rle["counts"])} for rle in rles]
+
+
+def counts_to_text(counts) -> str:
+    """Compressed form of uncompressed run lengths.
 
     The text is COCO's own (`maskApi.c`): each count minus the one two places before it, from the fourth on, in
     groups of five bits, lowest first; bit 32 says that another group follows, and 48 makes it printable.
     """
-    rles = []
-    for mask in masks:
-        rle = mask_to_rle(mask)
-        value = np.array(rle["counts"], dtype=np.int64)
-        value[3:] -= value[1:-2].copy()
-        text = np.zeros((len(value), 7), dtype=np.uint8)  # 7 groups hold 35 bits, more than any image has pixels
-        going = np.ones(len(value), dtype=bool)
-        for group in range(text.shape[1]):
-            bits, value = value & 31, value >> 5
-            more = value != np.where(bits & 16, -1, 0)
-            text[going, group] = (bits + 32 * more + 48)[going]
-            going &= more
-        rles.append({"size": rle["size"], "counts": text[text > 0].tobytes().decode("ascii")})
-    return rles
+    value = np.array(counts, dtype=np.int64)
+    value[3:] -= value[1:-2].copy()
+    text = np.zeros((len(value), 9), dtype=np.uint8)  # 9 groups hold 45 bits, more than any image has pixels
+    going = np.ones(len(value), dtype=bool)
+    for group in range(text.shape[1]):
+        bits, value = value & 31, value >> 5
+        more = value != np.where(bits & 16, -1, 0)
+        text[going, group] = (bits + 32 * more + 48)[going]
+        going &= more
+    return text[text > 0].tobytes().decode("ascii")
 
 
 def _to_numpy(mask) -> np.ndarray:

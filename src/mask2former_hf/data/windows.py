@@ -1,0 +1,96 @@
+"""Windows of images that may be too large to be read as a whole.
+
+A window is (left, top, right, bottom) in pixels, the last two exclusive.
+"""
+
+import importlib.util
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from .georeference import Georeference
+from .images import to_rgb
+
+Window = tuple[int, int, int, int]
+RASTER_SUFFIXES = (".tif", ".tiff")
+CACHE = 256  # MB of decoded blocks, more than a row of tiles of 20,000 pixels; GDAL takes 5 % of the memory otherwise
+
+
+class ImageWindows:
+    """An image that is in memory."""
+
+    georeference: Georeference | None = None
+
+    def __init__(self, image: np.ndarray):
+        self._image = image
+        self.size = image.shape[:2]
+
+    def read(self, window: Window, step: int = 1) -> np.ndarray:
+        """(h, w, 3) uint8 RGB of a window; of a step above 1 every step-th row and column."""
+        left, top, right, bottom = window
+        return self._image[top:bottom:step, left:right:step]
+
+
+class RasterWindows(ImageWindows):
+    """A TIFF, of which only windows are read: tiled, BigTIFF, cloud-optimised, with overviews, georeferenced.
+
+    Args:
+        level: of its pyramid; 0 is the full image, 1 the first overview.
+
+    Raises:
+        ImportError: without rasterio.
+        OSError: for a file that cannot be read.
+        ValueError: for a level that the file does not have, and for colours other than grey and RGB.
+    """
+
+    def __init__(self, path: str | os.PathLike, level: int = 0):
+        self._rasterio, self.path = load_rasterio(), Path(path)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Dataset has no geotransform")
+            try:
+                levels = len(self._rasterio.open(self.path).overviews(1))
+                if not 0 <= level <= levels:
+                    raise ValueError(f"{path}: level={level!r}: the file has the levels 0 to {levels}")
+                self._file = self._rasterio.open(self.path, **({"overview_level": level - 1} if level else {}))
+            except self._rasterio.errors.RasterioError as error:
+                raise OSError(f"{path}: not a readable image ({error}); replace the file or leave it out") from error
+        self.size = self._file.height, self._file.width
+        colours = tuple(colour.name for colour in self._file.colorinterp)
+        self._bands = [1, 2, 3] if colours[:3] == ("red", "green", "blue") else [1]
+        inverted = self._file.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES"
+        if inverted or colours[0] not in ("red", "gray", "undefined"):
+            raise ValueError(f"{path}: {colours[0]}{', 0 is white' if inverted else ''}: windows must be grey or RGB")
+        if not self._file.transform.is_identity:
+            crs = self._file.crs
+            self.georeference = Georeference(tuple(self._file.transform)[:6], crs.to_epsg() if crs else None)
+
+    def read(self, window: Window, step: int = 1) -> np.ndarray:
+        """As of an image in memory; a step above 1 takes the nearest pixels, from an overview if the file has one."""
+        left, top, right, bottom = window
+        shape = len(self._bands), -(-(bottom - top) // step), -(-(right - left) // step)
+        with self._rasterio.Env(GDAL_CACHEMAX=CACHE):
+            pixels = self._file.read(self._bands, window=((top, bottom), (left, right)), out_shape=shape)
+        return to_rgb(pixels.transpose(1, 2, 0), self.path)
+
+
+def open_raster(path: str | os.PathLike) -> RasterWindows | None:
+    """The windows of a TIFF in grey or RGB, if rasterio is there; None for what has to be read as a whole."""
+    if not str(path).lower().endswith(RASTER_SUFFIXES) or importlib.util.find_spec("rasterio") is None:
+        return None
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        return RasterWindows(path)
+    except ValueError:  # colours that Pillow translates
+        return None
+
+
+def load_rasterio():
+    """The module `rasterio`; an ImportError with the command that installs it."""
+    try:
+        import rasterio
+    except ImportError as error:
+        raise ImportError("Windows of a TIFF are read by rasterio: pip install rasterio") from error
+    return rasterio
