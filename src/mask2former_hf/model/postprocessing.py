@@ -308,7 +308,7 @@ def masks_to_boxes(masks):
     return torch.stack(edges, 2).flatten(1).float()  # (N, 4)
 
 
-def logits_per_image(outputs, target_sizes=None) -> Iterator[tuple]:
+def logits_per_image(outputs, target_sizes=None, dimensions=4) -> Iterator[tuple]:
     """Each image's (class_logits, mask_logits, canvas_size, image_size, target_size), freed of the batch's padding.
 
     Args:
@@ -316,6 +316,7 @@ def logits_per_image(outputs, target_sizes=None) -> Iterator[tuple]:
             and canvas_sizes (B, 2) and mask_strides (B,). Without the last three, as from transformers' own model, the
             whole tensor counts as image, at a stride of 4.
         target_sizes: B pairs (rows, columns), or None for the images' own sizes.
+        dimensions: of masks_queries_logits; clips have 5, (B, Q, T, h, w).
 
     Raises:
         TypeError: for outputs of other types; ValueError: for those that do not belong together.
@@ -331,7 +332,7 @@ def logits_per_image(outputs, target_sizes=None) -> Iterator[tuple]:
             "output_auxiliary_logits=True."
         )
     classes = as_tensor("class_queries_logits", outputs.class_queries_logits, 3)
-    masks = as_tensor("masks_queries_logits", outputs.masks_queries_logits, 4)
+    masks = as_tensor("masks_queries_logits", outputs.masks_queries_logits, dimensions)
     fields = {name: getattr(outputs, name, None) for name in ("canvas_sizes", "image_sizes", "mask_strides")}
     fields = {name: None if field is None else as_tensor(name, field) for name, field in fields.items()}
     if target_sizes is not None and not hasattr(target_sizes, "__len__"):
