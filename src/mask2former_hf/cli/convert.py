@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
-from .. import Mask2FormerImageProcessor
+from .. import Mask2FormerForVideoSegmentation, Mask2FormerImageProcessor, Mask2FormerVideoProcessor
 from ..conversion.architecture import Settings
 from ..conversion.checkpoint_files import Checkpoint, read_checkpoint, write_original
 from ..conversion.converting import assumptions, build_model, check_numbers, recognise_source, to_original
@@ -61,7 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"{arguments.output}: {error}") from error
     if arguments.push:
         publish(model, processor, arguments)
-    print(f"Next: mask2former-hf predict IMAGE --model {arguments.output} --output predictions")
+    subject = "VIDEO" if isinstance(model, Mask2FormerForVideoSegmentation) else "IMAGE"
+    print(f"Next: mask2former-hf predict {subject} --model {arguments.output} --output predictions")
     return 0
 
 
@@ -86,9 +87,9 @@ def settings_from_recipe(name: str) -> Settings:
         recipe = load_recipe(name)
     except ValueError as error:
         raise UserError(f"--recipe {error}") from error
-    notes = ["this was trained on video; the converted model segments single frames"] if recipe.video else []
+    processor = {"size": recipe.test_size}
     return Settings(
-        name, recipe.config_fields(), recipe.backbone_fields(), {"size": recipe.test_size}, recipe.class_set, notes
+        name, recipe.config_fields(), recipe.backbone_fields(), processor, recipe.class_set, video=recipe.video
     )
 
 
@@ -111,7 +112,8 @@ def convert(checkpoint: Checkpoint, settings: Settings | None, output: Path):
     for note in notes:
         print(f"Note: {note}", file=sys.stderr)
     print(check_numbers(model))
-    processor = Mask2FormerImageProcessor(
+    of_clips = isinstance(model, Mask2FormerForVideoSegmentation)
+    processor = (Mask2FormerVideoProcessor if of_clips else Mask2FormerImageProcessor)(
         ignore_index=model.config.ignore_value,
         num_labels=num_labels,
         label_ids_to_fuse=stuff,
