@@ -32,6 +32,7 @@ _EXPORTS = {
     "Segment": "inference.segmentation",
     "Segmentation": "inference.segmentation",
     "Segmenter": "inference.segmenter",
+    "VideoSegmenter": "inference.video_segmenter",
     "use_kernel": "kernels.choosing",
     "Mask2FormerConfig": "model.configuration_mask2former",
     "LossSettings": "model.criterion",

@@ -64,6 +64,13 @@ def draw_instances(image, masks, labels, scores, id2label: Mapping[int, str]) ->
     return _draw(image, segments[::-1], id2label, None)
 
 
+def draw_tracks(image, segmentation) -> Image.Image:
+    """Objects of one frame of a video: every id has a colour and a name, such as "person 3", in all frames."""
+    names = {s.id: f"{s.label} {s.id}" for s in segmentation.segments}
+    rows = zip(segmentation.masks, segmentation.segments, strict=True)
+    return _draw(image, [(mask, segment.id, None) for mask, segment in rows][::-1], names, None)
+
+
 def draw_semantic(image, label_map, id2label: Mapping[int, str], ignore_index: int = 255) -> Image.Image:
     """Colour every class of an (H, W) map of labels; pixels of `ignore_index` are hatched."""
     labels = _to_numpy(label_map)

@@ -66,6 +66,11 @@ def _panoptic(logits, rules: Rules, image, progress) -> Segmentation:
 
 
 def _instances(logits, rules: Rules, image, progress) -> Segmentation:
+    return instances_and_queries(logits, rules, image, progress)[0]
+
+
+def instances_and_queries(logits, rules: Rules, image=None, progress=False) -> tuple[Segmentation, torch.Tensor]:
+    """The result, and the (N,) queries that its instances come from."""
     decide = {"otsu": lambda: otsu_decision(progress), "crf": lambda: crf_instance_decision(image, progress=progress)}
     stuff = set(rules.stuff_label_ids)
     found = instance_segmentation(
@@ -78,7 +83,7 @@ def _instances(logits, rules: Rules, image, progress) -> Segmentation:
     )
     ids, kept = stack_instances(found["masks"], rules.overlap_threshold)
     masks, scores, labels, boxes = (found[name][kept].cpu() for name in ("masks", "scores", "labels", "boxes"))
-    return instance_result(
+    result = instance_result(
         (ids + 1).cpu().numpy(),
         masks.numpy(),
         scores.tolist(),
@@ -87,6 +92,7 @@ def _instances(logits, rules: Rules, image, progress) -> Segmentation:
         rules.id2label,
         rules.stuff_label_ids,
     )
+    return result, found["queries"][kept]
 
 
 def _semantic(logits, rules: Rules, image, progress) -> Segmentation:

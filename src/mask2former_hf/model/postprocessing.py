@@ -241,8 +241,8 @@ def instance_segmentation(
             mask_threshold.
 
     Returns:
-        dict sorted by falling score: "masks" (N, H, W) bool, "scores" (N,) float32, "labels" (N,) int64 and "boxes"
-        (N, 4) float32 as (x0, y0, x1, y1) pixel edges of the mask, zeros for an empty one.
+        dict sorted by falling score: "masks" (N, H, W) bool, "scores" (N,) float32, "labels" (N,) int64, "boxes"
+        (N, 4) float32 as (x0, y0, x1, y1) pixel edges of the mask, zeros for an empty one, and "queries" (N,) int64.
     """
     check_fractions(score_threshold=score_threshold, mask_threshold=mask_threshold)
     if not isinstance(top_k, Integral) or top_k < 1 or isinstance(top_k, bool):
@@ -274,7 +274,8 @@ def instance_segmentation(
     order = scores.argsort(descending=True, stable=True)
     order = order[scores[order] >= score_threshold]  # (N,)
     labels, scores, boxes = pairs[order] % num_classes, scores[order], masks_to_boxes(masks)[pair_query[order]]
-    return {"masks": masks[pair_query[order]], "scores": scores, "labels": labels, "boxes": boxes}
+    found = queries[pair_query[order]]
+    return {"masks": masks[pair_query[order]], "scores": scores, "labels": labels, "boxes": boxes, "queries": found}
 
 
 def stack_instances(masks, overlap_threshold=0.0):
