@@ -62,7 +62,7 @@ class ScenesDataset(Dataset):
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, index])))
         H, W = self.size
         y, x = np.mgrid[0.5:H, 0.5:W].astype(np.float32)
-        image, ids = _background(rng, x, y)
+        image, ids = background(rng, x, y)
         classes = {1: 3, 2: 4}
         for number in range(rng.integers(self.num_things[0], self.num_things[1] + 1)):
             label = int(rng.integers(NUM_THING_CLASSES))
@@ -102,7 +102,7 @@ def _muted_colour(rng) -> np.ndarray:
     return _colour(rng, rng.uniform(), rng.uniform(0.05, 0.3))
 
 
-def _strong_colour(rng, label: int) -> np.ndarray:
+def strong_colour(rng, label: int) -> np.ndarray:
     """Three of four things take the hues of their class, a third of the circle; the others any."""
     hue = (label + rng.uniform()) / NUM_THING_CLASSES if rng.random() < 0.75 else rng.uniform()
     return _colour(rng, hue, rng.uniform(0.7, 1.0))
@@ -112,7 +112,7 @@ def _colour(rng, hue: float, saturation: float) -> np.ndarray:
     return 255 * np.array(colorsys.hls_to_rgb(hue % 1, rng.uniform(0.3, 0.7), saturation), dtype=np.float32)
 
 
-def _background(rng, x, y):
+def background(rng, x, y):
     """Sky (id 1), a smooth gradient with soft clouds, over ground (id 2), striped or chequered."""
     H, W = x.shape
     u, v = x / W, y / H
@@ -141,6 +141,11 @@ def _thing(rng, label, x, y) -> np.ndarray:
     radius = rng.uniform(0.08, 0.2) * side
     angle, stretch = rng.uniform(0, 2 * np.pi), rng.uniform(0.65, 1.0)
     dx, dy = x - rng.uniform(0.08, 0.92) * W, y - rng.uniform(0.08, 0.92) * H
+    return shape(label, dx, dy, radius, stretch, angle)
+
+
+def shape(label: int, dx, dy, radius: float, stretch: float, angle: float) -> np.ndarray:
+    """(H, W) bool: a disc, box or triangle around the pixel where the distances dx and dy are 0."""
     a = (dx * np.cos(angle) + dy * np.sin(angle)) / radius
     b = (dy * np.cos(angle) - dx * np.sin(angle)) / (radius * stretch)
     if label == 0:
@@ -152,7 +157,7 @@ def _thing(rng, label, x, y) -> np.ndarray:
 
 def _paint(rng, label, x, y) -> np.ndarray:
     """A colour, with a gradient across the image half of the time."""
-    colour = _strong_colour(rng, label)
+    colour = strong_colour(rng, label)
     if rng.random() < 0.5:
         return np.broadcast_to(colour, (*x.shape, 3))
     slope = rng.uniform(-30, 30, 2)
