@@ -1,4 +1,4 @@
-"""`mask2former-hf predict`: images in, overlays and results in COCO's formats out."""
+"""`mask2former-hf predict`: images in, overlays and results in COCO's formats out; videos in predict_video.py."""
 
 import argparse
 import shutil
@@ -18,7 +18,9 @@ from ..inference.loading import default_device
 from ..inference.rules import METHODS, Rules
 from ..inference.segmentation import Segmentation
 from ..inference.segmenter import Segmenter
+from ..inference.video_files import is_video
 from ..model.configuration_mask2former import TASKS
+from . import predict_video
 from .loading import load
 from .main import UserError
 
@@ -27,7 +29,14 @@ ASKED_AGAIN = 10  # images of which the best score is looked for if no segment w
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files or folders of images")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        type=Path,
+        metavar="IMAGE",
+        help="image files or folders of images; or one video file, or webcam:0",
+    )
+    parser.add_argument("--video", action="store_true", help="the folder is one video, its images are the frames")
     parser.add_argument("--model", required=True, help="checkpoint folder or Hub id")
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
     parser.add_argument("--overwrite", action="store_true", help="replace the results that are in --output")
@@ -48,6 +57,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--task {arguments.task}: must be one of {', '.join(TASKS)}")
     if arguments.threshold is not None and not 0 <= arguments.threshold <= 1:
         raise UserError(f"--threshold {arguments.threshold}: must be between 0 and 1")
+    if arguments.video or any(is_video(path) for path in arguments.images):
+        if len(arguments.images) > 1:
+            raise UserError(f"{len(arguments.images)} inputs, of which one is a video: give one video at a time")
+        check_output(arguments.output, arguments.overwrite, predict_video.RESULTS)
+        return predict_video.run(arguments)
     images, problems = find_images(arguments.images)
     if not images:
         raise UserError("; ".join(problems))
@@ -138,9 +152,9 @@ def find_images(paths: list[Path]) -> tuple[list[Found], list[str]]:
     return found, problems
 
 
-def check_output(output: Path, overwrite: bool):
+def check_output(output: Path, overwrite: bool, results: tuple[str, ...] = RESULTS):
     """Refuse to mix with an earlier run's results; with `overwrite` take those away, and nothing else."""
-    present = [name for name in RESULTS if (output / name).exists()]
+    present = [name for name in results if (output / name).exists()]
     if present and not overwrite:
         raise UserError(
             f"--output {output}: has results of another run ({', '.join(present)}); name another folder, or add "

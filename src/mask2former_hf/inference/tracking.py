@@ -50,7 +50,8 @@ class Tracker:
         overlap: mask IoU from which on an object may be the one that was there, whatever it looks like.
         likeness: cosine of embeddings from which on it may be one that was found nowhere near, such as one that was
             hidden.
-        same_label: added to the likeness of objects of equal class.
+        same_label: added for objects of equal class.
+        look: what the cosine counts beside the overlap, both up to 1; 0 for the overlap alone.
     """
 
     memory: int = 5
@@ -58,6 +59,7 @@ class Tracker:
     overlap: float = 0.3
     likeness: float = 0.75
     same_label: float = 0.25
+    look: float = 1.0
     tracks: list[Track] = field(default_factory=list)
     next_id: int = 1
 
@@ -106,7 +108,7 @@ class Tracker:
         of_tracks = torch.tensor([track.label for track in self.tracks], device=likeness.device)
         same = torch.tensor(labels, device=likeness.device)[:, None] == of_tracks
         allowed = (overlap >= self.overlap) | (likeness >= self.likeness) & same
-        value = torch.where(allowed, likeness + overlap + self.same_label * same, -1e3).cpu()
+        value = torch.where(allowed, self.look * likeness + overlap + self.same_label * same, -1e3).cpu()
         rows, columns = linear_sum_assignment(value.numpy(), maximize=True)
         pairs = zip(rows.tolist(), columns.tolist(), strict=True)
         return {row: self.tracks[column] for row, column in pairs if value[row, column] > -1e3}

@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -44,6 +44,7 @@ class VideoSegmenter:
         dtype: of the weights; None as they are in the file.
         window: frames that a model of clips sees at a time.
         overlap: frames that two windows share, fewer than `window`.
+        tracking: fields of `tracking.Tracker`, how objects are linked.
 
     Raises:
         ValueError: for a checkpoint that cannot be loaded, and for options that do not fit it.
@@ -58,6 +59,7 @@ class VideoSegmenter:
         dtype: torch.dtype | str | None = None,
         window: int = WINDOW,
         overlap: int = OVERLAP,
+        tracking: Mapping | None = None,
     ):
         fields = {} if dtype is None else {"dtype": dtype}
         if is_video_checkpoint(checkpoint):
@@ -65,21 +67,30 @@ class VideoSegmenter:
             processor = load_processor(checkpoint, Mask2FormerVideoProcessor)
         else:
             model, processor = load_model(checkpoint, **fields), load_processor(checkpoint)
-        self._set(to_device(model, device), processor, task, window, overlap)
+        self._set(to_device(model, device), processor, task, window, overlap, tracking)
 
     @classmethod
-    def of(cls, model, processor, *, task: str | None = None, window: int = WINDOW, overlap: int = OVERLAP):
+    def of(
+        cls,
+        model,
+        processor,
+        *,
+        task: str | None = None,
+        window: int = WINDOW,
+        overlap: int = OVERLAP,
+        tracking: Mapping | None = None,
+    ):
         """A segmenter with a model that is there already; its device and dtype are the model's."""
         segmenter = cls.__new__(cls)
-        segmenter._set(model.eval(), processor, task, window, overlap)
+        segmenter._set(model.eval(), processor, task, window, overlap, tracking)
         return segmenter
 
-    def _set(self, model, processor, task, window, overlap):
+    def _set(self, model, processor, task, window, overlap, tracking):
         if not 0 <= overlap < window:
             raise ValueError(f"window={window!r}, overlap={overlap!r}: windows must share fewer frames than they have")
         self.of_clips = isinstance(model, Mask2FormerForVideoSegmentation)
         self.model, self.processor, self.window, self.overlap = model, processor, window, overlap
-        self.task = rules_of(model.config, task, processor=processor).task
+        self.task, self.tracking = rules_of(model.config, task, processor=processor).task, dict(tracking or {})
         if self.of_clips and self.task != "instance":
             raise ValueError(f"task={self.task!r}: models of clips have 'instance' alone")
 
@@ -95,8 +106,8 @@ class VideoSegmenter:
             numbers = {"top_k": MAX_TRACKS} | numbers
         rules = rules_of(self.model.config, self.task, processor=self.processor, **numbers)
         if self.of_clips:
-            return WindowStream(self.model, self.processor, rules, self.window, self.overlap)
-        return FrameStream(self.model, self.processor, rules)
+            return WindowStream(self.model, self.processor, rules, self.tracking, self.window, self.overlap)
+        return FrameStream(self.model, self.processor, rules, self.tracking)
 
     def __call__(self, frames: Iterable, **numbers) -> Iterator[Segmentation]:
         """Results of frames in their order, each as soon as it is known.
@@ -126,9 +137,9 @@ class Seen:
 
 
 class _Stream:
-    def __init__(self, model, processor, rules: Rules):
+    def __init__(self, model, processor, rules: Rules, tracking: Mapping):
         self.model, self.processor, self.rules = model, processor, rules
-        self.tracker, self.size, self.seen = Tracker(), None, {}
+        self.tracker, self.size, self.seen = Tracker(**tracking), None, {}
 
     def _read(self, frame) -> np.ndarray:
         frame = read(frame)
@@ -153,8 +164,8 @@ class _Stream:
 class FrameStream(_Stream):
     """A video through a model of images. `state_dict` has all that the next frame needs."""
 
-    def __init__(self, model, processor, rules: Rules):
-        super().__init__(model, processor, rules)
+    def __init__(self, model, processor, rules: Rules, tracking: Mapping):
+        super().__init__(model, processor, rules, tracking)
         self.stuff_ids = {}
 
     @torch.inference_mode()
@@ -205,8 +216,8 @@ class FrameStream(_Stream):
 class WindowStream(_Stream):
     """A video through a model of clips, a window of frames at a time."""
 
-    def __init__(self, model, processor, rules: Rules, window: int, overlap: int):
-        super().__init__(model, processor, rules)
+    def __init__(self, model, processor, rules: Rules, tracking: Mapping, window: int, overlap: int):
+        super().__init__(model, processor, rules, tracking)
         self.frames, self.step, self.waiting = deque(maxlen=window), window - overlap, 0
 
     def push(self, frame) -> list[Segmentation]:
