@@ -13,6 +13,7 @@ from .. import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor, M
 from ..data.clips import ClipDataset, ClipRecipe
 from ..data.json_files import write_json
 from ..data.moving_scenes import MovingScenes
+from ..data.rle import coco_tools
 from ..data.videos import Video
 from ..evaluation.videos import evaluate_videos
 from ..inference.drawing import draw_tracks, side_by_side
@@ -22,6 +23,7 @@ from ..inference.video_segmenter import VideoSegmenter, with_ids
 from ..training.backbones import new_model
 from ..training.clips import train_clips, video_model
 from ..training.optimization import FROM_RANDOM
+from .main import UserError
 
 SIZE, FRAMES, RATE = 96, 16, 6  # pixels, of a video, and a second
 STRIP = 6  # frames of a picture
@@ -30,7 +32,11 @@ BY_OVERLAP = {"look": 0.0, "same_label": 0.0, "likeness": 2.0}  # of `Tracker`: 
 
 
 def run(arguments: argparse.Namespace, save) -> int:
-    arguments.output.mkdir(parents=True, exist_ok=True)  # now, and not after minutes of training
+    try:
+        coco_tools()  # now, and not after minutes of training
+    except ImportError as error:
+        raise UserError(str(error)) from error
+    arguments.output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(arguments.seed)
     size = {"shortest_edge": SIZE, "longest_edge": SIZE}
     processor = Mask2FormerVideoProcessor(size=size)

@@ -90,7 +90,6 @@ class Mask2FormerClipLoss(Mask2FormerLoss):
         class_labels: Sequence[Tensor],
         canvas: tuple[int, int] | None = None,
         generator: torch.Generator | None = None,
-        normalizers: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Unweighted loss terms of every layer, as `Mask2FormerLoss.forward` with these differences.
 
@@ -102,13 +101,7 @@ class Mask2FormerClipLoss(Mask2FormerLoss):
                 by the probability of "no object", and the query is told "no object".
         """
         return super().forward(
-            class_logits,
-            mask_logits,
-            mask_labels,
-            class_labels,
-            canvas=canvas,
-            generator=generator,
-            normalizers=normalizers,
+            class_logits, mask_logits, mask_labels, class_labels, canvas=canvas, generator=generator
         )
 
     def targets(self, mask_labels, class_labels, ignore_masks, canvas, batch_size, device) -> list[ClipTarget]:

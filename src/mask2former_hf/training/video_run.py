@@ -9,6 +9,7 @@ import torch
 from ..data.clips import ClipDataset, ClipRecipe
 from ..data.json_files import write_json
 from ..data.moving_scenes import MovingScenes
+from ..data.rle import coco_tools
 from ..data.videos import VideoReader, YoutubeVis
 from ..evaluation.videos import evaluate_videos
 from ..inference.loading import default_device
@@ -70,6 +71,8 @@ class VideoRun:
         train, val = load_videos(settings, "train"), load_videos(settings, "val")
         if train is None:
             raise ValueError("data=youtube-vis needs train_images= and train_annotations=")
+        if val is not None:
+            coco_tools()  # now, and not after the training
         steps = settings.steps or (recipe.iterations if recipe else None)
         if steps is None:
             raise ValueError("steps= is missing: optimizer steps, or a recipe= that says them")
