@@ -27,7 +27,7 @@ HELD_OUT_SEED = 1_000_003  # scenes of another seed are other scenes
 
 def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for checkpoint and pictures")
-    parser.add_argument("--steps", type=int, default=1200, help="optimizer steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, help="optimizer steps (default: 1200, with --video 2400)")
     parser.add_argument("--batch-size", type=int, default=4, help="images per step (default: %(default)s)")
     parser.add_argument("--eval-images", type=int, help="held-out scenes (default: 100), or videos (40)")
     parser.add_argument("--video", action="store_true", help="videos: a model of clips, moving scenes, tracks")
@@ -44,8 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.eval_images is None:
-        arguments.eval_images = 40 if arguments.video else 100
+    defaults = {"steps": 2400, "eval_images": 40} if arguments.video else {"steps": 1200, "eval_images": 100}
+    for name, value in defaults.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
     for name in ("steps", "batch_size", "eval_images"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least 1")

@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         stream = segmenter.stream(**numbers)
     except ValueError as error:
-        raise UserError(f"--{error}") from error
+        raise UserError(f"--{str(error).replace('stuff_label_ids', 'stuff')}") from error
     arguments.output.mkdir(parents=True, exist_ok=True)
     problem, collector = None, TrackCollector()
     try:
