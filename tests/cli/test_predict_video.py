@@ -100,3 +100,16 @@ def test_a_written_video_has_its_frames_upright_and_even(tmp_path):
     assert [frame.shape for frame in back] == [(32, 50, 3)] * 5
     for frame, read in zip(frames, back, strict=True):
         assert abs(frame[0, 0].astype(int) - read.mean((0, 1))).max() < 12
+
+
+def test_the_demo_of_videos_leaves_a_checkpoint_figures_and_pictures(tmp_path, capsys):
+    pytest.importorskip("pycocotools", reason="average precision needs a COCO package")
+    flags = ["--steps", "1", "--batch-size", "1", "--eval-images", "1", "--pictures", "1", "--device", "cpu"]
+    assert main(["demo", "--video", "--output", str(tmp_path), *flags]) == 0
+    assert "switches" in capsys.readouterr().out
+    figures = json.loads((tmp_path / "results.json").read_text())
+    assert figures["steps"] == 1 and {"clips", "frames linked by overlap"} <= set(figures)
+    assert (tmp_path / "pictures" / "000.png").exists() and len(
+        list(VideoSource(tmp_path / "pictures" / "000.mp4"))
+    ) == 16
+    assert Mask2FormerForVideoSegmentation.from_pretrained(tmp_path).config.id2label[0] == "disc"
