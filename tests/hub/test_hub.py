@@ -9,12 +9,16 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers import SUPPORT, tiny_model
+from helpers import SUPPORT, tiny_config, tiny_model
 from hub_endpoint import HubEndpoint
 from transformers import TrainingArguments
 
 import mask2former_hf
-from mask2former_hf import Mask2FormerImageProcessor
+from mask2former_hf import (
+    Mask2FormerForUniversalSegmentation,
+    Mask2FormerForVideoSegmentation,
+    Mask2FormerImageProcessor,
+)
 from mask2former_hf.hub.model_card import write_model_card
 
 SOURCES = str(Path(mask2former_hf.__file__).parents[1])
@@ -300,3 +304,10 @@ def test_the_examples_of_a_card_are_python(model, tmp_path):
         for block in blocks:
             compile(block, "README.md", "exec")
         assert f"post_process_{model_of_task.config.task}_segmentation" in text
+
+
+def test_the_card_of_a_model_of_clips_shows_how_to_follow_objects(tmp_path):
+    model = Mask2FormerForVideoSegmentation(tiny_config("resnet", task="instance"))
+    assert "VideoSegmenter" in write_model_card(model, tmp_path).read_text()
+    image = Mask2FormerForUniversalSegmentation(tiny_config("resnet", task="instance"))
+    assert "VideoSegmenter" not in write_model_card(image, tmp_path).read_text()

@@ -8,11 +8,17 @@ import sys
 
 import pytest
 import torch
-from helpers import tiny_model
+from helpers import randomise, tiny_config, tiny_model
 from hub_endpoint import HubEndpoint
 from PIL import Image
 
-from mask2former_hf import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
+from mask2former_hf import (
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    Mask2FormerForVideoSegmentation,
+    Mask2FormerImageProcessor,
+    Mask2FormerVideoProcessor,
+)
 from mask2former_hf.hub.remote_code import CONFIG_MODULE, MODEL_FILES, save_with_code
 
 START = """
@@ -178,3 +184,46 @@ def test_what_cannot_travel_is_refused(parts, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file: give a folder"):
         save_with_code(*parts, tmp_path / "file")
+
+
+def test_trusted_code_of_a_video_model_serves_clips_and_frames(tmp_path):
+    """The video processor by its file, because transformers' AutoVideoProcessor wants torchvision."""
+    model = randomise(Mask2FormerForVideoSegmentation(tiny_config("resnet"))).eval()
+    save_with_code(
+        model, Mask2FormerVideoProcessor(size={"shortest_edge": 64, "longest_edge": 128}), tmp_path / "coded"
+    )
+    clip = torch.randn(1, 2, 3, 64, 64)
+    with torch.no_grad():
+        torch.save([clip, model(clip).class_queries_logits], tmp_path / "expected.pt")
+    report = run(
+        tmp_path / "coded",
+        tmp_path,
+        """
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+load = dict(trust_remote_code=True)
+name = json.load(open(checkpoint + "/preprocessor_config.json"))["auto_map"]["AutoVideoProcessor"]
+processor = get_class_from_dynamic_module(name, checkpoint).from_pretrained(checkpoint)
+model = AutoModelForUniversalSegmentation.from_pretrained(checkpoint, **load).eval()
+clip, expected = torch.load(io + "/expected.pt")
+frame = Image.effect_mandelbrot((90, 60), (-3, -2.5, 2, 2.5), 100).convert("RGB")
+with torch.no_grad():
+    difference = (model(clip).class_queries_logits - expected).abs().max().item()
+    found = processor.post_process_video_instance_segmentation(model(**processor([frame, frame], return_tensors="pt")))
+pipe = pipeline("image-segmentation", model=checkpoint, **load)
+pipe(frame, subtask="instance")
+print(json.dumps([difference, list(found[0]["masks"].shape), origin(model), type(model).__name__,
+                  origin(pipe.model), type(pipe.model).__name__,
+                  type(AutoModel.from_pretrained(checkpoint, **load)).__name__,
+                  type(AutoModelForUniversalSegmentation.from_pretrained(checkpoint)).__module__]))
+""",
+        tmp_path,
+    )
+    difference, shape, *classes = report
+    assert difference < 1e-4 and shape == [10, 2, 64, 96]
+    assert classes == [
+        *("transformers_modules", "Mask2FormerForVideoSegmentation"),
+        *("transformers_modules", "Mask2FormerForUniversalSegmentation"),
+        *("Mask2FormerVideoModel", "transformers.models.mask2former.modeling_mask2former"),
+    ]
+    with pytest.raises(ValueError, match="processor is a .*Mask2FormerImageProcessor: only the code"):
+        save_with_code(model, Mask2FormerImageProcessor(), tmp_path / "mixed")

@@ -346,6 +346,7 @@ def test_nothing_found_is_all_void_and_no_entries():
         "scores": (0,),
         "labels": (0,),
         "boxes": (0, 4),
+        "queries": (0,),
     }
 
 

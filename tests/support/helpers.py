@@ -138,6 +138,8 @@ def relative_difference(ours, theirs):
 class GoldenCase:
     """Inputs, weights and results of one network of the original (golden/README.md)."""
 
+    num_frames = 1  # rows of the loss per target
+
     def __init__(self, name):
         self.folder = GOLDEN / name
         tensors = load_file(self.folder / "inputs.safetensors")
@@ -180,7 +182,7 @@ class GoldenCase:
     def replay(self, criterion):
         """Make the criterion use the recorded points (drawn for the last layer first, then for layer 0, 1, ...)."""
         record = load_file(self.folder / "loss_record.safetensors")
-        num_images, counts = len(self.class_labels), [len(labels) for labels in self.class_labels]
+        num_images, counts = len(self.class_labels), [len(labels) * self.num_frames for labels in self.class_labels]
         rand = iter(record[key] for key in sorted(record) if key.startswith("rand."))
         draws = {}
         for layer in (self.num_layers - 1, *range(self.num_layers - 1)):

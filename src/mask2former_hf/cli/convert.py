@@ -18,6 +18,8 @@ from ..data.classes import ClassTable
 from ..hub.model_card import write_model_card
 from ..hub.publishing import push_to_hub
 from ..model.image_processing_mask2former import Mask2FormerImageProcessor
+from ..model.modeling_mask2former_video import Mask2FormerForVideoSegmentation
+from ..model.video_processing_mask2former import Mask2FormerVideoProcessor
 from ..training.recipes import load_recipe, recipe_names
 from .loading import load_model
 from .main import UserError
@@ -65,7 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"{arguments.output}: {error}") from error
     if arguments.push:
         publish(model, processor, arguments)
-    print(f"Next: mask2former-hf predict IMAGE --model {arguments.output} --output predictions")
+    subject = "VIDEO" if isinstance(model, Mask2FormerForVideoSegmentation) else "IMAGE"
+    print(f"Next: mask2former-hf predict {subject} --model {arguments.output} --output predictions")
     return 0
 
 
@@ -90,9 +93,9 @@ def settings_from_recipe(name: str) -> Settings:
         recipe = load_recipe(name)
     except ValueError as error:
         raise UserError(f"--recipe {error}") from error
-    notes = ["this was trained on video; the converted model segments single frames"] if recipe.video else []
+    processor = {"size": recipe.test_size}
     return Settings(
-        name, recipe.config_fields(), recipe.backbone_fields(), {"size": recipe.test_size}, recipe.class_set, notes
+        name, recipe.config_fields(), recipe.backbone_fields(), processor, recipe.class_set, video=recipe.video
     )
 
 
@@ -115,7 +118,8 @@ def convert(checkpoint: Checkpoint, settings: Settings | None, output: Path, vit
     for note in notes:
         print(f"Note: {note}", file=sys.stderr)
     print(check_numbers(model))
-    processor = Mask2FormerImageProcessor(
+    of_clips = isinstance(model, Mask2FormerForVideoSegmentation)
+    processor = (Mask2FormerVideoProcessor if of_clips else Mask2FormerImageProcessor)(
         ignore_index=model.config.ignore_value,
         num_labels=num_labels,
         label_ids_to_fuse=stuff,

@@ -21,6 +21,7 @@ from ..training.backbones import new_model
 from ..training.collation import SegmentationCollator
 from ..training.optimization import FROM_RANDOM, parameter_groups, polynomial_schedule
 from ..training.threads import fewer_threads
+from . import demo_video
 from .main import UserError
 
 SIZE = 128
@@ -29,9 +30,10 @@ HELD_OUT_SEED = 1_000_003  # scenes of another seed are other scenes
 
 def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for checkpoint and pictures")
-    parser.add_argument("--steps", type=int, default=1200, help="optimizer steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, help="optimizer steps (default: 1200, with --video 2400)")
     parser.add_argument("--batch-size", type=int, default=4, help="images per step (default: %(default)s)")
-    parser.add_argument("--eval-images", type=int, default=100, help="held-out scenes (default: %(default)s)")
+    parser.add_argument("--eval-images", type=int, help="held-out scenes (default: 100), or videos (40)")
+    parser.add_argument("--video", action="store_true", help="videos: a model of clips, moving scenes, tracks")
     parser.add_argument("--pictures", type=int, default=8, help="pictures to draw (default: %(default)s)")
     parser.add_argument(
         "--learning-rate", type=float, default=FROM_RANDOM["learning_rate"], help="(default: %(default)s)"
@@ -45,10 +47,16 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(arguments: argparse.Namespace) -> int:
+    defaults = {"steps": 2400, "eval_images": 40} if arguments.video else {"steps": 1200, "eval_images": 100}
+    for name, value in defaults.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
     for name in ("steps", "batch_size", "eval_images"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least 1")
     transformers_logging.disable_progress_bar()  # of writing one file
+    if arguments.video:
+        return demo_video.run(arguments, save)
     arguments.output.mkdir(parents=True, exist_ok=True)  # now, and not after minutes of training
     torch.manual_seed(arguments.seed)
     processor = Mask2FormerImageProcessor(size={"height": SIZE, "width": SIZE})

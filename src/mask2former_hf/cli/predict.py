@@ -1,4 +1,7 @@
-"""`mask2former-hf predict`: images in, overlays and results in COCO's formats or those of other tools out."""
+"""`mask2former-hf predict`: images in, overlays and results in COCO's formats or those of other tools out.
+
+Videos are predict_video.py's.
+"""
 
 import argparse
 import math
@@ -22,7 +25,9 @@ from ..inference.rules import METHODS, Rules
 from ..inference.segmentation import Segmentation
 from ..inference.segmenter import Segmenter
 from ..inference.tiles import OVERLAP
+from ..inference.video_files import is_video
 from ..model.result_defaults import TASKS
+from . import predict_video
 from .loading import load
 from .main import UserError
 from .settings import in_flags
@@ -34,7 +39,14 @@ ASKED_AGAIN = 10  # images of which the best score is looked for if no segment w
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files or folders of images")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        type=Path,
+        metavar="IMAGE",
+        help="image files or folders of images; or one video file, or webcam:0",
+    )
+    parser.add_argument("--video", action="store_true", help="the folder is one video, its images are the frames")
     parser.add_argument("--model", required=True, help="checkpoint folder, Hub id, or folder of an export")
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
     parser.add_argument("--overwrite", action="store_true", help="replace the results that are in --output")
@@ -77,6 +89,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--batch-size {arguments.batch_size}: must be at least 1")
     if arguments.overlap is not None and not 0 <= arguments.overlap <= 0.5:
         raise UserError(f"--overlap {arguments.overlap}: must be between 0 and 0.5")
+    if arguments.video or any(is_video(path) for path in arguments.images):
+        if len(arguments.images) > 1:
+            raise UserError(f"{len(arguments.images)} inputs, of which one is a video: give one video at a time")
+        check_output(arguments.output, arguments.overwrite, predict_video.RESULTS)
+        return predict_video.run(arguments)
     images, problems = find_images(arguments.images)
     if not images:
         raise UserError("; ".join(problems))
@@ -175,9 +192,9 @@ def find_images(paths: list[Path]) -> tuple[list[Found], list[str]]:
     return found, problems
 
 
-def check_output(output: Path, overwrite: bool):
+def check_output(output: Path, overwrite: bool, results: tuple[str, ...] = RESULTS):
     """Refuse to mix with an earlier run's results; with `overwrite` take those away, and nothing else."""
-    present = [name for name in RESULTS if (output / name).exists()]
+    present = [name for name in results if (output / name).exists()]
     if present and not overwrite:
         raise UserError(
             f"--output {output}: has results of another run ({', '.join(present)}); name another folder, or add "

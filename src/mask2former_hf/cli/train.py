@@ -12,8 +12,9 @@ from ..evaluation.processes import process_group
 from ..training.run import TrainingRun
 from ..training.run_folder import how_to_go_on, steps_with_results
 from ..training.run_lock import FolderInUse
-from ..training.settings import TrainingSettings
+from ..training.settings import VIDEO_KINDS, TrainingSettings
 from ..training.threads import fewer_threads
+from . import train_video
 from .main import UserError
 from .settings import add_flag, in_flags, read_settings
 from .training_output import AdviceAtZero, LossProgress, draw_batch, headline_names, summary
@@ -54,8 +55,11 @@ def settings_of(arguments: argparse.Namespace) -> TrainingSettings:
 
 def run(arguments: argparse.Namespace) -> int:
     transformers_logging.disable_progress_bar()
+    settings = settings_of(arguments)
+    if settings.data in VIDEO_KINDS:
+        return train_video.run(settings)
     with process_group():
-        return _train(settings_of(arguments))
+        return _train(settings)
 
 
 def _train(settings: TrainingSettings) -> int:

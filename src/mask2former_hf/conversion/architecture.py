@@ -47,6 +47,7 @@ class Settings:
         processor: fields of `Mask2FormerImageProcessor`.
         class_set: name of the class set, as `mask2former_hf.data.classes.ClassTable.load` takes it.
         notes: what the user should know.
+        video: trained on clips; their models have the same tensors.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Settings:
     processor: dict = field(default_factory=dict)
     class_set: str | None = None
     notes: list[str] = field(default_factory=list)
+    video: bool = False
 
 
 def infer_architecture(state: Mapping[str, Tensor], vit: dict | None = None) -> Architecture:

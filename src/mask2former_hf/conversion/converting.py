@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
 from ..model.configuration_mask2former import Mask2FormerConfig
-from ..model.modeling_mask2former import Mask2FormerForUniversalSegmentation
+from ..model.modeling_mask2former import Mask2FormerForSegmentation, Mask2FormerForUniversalSegmentation
+from ..model.modeling_mask2former_video import Mask2FormerForVideoSegmentation
 from . import dinov3, mmdetection
 from .architecture import Architecture, Settings, infer_architecture, make_config
 from .checkpoint_files import Checkpoint
@@ -124,8 +125,8 @@ def build_model(
     settings: Settings | None = None,
     labels: Mapping[int, str] | None = None,
     stuff: list[int] | None = None,
-) -> Mask2FormerForUniversalSegmentation:
-    """Our model with every tensor of the checkpoint, in evaluation mode.
+) -> Mask2FormerForSegmentation:
+    """Our model, of clips if the settings say so, with every tensor of the checkpoint, in evaluation mode.
 
     Args:
         source, settings, labels, stuff: see `make_config`.
@@ -138,7 +139,8 @@ def build_model(
         setattr(config, name, value)
     converted = convert_state_dict(source.state) | source.translated
     converted.setdefault("criterion.empty_weight", empty_weight(config))
-    model = Mask2FormerForUniversalSegmentation(config).eval()
+    of_clips = settings is not None and settings.video
+    model = (Mask2FormerForVideoSegmentation if of_clips else Mask2FormerForUniversalSegmentation)(config).eval()
     expected = file_state_dict(model)
     problems = {
         "missing": [n for n in expected if n not in converted and not n.startswith(UNUSED)],
@@ -163,12 +165,12 @@ def empty_weight(config: Mask2FormerConfig) -> Tensor:
     return weight
 
 
-def file_state_dict(model: Mask2FormerForUniversalSegmentation) -> dict[str, Tensor]:
+def file_state_dict(model: Mask2FormerForSegmentation) -> dict[str, Tensor]:
     """The model's tensors under the names that they get in a file."""
     return revert_weight_conversion(model, model.state_dict())
 
 
-def to_original(model: Mask2FormerForUniversalSegmentation) -> dict[str, Tensor]:
+def to_original(model: Mask2FormerForSegmentation) -> dict[str, Tensor]:
     """The model's tensors under the original's names, for `write_original`; exact, nothing is recomputed in floats.
 
     Raises:
@@ -178,19 +180,20 @@ def to_original(model: Mask2FormerForUniversalSegmentation) -> dict[str, Tensor]
 
 
 @torch.no_grad()
-def check_numbers(model: Mask2FormerForUniversalSegmentation, seed: int = 0) -> str:
-    """Run the model on a seeded random image; returns a line for the user.
+def check_numbers(model: Mask2FormerForSegmentation, seed: int = 0) -> str:
+    """Run the model on a seeded random image, or a clip of two; returns a line for the user.
 
     Raises:
         CheckpointError: if an output is not finite or has another shape than the configuration says.
     """
     height, width = CHECK_SIZE
-    pixels = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(seed))
+    frames = (2,) if isinstance(model, Mask2FormerForVideoSegmentation) else ()
+    pixels = torch.randn(1, *frames, 3, height, width, generator=torch.Generator().manual_seed(seed))
     output = model(pixels)
     stride, config = model.config.common_stride, model.config
     expected = {
         "class_queries_logits": (1, config.num_queries, config.num_labels + 1),
-        "masks_queries_logits": (1, config.num_queries, height // stride, width // stride),
+        "masks_queries_logits": (1, config.num_queries, *frames, height // stride, width // stride),
     }
     for name, shape in expected.items():
         if tuple(output[name].shape) != shape or not output[name].isfinite().all():
@@ -200,4 +203,5 @@ def check_numbers(model: Mask2FormerForUniversalSegmentation, seed: int = 0) -> 
         f"{kind} logits {tuple(x.shape)} in [{x.min():.3f}, {x.max():.3f}]"
         for kind, x in (("class", output.class_queries_logits), ("mask", output.masks_queries_logits))
     ]
-    return f"Checked on a random {height}x{width} image: {millions:.2f} M parameters; {', '.join(ranges)}, all finite"
+    subject = f"{height}x{width} {'clip' if frames else 'image'}"
+    return f"Checked on a random {subject}: {millions:.2f} M parameters; {', '.join(ranges)}, all finite"

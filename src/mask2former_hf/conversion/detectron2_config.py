@@ -137,9 +137,8 @@ def _settings(path: str | Path, tree: dict) -> Settings:
     notes = []
     if inputs.get("FORMAT", "RGB") != "RGB":
         notes.append(f"INPUT.FORMAT is {inputs['FORMAT']}: give the processor images in that order of channels")
-    if "Video" in str(model.get("META_ARCHITECTURE")):
-        notes.append("this was trained on video; the converted model segments single frames")
-    return Settings(Path(path).name, config, backbone, processor, class_set, notes)
+    video = "Video" in str(model.get("META_ARCHITECTURE"))
+    return Settings(Path(path).name, config, backbone, processor, class_set, notes, video)
 
 
 def _literal(value):

@@ -102,7 +102,7 @@ def _muted_colour(rng) -> np.ndarray:
     return _colour(rng, rng.uniform(), rng.uniform(0.05, 0.3))
 
 
-def _strong_colour(rng, label: int) -> np.ndarray:
+def strong_colour(rng, label: int) -> np.ndarray:
     """Three of four things take the hues of their class, a third of the circle; the others any."""
     hue = (label + rng.uniform()) / NUM_THING_CLASSES if rng.random() < 0.75 else rng.uniform()
     return _colour(rng, hue, rng.uniform(0.7, 1.0))
@@ -175,7 +175,7 @@ class Outline(NamedTuple):
 
 def paint(rng, label, x, y, size) -> np.ndarray:
     """A colour, with a gradient across the image half of the time."""
-    colour = _strong_colour(rng, label)
+    colour = strong_colour(rng, label)
     if rng.random() < 0.5:
         return np.broadcast_to(colour, (*x.shape, 3))
     slope = rng.uniform(-30, 30, 2)

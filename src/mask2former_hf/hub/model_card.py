@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .. import __version__
 from ..inference.known_labels import stuff_of, task_of
+from ..model.modeling_mask2former_video import Mask2FormerForVideoSegmentation
 
 LICENCES = {  # what a config's `weights_license` may name: title, where its text is, what it asks for
     "dinov3-license": (
@@ -45,7 +46,7 @@ def write_model_card(
     """Write `directory/README.md`: metadata for the Hub, and text for people. What is not known is left out.
 
     Args:
-        model: `Mask2FormerForUniversalSegmentation`; gives task, classes, architecture and size.
+        model: of images or of clips; gives task, classes, architecture and size.
         directory: created if it does not exist; a README.md there is overwritten.
         processor: gives the input size, and the stuff where the config does not say it.
         repo_id: "owner/name" on the Hub, used in the examples; by default the directory's name.
@@ -75,7 +76,7 @@ def write_model_card(
         _facts(model, processor, dataset, stuff),
         _results(figures, dataset, unit),
         _parity(parity),
-        _usage(name, model.config, stuff, with_code),
+        _usage(name, model.config, stuff, with_code, isinstance(model, Mask2FormerForVideoSegmentation)),
         _training(training_arguments),
         _classes(model.config, stuff),
         _licences(license, inherited, with_code),
@@ -186,13 +187,27 @@ def _parity(parity: Mapping | None) -> str:
     return "\n\n".join(parts)
 
 
-def _usage(name: str, config, stuff: list[int] | None, with_code: bool) -> str:
+def _usage(name: str, config, stuff: list[int] | None, with_code: bool, of_clips: bool = False) -> str:
     post_process = f"post_process_{task_of(config)}_segmentation"
     stuff = stuff if task_of(config) == "panoptic" else None
     if stuff == list(range(config.num_labels))[-len(stuff or ()) :]:
         stuff = f", label_ids_to_fuse=set(range({stuff[0]}, {config.num_labels}))"  # COCO's 53
     else:
         stuff = f", label_ids_to_fuse={{{str(stuff)[1:-1]}}}" if stuff else ""
+    video = (
+        f"""
+This is a model of clips, in which an object is followed through the frames; what stands below takes single frames.
+
+```python
+from mask2former_hf import VideoSegmenter
+
+for frame in VideoSegmenter("{name}")(frames):  # any iterable of images
+    print([(segment.id, segment.label) for segment in frame.segments])
+```
+"""
+        if of_clips
+        else ""
+    )
     code = (
         f"""
 This checkpoint carries the code of mask2former_hf. Without installing it:
@@ -210,7 +225,7 @@ segments = pipe("photo.jpg", subtask="{task_of(config)}")
     return f"""## Use
 
 With the package mask2former_hf ({INSTALL}), which gives the results of the paper's code:
-
+{video}
 ```python
 from mask2former_hf import Segmenter
 

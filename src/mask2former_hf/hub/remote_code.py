@@ -9,6 +9,8 @@ from ..inference.known_labels import stuff_of
 from ..model.configuration_mask2former import Mask2FormerConfig
 from ..model.image_processing_mask2former import Mask2FormerImageProcessor
 from ..model.modeling_mask2former import Mask2FormerForUniversalSegmentation
+from ..model.modeling_mask2former_video import Mask2FormerForVideoSegmentation
+from ..model.video_processing_mask2former import Mask2FormerVideoProcessor
 
 MODEL_FILES = Path(__file__).resolve().parents[1] / "model"  # transformers fetches no folders: all beside each other
 CONFIG_MODULE = "configuration_with_code"
@@ -24,6 +26,16 @@ PROCESSOR_MAP = {
     )
 }
 
+VIDEO_MODEL_MAP = MODEL_MAP | {
+    "AutoModel": "modeling_mask2former_video.Mask2FormerVideoModel",
+    "AutoModelForUniversalSegmentation": "modeling_mask2former_video.Mask2FormerForVideoSegmentation",
+}
+VIDEO_PROCESSOR_MAP = PROCESSOR_MAP | {"AutoVideoProcessor": "video_processing_mask2former.Mask2FormerVideoProcessor"}
+KINDS = {  # model -> its processor, and who loads the two
+    Mask2FormerForUniversalSegmentation: (Mask2FormerImageProcessor, MODEL_MAP, PROCESSOR_MAP),
+    Mask2FormerForVideoSegmentation: (Mask2FormerVideoProcessor, VIDEO_MODEL_MAP, VIDEO_PROCESSOR_MAP),
+}
+
 _CONFIG_SOURCE = '''"""The config of a checkpoint that was saved with its code (mask2former_hf, `save_with_code`)."""
 
 from .configuration_mask2former import Mask2FormerConfig as _Mask2FormerConfig
@@ -32,7 +44,7 @@ _UNIVERSAL, _FOR_PIPELINE = "AutoModelForUniversalSegmentation", "AutoModelForIm
 
 
 class Mask2FormerConfig(_Mask2FormerConfig):
-    """Adds, once its code is trusted, the class that `pipeline` asks for.
+    """Adds, once its code is trusted, the class that `pipeline` asks for: of images, also for a model of videos.
 
     In config.json that entry would make `pipeline` ask every user whether to run the code, because transformers has no
     Mask2Former of its own under that name.
@@ -42,7 +54,8 @@ class Mask2FormerConfig(_Mask2FormerConfig):
         super().__post_init__(**kwargs)
         auto_map = getattr(self, "auto_map", None) or {}
         if _UNIVERSAL in auto_map:
-            self.auto_map = {**auto_map, _FOR_PIPELINE: auto_map[_UNIVERSAL]}
+            of_images = auto_map[_UNIVERSAL].replace("_video.Mask2FormerForVideo", ".Mask2FormerForUniversal")
+            self.auto_map = {**auto_map, _FOR_PIPELINE: of_images}
 
     def to_dict(self):
         fields = super().to_dict()
@@ -53,7 +66,9 @@ class Mask2FormerConfig(_Mask2FormerConfig):
 
 
 def save_with_code(
-    model: Mask2FormerForUniversalSegmentation, processor: Mask2FormerImageProcessor, directory: str | Path
+    model: Mask2FormerForUniversalSegmentation | Mask2FormerForVideoSegmentation,
+    processor: Mask2FormerImageProcessor | Mask2FormerVideoProcessor,
+    directory: str | Path,
 ):
     """Write a checkpoint together with the Python files that run it.
 
@@ -64,7 +79,11 @@ def save_with_code(
     where this package is missing, does not read the config's. That pipeline takes `subtask=None` for panoptic whatever
     the checkpoint is for, so give it a `subtask`.
 
+    A model of videos is loaded by `AutoModelForUniversalSegmentation` and `AutoVideoProcessor`, as transformers' own
+    are; whoever asks for images gets a model of single frames.
+
     Args:
+        model, processor: of images, or of videos.
         directory: created if it does not exist; a checkpoint there is overwritten.
 
     Raises:
@@ -73,10 +92,9 @@ def save_with_code(
     directory = Path(directory)
     if directory.is_file():
         raise ValueError(f"directory={str(directory)!r} is a file: give a folder, which need not exist")
-    for name, given, wanted in (
-        ("model", model, Mask2FormerForUniversalSegmentation),
-        ("processor", processor, Mask2FormerImageProcessor),
-    ):
+    model_class = type(model) if type(model) in KINDS else Mask2FormerForUniversalSegmentation
+    processor_class, model_map, processor_map = KINDS[model_class]
+    for name, given, wanted in (("model", model, model_class), ("processor", processor, processor_class)):
         if type(given) is not wanted:
             raise ValueError(
                 f"{name} is a {type(given).__module__}.{type(given).__name__}: only the code of this package's "
@@ -91,8 +109,8 @@ def save_with_code(
         shutil.copyfile(path, directory / path.name)
     (directory / f"{CONFIG_MODULE}.py").write_text(_CONFIG_SOURCE, encoding="utf-8")
     # Written here and not by register_for_auto_class, which would change the classes for the rest of the process.
-    _add(directory / "config.json", MODEL_MAP)
-    _add(directory / "preprocessor_config.json", PROCESSOR_MAP)
+    _add(directory / "config.json", model_map)
+    _add(directory / "preprocessor_config.json", processor_map)
 
 
 def _add(path: Path, auto_map: dict):

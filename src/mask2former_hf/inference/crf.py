@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..model.postprocessing import MASK_THRESHOLD, panoptic_claims
+from ..model.postprocessing import panoptic_claims
+from ..model.result_defaults import MASK_THRESHOLD
 
 MIN_PROBABILITY = 1e-5  # of a label in its energy; keeps a certain pixel movable
 MIN_PRESENCE = 0.02  # a label that reaches this nowhere in a crop is left out there: time and memory grow with labels

@@ -66,6 +66,16 @@ def draw_instances(image, masks, labels, scores, id2label: Mapping[int, str]) ->
     return _draw(image, masks.shape[1:], shapes[::-1], id2label, None)
 
 
+def draw_tracks(image, segmentation) -> Image.Image:
+    """Objects of one frame of a video: every id has a colour and a name, such as "person 3", in all frames."""
+    names = {s.id: f"{s.label} {s.id}" for s in segmentation.segments}
+    shapes = [
+        _Shape(runs.crop(s.box), s.box[0], s.box[1], s.id, None)
+        for s, runs in zip(segmentation.segments, segmentation.runs, strict=True)
+    ]
+    return _draw(image, segmentation.size, shapes[::-1], names, None)
+
+
 def draw_semantic(image, label_map, id2label: Mapping[int, str], ignore_index: int = 255) -> Image.Image:
     """Colour every class of an (H, W) map of labels; pixels of `ignore_index` are hatched."""
     labels = _to_numpy(label_map)

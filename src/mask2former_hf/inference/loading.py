@@ -10,8 +10,10 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
+from ..model.configuration_mask2former import Mask2FormerConfig
 from ..model.image_processing_mask2former import Mask2FormerImageProcessor
-from ..model.modeling_mask2former import Mask2FormerForUniversalSegmentation
+from ..model.modeling_mask2former import Mask2FormerForSegmentation, Mask2FormerForUniversalSegmentation
+from ..model.modeling_mask2former_video import Mask2FormerForVideoSegmentation
 
 # What transformers and the libraries below it raise for files that are missing, damaged, or of something else.
 LOADING_ERRORS = (
@@ -34,11 +36,23 @@ class LoadingError(ValueError):
     """A checkpoint that is not there, cannot be read, or lacks tensors."""
 
 
-def load_model(name: str, **fields) -> Mask2FormerForUniversalSegmentation:
+def is_video_checkpoint(name: str) -> bool:
+    """Whether the config of a checkpoint names the model of clips; False also where there is no checkpoint."""
+    try:
+        fields, _ = Mask2FormerConfig.get_config_dict(os.fspath(name))
+    except LOADING_ERRORS:
+        return False
+    return Mask2FormerForVideoSegmentation.__name__ in (fields.get("architectures") or ())
+
+
+def load_model(
+    name: str, model_class: type[Mask2FormerForSegmentation] = Mask2FormerForUniversalSegmentation, **fields
+) -> Mask2FormerForSegmentation:
     """The model of a checkpoint, in evaluation mode, every tensor of it from the file.
 
     Args:
         name: folder or Hub id.
+        model_class: of images, as which checkpoints of clips segment single frames, or of clips.
         fields: of `Mask2FormerConfig`, instead of the checkpoint's; also `dtype`.
 
     Raises:
@@ -51,7 +65,7 @@ def load_model(name: str, **fields) -> Mask2FormerForUniversalSegmentation:
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()  # its table of missing tensors; ours is the line below
     try:
-        model, report = Mask2FormerForUniversalSegmentation.from_pretrained(name, output_loading_info=True, **fields)
+        model, report = model_class.from_pretrained(name, output_loading_info=True, **fields)
     except LOADING_ERRORS as error:
         raise LoadingError(f"{name}: {_reason(name, error)}") from error
     finally:
@@ -78,7 +92,9 @@ def _not_finite(model) -> list[str]:
     return [name for name, tensor in floats if not tensor.sum(dtype=torch.float64).isfinite()]
 
 
-def load_processor(name: str) -> Mask2FormerImageProcessor:
+def load_processor(
+    name: str, processor_class: type[Mask2FormerImageProcessor] = Mask2FormerImageProcessor
+) -> Mask2FormerImageProcessor:
     """The image processor of a checkpoint; the default one, with a warning, if the checkpoint has none.
 
     Raises:
@@ -86,17 +102,20 @@ def load_processor(name: str) -> Mask2FormerImageProcessor:
     """
     name = os.fspath(name)
     try:
-        return Mask2FormerImageProcessor.from_pretrained(name)
+        return processor_class.from_pretrained(name)
     except LOADING_ERRORS as error:
         present = [file for file in PROCESSOR_FILES if os.path.exists(os.path.join(name, file))]
         if present or not isinstance(error, OSError):
             file = present[0] if present else PROCESSOR_FILES[0]
             raise LoadingError(f"{name}: {file}: {first_line(error)}") from error
-    warnings.warn(f"{name} has no {PROCESSOR_FILES[0]}; images are resized to 800 pixels", stacklevel=2)
-    return Mask2FormerImageProcessor()
+    warnings.warn(
+        f"{name} has no {PROCESSOR_FILES[0]}; images are resized to {processor_class.size['shortest_edge']} pixels",
+        stacklevel=2,
+    )
+    return processor_class()
 
 
-def to_device(model: Mask2FormerForUniversalSegmentation, device: str | torch.device | None):
+def to_device(model: Mask2FormerForSegmentation, device: str | torch.device | None):
     """The model on a device; None for a GPU if there is one.
 
     Raises:

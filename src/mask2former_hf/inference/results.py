@@ -157,6 +157,11 @@ def _panoptic(logits, rules: Rules, image, progress) -> Segmentation:
 
 
 def _instances(logits, rules: Rules, image, progress) -> Segmentation:
+    return instances_and_queries(logits, rules, image, progress)[0]
+
+
+def instances_and_queries(logits, rules: Rules, image=None, progress=False) -> tuple[Segmentation, torch.Tensor]:
+    """The result, and the (N,) queries that its instances come from."""
     decide = {
         "otsu": lambda: otsu_decision(progress),
         "crf": lambda: crf_instance_decision(image, mask_threshold=rules.mask_threshold, progress=progress),
@@ -172,7 +177,8 @@ def _instances(logits, rules: Rules, image, progress) -> Segmentation:
     )
     _, kept = stack_instances(found["masks"], rules.overlap_threshold)
     masks, scores, labels = (found[name][kept].cpu() for name in ("masks", "scores", "labels"))
-    return instance_result(masks.numpy(), scores.tolist(), labels.tolist(), rules.id2label, rules.stuff_label_ids)
+    result = instance_result(masks.numpy(), scores.tolist(), labels.tolist(), rules.id2label, rules.stuff_label_ids)
+    return result, found["queries"][kept]
 
 
 def _semantic(logits, rules: Rules, image, progress) -> Segmentation:

@@ -55,11 +55,38 @@ def check_labels_given(mask_labels, class_labels, ignore_masks):
 
 
 def check_mask_sizes(mask_labels: list[Tensor], canvas: tuple[int, int], image_sizes: Tensor):
-    if all(tuple(masks.shape[1:]) == canvas for masks in mask_labels):
+    if all(tuple(masks.shape[-2:]) == canvas for masks in mask_labels):
         return  # the common case, without a copy of the sizes to the host
     for image, (masks, size) in enumerate(zip(mask_labels, image_sizes.tolist(), strict=False)):
-        if tuple(masks.shape[1:]) not in (canvas, tuple(size)):
+        if tuple(masks.shape[-2:]) not in (canvas, tuple(size)):
             raise ValueError(
                 f"mask_labels[{image}] has shape {tuple(masks.shape)}: masks must have the size of pixel_values, "
                 f"{canvas[0]}x{canvas[1]}, or of the image by pixel_mask, {size[0]}x{size[1]}"
+            )
+
+
+def check_clips(pixel_values_videos: Tensor, pixel_mask: Tensor | None):
+    for name, value in (("pixel_values_videos", pixel_values_videos), ("pixel_mask", pixel_mask)):
+        if value is not None or name == "pixel_values_videos":
+            check_tensor(name, value)
+    shape = tuple(pixel_values_videos.shape)
+    if len(shape) != 5 or shape[2] != 3 or 0 in shape:
+        raise ValueError(
+            f"pixel_values_videos has shape {shape}: it must be (batch, frames, 3, height, width), none of them 0 "
+            "(Mask2FormerVideoProcessor makes it)"
+        )
+    wanted = (shape[0], *shape[3:])
+    if pixel_mask is not None and tuple(pixel_mask.shape) != wanted:
+        raise ValueError(
+            f"pixel_mask has shape {tuple(pixel_mask.shape)}: it must be (batch, height, width) of "
+            f"pixel_values_videos, {wanted}: all frames of a clip have one size"
+        )
+
+
+def check_frames(mask_labels: list[Tensor], num_frames: int):
+    for clip, masks in enumerate(mask_labels):
+        if masks.ndim != 4 or masks.shape[1] != num_frames:
+            raise ValueError(
+                f"mask_labels[{clip}] has shape {tuple(masks.shape)}: it must be (N, frames, height, width) with the "
+                f"{num_frames} frames of pixel_values_videos; empty masks where an object is not to be seen"
             )

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 import reprlib
 from collections.abc import Callable
 
@@ -293,6 +294,19 @@ def _with_integer_keys(id2label: dict) -> dict[int, str]:
         raise ValueError(
             f"id2label has the keys {list(id2label)}: they must be label ids, 0 to num_labels - 1"
         ) from None
+
+
+def no_object_weight_of(checkpoint, kwargs: dict) -> float:
+    """What a checkpoint's own config.json says, whatever arguments to `from_pretrained` have made of it."""
+    if checkpoint is None:
+        return math.nan
+    hub = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+    options = {name: kwargs[name] for name in hub if name in kwargs}
+    try:
+        fields, _ = Mask2FormerConfig.get_config_dict(checkpoint, **options)
+    except OSError:  # there is none
+        return math.nan
+    return fields.get("no_object_weight", Mask2FormerConfig.no_object_weight)
 
 
 __all__ = ["Mask2FormerConfig"]

@@ -200,7 +200,7 @@ class Mask2FormerLoss(nn.Module):
         """
         masks = DenseMasks(mask_logits) if isinstance(mask_logits, Tensor) else mask_logits
         B, device = class_logits.shape[1], class_logits.device
-        targets = check_targets(mask_labels, class_labels, ignore_masks, canvas, B, self.settings.num_labels, device)
+        targets = self.targets(mask_labels, class_labels, ignore_masks, canvas, B, device)
         with torch.autocast(device.type, enabled=False):
             costs = [self._cost(image, class_logits, masks, target, generator) for image, target in enumerate(targets)]
             matches = assign(costs, class_logits.dtype)
@@ -219,6 +219,11 @@ class Mask2FormerLoss(nn.Module):
             for name in self.settings.mask_terms:
                 losses[name] = sum(image[name] for image in sums) / num_masks
         return losses
+
+    def targets(self, mask_labels, class_labels, ignore_masks, canvas, batch_size, device) -> list[Target]:
+        return check_targets(
+            mask_labels, class_labels, ignore_masks, canvas, batch_size, self.settings.num_labels, device
+        )
 
     def draw_points(
         self,
@@ -246,7 +251,7 @@ class Mask2FormerLoss(nn.Module):
         )  # (1 or L, P, 2)
         point_targets = target.sample(points.unsqueeze(0)).transpose(0, 1)  # (1 or L, N, P)
         weights = target.weights(points)
-        chunks = _chunks(L, 3 * Q * num_points, points.device)  # logits and two temporaries
+        chunks = _chunks(L, 3 * Q * point_targets.shape[-1], points.device)  # logits and two temporaries
         costs = []
         for layers, point_logits in zip(chunks, masks.at_points(image, points, chunks), strict=True):
             own = every if len(points) == 1 else layers

@@ -263,7 +263,8 @@ class Mask2FormerImageProcessor(PilBackend):
         Returns:
             B dicts: "segmentation" (H, W) int32, the id of the best instance at each pixel and -1 elsewhere;
             "segments_info" with "id" (0, 1, ...), "label_id", "was_fused" (False) and "score"; and in the same order
-            "masks" (N, H, W) bool, "scores" (N,), "labels" (N,), "boxes" (N, 4) as in `instance_segmentation`.
+            "masks" (N, H, W) bool, "scores" (N,), "labels" (N,), "boxes" (N, 4), "queries" (N,) as in
+            `instance_segmentation`.
         """
         if return_coco_annotation and return_binary_maps:
             raise ValueError("return_coco_annotation and return_binary_maps are both True; ask for one of them.")

@@ -95,8 +95,7 @@ class LazyMasks:
         self.features = features.unbind()  # each slice of its own would get a gradient of full size
 
     def at_points(self, image: int, points: Tensor, chunks: list[slice]) -> Iterator[Tensor]:
-        features = channels_last_on_cpu(self.features[image].float().unsqueeze(0))
-        sampled = sample_maps(features.expand(len(points), -1, -1, -1), points)  # (L or 1, C, P)
+        sampled = self._features_at(image, points)
         for layers in chunks:
             embeddings = self.embeddings[layers, image].float()  # (l, Q, C)
             if len(points) == 1:  # one product of all rows: a batch of them takes twice as long on CPUs
@@ -104,20 +103,25 @@ class LazyMasks:
             else:
                 yield embeddings @ sampled[layers]
 
+    def _features_at(self, image: int, points: Tensor) -> Tensor:
+        """(L or 1, C, P) features of an image at (L or 1, P, 2) points."""
+        features = channels_last_on_cpu(self.features[image].float().unsqueeze(0))
+        return sample_maps(features.expand(len(points), -1, -1, -1), points)
+
     def of_queries(self, image: int, layers: slice, queries: Tensor) -> Tensor:
         embeddings, features = self._rows(image, layers, queries), self.features[image]
         with torch.no_grad():
             return (embeddings.float() @ features.flatten(1).float()).unflatten(1, self.size)
 
     def sample(self, image: int, queries: Tensor, points: Tensor, samples: Tensor) -> Tensor:
-        return _SampledProduct.apply(self._rows(image, slice(None), queries), self.features[image], points, samples)
+        return SampledProduct.apply(self._rows(image, slice(None), queries), self.features[image], points, samples)
 
     def _rows(self, image, layers, queries):
         embeddings = self.embeddings[layers, image]
         return embeddings.gather(1, queries.unsqueeze(-1).expand(-1, -1, embeddings.shape[-1])).flatten(0, 1)
 
 
-class _SampledProduct(torch.autograd.Function):
+class SampledProduct(torch.autograd.Function):
     """The gradient of samples (R, P) of mask logits, (R, C) embeddings times (C, H, W) features, at (R, P, 2) points.
 
     It needs the points and the two factors, so the logits are not kept for it; the samples are computed before.

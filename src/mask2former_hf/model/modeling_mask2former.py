@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from .argument_checks import check_labels_given, check_mask_sizes, check_pixels, check_tensor
 from .canvas import PADDING_LOGIT, canvas_of, image_extents, image_sizes_of, merge_groups
-from .configuration_mask2former import Mask2FormerConfig, built_in_values, check_built_in
+from .configuration_mask2former import Mask2FormerConfig, built_in_values, check_built_in, no_object_weight_of
 from .criterion import LossSettings, Mask2FormerLoss
 from .initialization import initialize
 from .mask_logits import LazyMasks
@@ -79,10 +79,13 @@ class Mask2FormerPreTrainedModel(PreTrainedModel):
 class Mask2FormerModel(Mask2FormerPreTrainedModel):
     """Backbone, pixel decoder and masked-attention decoder, without class head."""
 
+    pixel_level_class = Mask2FormerPixelLevelModule
+    transformer_class = Mask2FormerTransformerModule
+
     def __init__(self, config: Mask2FormerConfig):
         super().__init__(config)
-        self.pixel_level_module = Mask2FormerPixelLevelModule(config)
-        self.transformer_module = Mask2FormerTransformerModule(config)
+        self.pixel_level_module = self.pixel_level_class(config)
+        self.transformer_module = self.transformer_class(config)
         self._built_in = built_in_values(config)
         self.post_init()
 
@@ -117,17 +120,22 @@ class Mask2FormerModel(Mask2FormerPreTrainedModel):
             return_dict: a tuple of the fields that are not None, if False.
             mask_logits: of which layers to compute mask logits: "last", "all" or "none".
         """
+        check_pixels(pixel_values, pixel_mask)
+        return self._forward(
+            pixel_values, pixel_mask, output_hidden_states, output_attentions, return_dict, mask_logits
+        )
+
+    def _forward(self, pixel_values, pixel_mask, output_hidden_states, output_attentions, return_dict, mask_logits):
         self.check_config()
         if mask_logits not in ("last", "all", "none"):
             raise ValueError(f"mask_logits={mask_logits!r}: must be 'last', 'all' or 'none'")
-        check_pixels(pixel_values, pixel_mask)
         options = {
             "mask_logits": mask_logits,
             "output_hidden_states": self._choose(output_hidden_states, "output_hidden_states"),
             "output_attentions": self._choose(output_attentions, "output_attentions"),
         }
         pixel_values = pixel_values.to(self.dtype)
-        B, _, H, W = pixel_values.shape
+        B, (H, W) = len(pixel_values), pixel_values.shape[-2:]
         if pixel_mask is None:
             output = self._run(pixel_values, **options)
             output.image_sizes = output.canvas_sizes = filled((H, W), B, pixel_values.device)
@@ -172,7 +180,7 @@ class Mask2FormerModel(Mask2FormerPreTrainedModel):
         features, mask_features, maps = self.pixel_level_module(pixel_values)
         states = self.transformer_module(maps, mask_features, eager)
         chosen = {"none": [], "last": states.normalised[-1:], "all": states.normalised}[mask_logits]
-        masks = tuple(torch.einsum("bqc,bchw->bqhw", self.mask_embeddings(state), mask_features) for state in chosen)
+        masks = tuple(self.mask_maps(self.mask_embeddings(state), mask_features) for state in chosen)
         return Mask2FormerModelOutput(
             encoder_last_hidden_state=features[-1],
             pixel_decoder_last_hidden_state=mask_features,
@@ -194,15 +202,23 @@ class Mask2FormerModel(Mask2FormerPreTrainedModel):
         """Of (..., C) normalised states, whose product with the mask features is the mask logits."""
         return self.transformer_module.decoder.mask_predictor(states)
 
+    def mask_maps(self, embeddings: Tensor, mask_features: Tensor) -> Tensor:
+        """Mask logits (B, Q, H, W) of (B, Q, C) embeddings and (B, C, H, W) mask features."""
+        return torch.einsum("bqc,bchw->bqhw", embeddings, mask_features)
 
-class Mask2FormerForUniversalSegmentation(Mask2FormerPreTrainedModel):
-    """Mask2Former with class and mask predictions, for semantic, instance and panoptic segmentation."""
+
+class Mask2FormerForSegmentation(Mask2FormerPreTrainedModel):
+    """Class head and criterion on the network: what models of images and of clips share."""
+
+    model_class: type[Mask2FormerModel]
+    criterion_class: type[Mask2FormerLoss]
+    output_class: type[Mask2FormerForUniversalSegmentationOutput]
 
     def __init__(self, config: Mask2FormerConfig):
         super().__init__(config)
-        self.model = Mask2FormerModel(config)
+        self.model = self.model_class(config)
         self.class_predictor = nn.Linear(config.hidden_dim, config.num_labels + 1)
-        self.criterion = Mask2FormerLoss(LossSettings.from_config(config))
+        self.criterion = self.criterion_class(LossSettings.from_config(config))
         self.post_init()
 
     @classmethod
@@ -222,7 +238,7 @@ class Mask2FormerForUniversalSegmentation(Mask2FormerPreTrainedModel):
         """Let the config's weight act, where loading a checkpoint has filled the criterion's buffer with another."""
         found, wanted = self.criterion.empty_weight[-1], self.config.no_object_weight
         if found.device.type != "meta" and not math.isclose(found.item(), wanted, rel_tol=0.01):  # bfloat16's digits
-            if not math.isclose(found.item(), _no_object_weight_of(checkpoint, kwargs), rel_tol=0.01):
+            if not math.isclose(found.item(), no_object_weight_of(checkpoint, kwargs), rel_tol=0.01):
                 logger.warning_once(
                     f"criterion.empty_weight of the checkpoint says that 'no object' weighs {found.item():.6g}, and "
                     f"no_object_weight of the config {wanted:.6g}: the config acts. Load it with "
@@ -241,6 +257,86 @@ class Mask2FormerForUniversalSegmentation(Mask2FormerPreTrainedModel):
     def _check_num_labels(self):
         if not torch.compiler.is_compiling():
             check_built_in(self.config, {"num_labels": self.class_predictor.out_features - 1})
+
+    def _predict(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None,
+        targets: dict | None,
+        output_auxiliary_logits: bool | None,
+        return_dict: bool | None,
+        **also: bool | None,
+    ):
+        """The forward, of pixels that have been checked; `targets` are arguments of the criterion, checked as well."""
+        has_labels = targets is not None
+        all_layers = self.model._choose(output_auxiliary_logits, "output_auxiliary_logits")
+        wants_masks = all_layers or not (has_labels and self.training)
+        outputs = self.model(
+            pixel_values,
+            pixel_mask=None if has_labels else pixel_mask,
+            return_dict=True,
+            mask_logits="all" if all_layers else "last" if wants_masks else "none",
+            **also,
+        )
+        if has_labels and pixel_mask is not None:
+            outputs.image_sizes = image_extents(pixel_mask)[:, :2]  # unchecked: a look at the values stalls the device
+        states = outputs.transformer_decoder_intermediate_states
+        states = torch.stack(states if has_labels or all_layers else states[-1:])  # (L, B, Q, C)
+        class_logits = self.class_predictor(states)  # (L, B, Q, K + 1)
+        loss = loss_dict = auxiliary_logits = None
+        if has_labels:
+            canvas = tuple(pixel_values.shape[-2:])
+            check_mask_sizes(targets["mask_labels"], canvas, outputs.image_sizes)
+            layers = slice(None) if self.config.use_auxiliary_loss else slice(-1, None)
+            loss_dict = self._loss_terms(
+                class_logits[layers],
+                self.mask_logits(states[layers], outputs.pixel_decoder_last_hidden_state),
+                canvas=canvas,
+                **targets,
+            )
+            loss = sum(terms.sum() for terms in loss_dict.values())
+        if all_layers:
+            auxiliary_logits = [
+                {"masks_queries_logits": masks, "class_queries_logits": classes}
+                for masks, classes in zip(outputs.masks_queries_logits[:-1], class_logits[:-1], strict=True)
+            ]
+        output = self.output_class(
+            loss=loss,
+            class_queries_logits=class_logits[-1],
+            masks_queries_logits=outputs.masks_queries_logits[-1] if wants_masks else None,
+            auxiliary_logits=auxiliary_logits,
+            loss_dict=loss_dict,
+            **{name: value for name, value in outputs.items() if name not in OF_THE_MODEL_ALONE},
+        )
+        return output if self.model._choose(return_dict, "return_dict") else output.to_tuple()
+
+    def mask_logits(self, states: Tensor, mask_features: Tensor) -> LazyMasks:
+        """Masks of (L, B, Q, C) normalised states and (B, C, H, W) mask features, to be sampled."""
+        return LazyMasks(self.model.mask_embeddings(states), mask_features)
+
+    def predictions(self, hidden_states: Tensor, mask_features: Tensor) -> tuple[Tensor, LazyMasks]:
+        """Class logits (L, B, Q, K + 1) and masks of what the output has for L layers.
+
+        Args:
+            hidden_states: (L, B, Q, C) of `transformer_decoder_hidden_states`.
+            mask_features: (B, C, H, W), `pixel_decoder_last_hidden_state`.
+        """
+        states = self.model.normalise(hidden_states)
+        return self.class_predictor(states), self.mask_logits(states, mask_features)
+
+    def _loss_terms(self, *predictions, **targets) -> dict[str, Tensor]:
+        """The weighted terms, by the config as it is now."""
+        self.criterion.settings = settings = LossSettings.from_config(self.config)
+        terms = self.criterion(*predictions, **targets)
+        return {name: settings.weights[name] * term for name, term in terms.items()}
+
+
+class Mask2FormerForUniversalSegmentation(Mask2FormerForSegmentation):
+    """Mask2Former with class and mask predictions, for semantic, instance and panoptic segmentation."""
+
+    model_class = Mask2FormerModel
+    criterion_class = Mask2FormerLoss
+    output_class = Mask2FormerForUniversalSegmentationOutput
 
     def forward(
         self,
@@ -278,89 +374,21 @@ class Mask2FormerForUniversalSegmentation(Mask2FormerPreTrainedModel):
             ValueError: for inputs that do not fit together, and in training for predictions that are not finite.
         """
         self._check_num_labels()
-        has_labels = mask_labels is not None
         check_pixels(pixel_values, pixel_mask)
         check_labels_given(mask_labels, class_labels, ignore_masks)
         if normalizers is not None:
             check_tensor("normalizers", normalizers)
-        all_layers = self.model._choose(output_auxiliary_logits, "output_auxiliary_logits")
-        wants_masks = all_layers or not (has_labels and self.training)
-        outputs = self.model(
+        labels = {"mask_labels": mask_labels, "class_labels": class_labels, "ignore_masks": ignore_masks}
+        targets = labels | {"generator": generator, "normalizers": normalizers}
+        return self._predict(
             pixel_values,
-            pixel_mask=None if has_labels else pixel_mask,
+            pixel_mask,
+            None if mask_labels is None else targets,
+            output_auxiliary_logits,
+            return_dict,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
-            return_dict=True,
-            mask_logits="all" if all_layers else "last" if wants_masks else "none",
         )
-        if has_labels and pixel_mask is not None:
-            outputs.image_sizes = image_extents(pixel_mask)[:, :2]  # unchecked: a look at the values stalls the device
-        states = outputs.transformer_decoder_intermediate_states
-        states = torch.stack(states if has_labels or all_layers else states[-1:])  # (L, B, Q, C)
-        class_logits = self.class_predictor(states)  # (L, B, Q, K + 1)
-        loss = loss_dict = auxiliary_logits = None
-        if has_labels:
-            canvas = tuple(pixel_values.shape[-2:])
-            check_mask_sizes(mask_labels, canvas, outputs.image_sizes)
-            layers = slice(None) if self.config.use_auxiliary_loss else slice(-1, None)
-            loss_dict = self._loss_terms(
-                class_logits[layers],
-                self.mask_logits(states[layers], outputs.pixel_decoder_last_hidden_state),
-                mask_labels,
-                class_labels,
-                ignore_masks,
-                canvas,
-                generator,
-                normalizers,
-            )
-            loss = sum(terms.sum() for terms in loss_dict.values())
-        if all_layers:
-            auxiliary_logits = [
-                {"masks_queries_logits": masks, "class_queries_logits": classes}
-                for masks, classes in zip(outputs.masks_queries_logits[:-1], class_logits[:-1], strict=True)
-            ]
-        output = Mask2FormerForUniversalSegmentationOutput(
-            loss=loss,
-            class_queries_logits=class_logits[-1],
-            masks_queries_logits=outputs.masks_queries_logits[-1] if wants_masks else None,
-            auxiliary_logits=auxiliary_logits,
-            loss_dict=loss_dict,
-            **{name: value for name, value in outputs.items() if name not in OF_THE_MODEL_ALONE},
-        )
-        return output if self.model._choose(return_dict, "return_dict") else output.to_tuple()
-
-    def mask_logits(self, states: Tensor, mask_features: Tensor) -> LazyMasks:
-        """Masks of (L, B, Q, C) normalised states and (B, C, H, W) mask features, to be sampled."""
-        return LazyMasks(self.model.mask_embeddings(states), mask_features)
-
-    def predictions(self, hidden_states: Tensor, mask_features: Tensor) -> tuple[Tensor, LazyMasks]:
-        """Class logits (L, B, Q, K + 1) and masks of what the output has for L layers.
-
-        Args:
-            hidden_states: (L, B, Q, C) of `transformer_decoder_hidden_states`.
-            mask_features: (B, C, H, W), `pixel_decoder_last_hidden_state`.
-        """
-        states = self.model.normalise(hidden_states)
-        return self.class_predictor(states), self.mask_logits(states, mask_features)
-
-    def _loss_terms(self, *predictions_and_targets) -> dict[str, Tensor]:
-        """The weighted terms, by the config as it is now."""
-        self.criterion.settings = settings = LossSettings.from_config(self.config)
-        terms = self.criterion(*predictions_and_targets)
-        return {name: settings.weights[name] * term for name, term in terms.items()}
-
-
-def _no_object_weight_of(checkpoint, kwargs: dict) -> float:
-    """What a checkpoint's own config.json says, whatever arguments to `from_pretrained` have made of it."""
-    if checkpoint is None:
-        return math.nan
-    hub = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-    options = {name: kwargs[name] for name in hub if name in kwargs}
-    try:
-        fields, _ = Mask2FormerConfig.get_config_dict(checkpoint, **options)
-    except OSError:  # there is none
-        return math.nan
-    return fields.get("no_object_weight", Mask2FormerConfig.no_object_weight)
 
 
 __all__ = ["Mask2FormerForUniversalSegmentation", "Mask2FormerModel", "Mask2FormerPreTrainedModel"]

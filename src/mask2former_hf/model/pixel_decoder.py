@@ -19,21 +19,23 @@ NUM_LEVELS = 3  # strides 32, 16, 8, in this order everywhere
 NUM_POINTS = 4  # samples per query, head and level in the pixel decoder
 
 
+def sine_axis(length: int, features: int, device: torch.device) -> Tensor:
+    """(length, features) float32: sines and cosines in turn of positions along one axis, normalised to 2 pi."""
+    exponent = torch.arange(features, device=device).div(2, rounding_mode="floor") * 2 / features
+    frequency = 10000**exponent
+    position = torch.arange(1, length + 1, dtype=torch.float32, device=device)
+    phase = (position / (length + 1e-6) * (2 * math.pi)).unsqueeze(1) / frequency  # (length, features)
+    return torch.stack((phase[:, 0::2].sin(), phase[:, 1::2].cos()), dim=2).flatten(1)
+
+
 def sine_position_embedding(size: tuple[int, int], channels: int, device: torch.device) -> Tensor:
     """(H * W, channels) float32: sines of y, then of x, normalised to 2 pi (DETR, appendix A.4).
 
     The two axes do not mix, so only H + W rows are computed.
     """
     features = channels // 2
-    exponent = torch.arange(features, device=device).div(2, rounding_mode="floor") * 2 / features
-    frequency = 10000**exponent
-    axes = []
-    for length in size:
-        position = torch.arange(1, length + 1, dtype=torch.float32, device=device)
-        phase = (position / (length + 1e-6) * (2 * math.pi)).unsqueeze(1) / frequency  # (length, features)
-        axes.append(torch.stack((phase[:, 0::2].sin(), phase[:, 1::2].cos()), dim=2).flatten(1))
-    rows, columns = axes
     H, W = size
+    rows, columns = (sine_axis(length, features, device) for length in size)
     return torch.cat(
         (rows.unsqueeze(1).expand(H, W, features), columns.unsqueeze(0).expand(H, W, features)), dim=2
     ).flatten(0, 1)

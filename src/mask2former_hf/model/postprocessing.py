@@ -213,8 +213,8 @@ def instance_segmentation(
             mask_threshold.
 
     Returns:
-        dict sorted by falling score: "masks" (N, H, W) bool, "scores" (N,) float32, "labels" (N,) int64 and "boxes"
-        (N, 4) float32 as (x0, y0, x1, y1) pixel edges of the mask, zeros for an empty one.
+        dict sorted by falling score: "masks" (N, H, W) bool, "scores" (N,) float32, "labels" (N,) int64, "boxes"
+        (N, 4) float32 as (x0, y0, x1, y1) pixel edges of the mask, zeros for an empty one, and "queries" (N,) int64.
     """
     check_fractions(score_threshold=score_threshold, mask_threshold=mask_threshold)
     check_count(top_k=top_k)
@@ -244,7 +244,8 @@ def instance_segmentation(
     order = scores.argsort(descending=True, stable=True)
     order = order[scores[order] >= score_threshold]  # (N,)
     labels, scores, boxes = pairs[order] % num_classes, scores[order], masks_to_boxes(masks)[pair_query[order]]
-    return {"masks": masks[pair_query[order]], "scores": scores, "labels": labels, "boxes": boxes}
+    found = queries[pair_query[order]]
+    return {"masks": masks[pair_query[order]], "scores": scores, "labels": labels, "boxes": boxes, "queries": found}
 
 
 def stack_instances(masks, overlap_threshold=0.0):
@@ -278,7 +279,7 @@ def masks_to_boxes(masks):
     return torch.stack(edges, 2).flatten(1).float()  # (N, 4)
 
 
-def logits_per_image(outputs, target_sizes=None) -> Iterator[tuple]:
+def logits_per_image(outputs, target_sizes=None, dimensions=4) -> Iterator[tuple]:
     """Each image's (class_logits, mask_logits, canvas_size, image_size, target_size), freed of the batch's padding.
 
     Args:
@@ -286,6 +287,7 @@ def logits_per_image(outputs, target_sizes=None) -> Iterator[tuple]:
             and canvas_sizes (B, 2) and mask_strides (B,). Without the last three, as from transformers' own model, the
             whole tensor counts as image, at a stride of 4.
         target_sizes: B pairs (rows, columns), or None for the images' own sizes.
+        dimensions: of masks_queries_logits; clips have 5, (B, Q, T, h, w).
 
     Raises:
         TypeError: for outputs of other types; ValueError: for those that do not belong together.
@@ -301,7 +303,7 @@ def logits_per_image(outputs, target_sizes=None) -> Iterator[tuple]:
             "output_auxiliary_logits=True."
         )
     classes = as_tensor("class_queries_logits", outputs.class_queries_logits, 3)
-    masks = as_tensor("masks_queries_logits", outputs.masks_queries_logits, 4)
+    masks = as_tensor("masks_queries_logits", outputs.masks_queries_logits, dimensions)
     fields = {name: getattr(outputs, name, None) for name in ("canvas_sizes", "image_sizes", "mask_strides")}
     fields = {name: None if field is None else as_tensor(name, field) for name, field in fields.items()}
     if target_sizes is not None and not hasattr(target_sizes, "__len__"):

@@ -209,18 +209,30 @@ class Mask2FormerTransformerModule(nn.Module):
         self.decoder = Mask2FormerMaskedAttentionDecoder(layers, channels, config.mask_feature_size)
 
     def forward(self, maps: list[Tensor], mask_features: Tensor, eager: bool) -> DecoderStates:
-        B, dtype = mask_features.shape[0], maps[0].dtype
-        memories, positions, level_mask_features = [], [], []
+        positions = [self.positions(x) for x in maps]
+        return self.decode(*self.levels(maps, mask_features), positions, eager)
+
+    def positions(self, x: Tensor) -> Tensor:
+        """(H * W, C) position embedding of a level's map (B, ., H, W)."""
+        return sine_position_embedding(tuple(x.shape[-2:]), self.level_embed.embedding_dim, x.device).to(x.dtype)
+
+    def levels(self, maps: list[Tensor], mask_features: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Memory (B, H * W, C) and mask features (B, ., H * W) of every level."""
+        memories, level_mask_features = [], []
         with torch.no_grad():  # attention masks are decisions, without gradient
             pixels = channels_last_on_cpu(mask_features)
         for x, project, level in zip(maps, self.input_projections, self.level_embed.weight, strict=True):
-            size = tuple(x.shape[-2:])
-            memories.append(tokens_of(project(x)) + level)  # (B, H * W, C)
-            positions.append(sine_position_embedding(size, level.shape[0], x.device).to(dtype))
+            memories.append(tokens_of(project(x)) + level)
             with torch.no_grad():
                 # Resizing is linear: resizing the features once equals resizing every layer's mask logits.
-                resized = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False)
+                resized = F.interpolate(pixels, size=tuple(x.shape[-2:]), mode="bilinear", align_corners=False)
                 level_mask_features.append(resized.flatten(2))
+        return memories, level_mask_features
+
+    def decode(
+        self, memories: list[Tensor], level_mask_features: list[Tensor], positions: list[Tensor], eager: bool
+    ) -> DecoderStates:
+        B = memories[0].shape[0]
         queries = self.queries_features.weight.expand(B, -1, -1)
         query_positions = self.queries_embedder.weight.expand(B, -1, -1)
         return self.decoder(queries, query_positions, memories, positions, level_mask_features, eager)

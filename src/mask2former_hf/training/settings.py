@@ -22,6 +22,7 @@ from .optimization import FROM_PRETRAINED, FROM_RANDOM, WEIGHT_DECAY
 from .recipes import Recipe, load_recipe
 
 DEFAULT_BATCH, DEFAULT_CROP = 4, 512  # where neither a setting nor a recipe says otherwise
+VIDEO_KINDS = ("youtube-vis", "moving-scenes")  # of data; those of images are in data.kinds
 AUGMENTATIONS = ("lsj", "resize-crop", "none")
 MOST_STEPS, MOST_IMAGES, MOST_WORKERS = 10**9, 2**16, 2**10  # beyond any run; more is a slip of the keyboard
 
@@ -98,7 +99,7 @@ class TrainingSettings:
     freeze_batch_norm: bool = _setting("for backbones with trained statistics", False, "model")
 
     folder: str | Path | None = _data("folder in which kind of data, splits and classes are recognised")
-    data: str | None = _data("what the annotations are", choices=tuple(KINDS))
+    data: str | None = _data("what the annotations are", choices=(*KINDS, *VIDEO_KINDS))
     classes: str | Path | Sequence | Mapping | ClassTable | None = _data(
         "names separated by commas, a file of them (txt, json, yaml), or the name of a class set such as "
         "ade20k-semantic; by default what the COCO json says"
