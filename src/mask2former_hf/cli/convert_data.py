@@ -9,10 +9,9 @@ from tqdm import tqdm
 
 from ..data.formats.convert import convert
 from ..data.formats.data_sets import WRITERS
-from ..data.kinds import KINDS, load_both, load_split
+from ..data.kinds import KINDS, SHARED, load_both, load_split
 from ..data.recognise import recognise
 from ..training.settings import TrainingSettings
-from .datasets import COMMON
 from .main import UserError
 from .settings import add_flag, in_flags
 
@@ -35,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser):
         help="simplify polygons by less than so many pixels (default: 0, exact)",
     )
     section = parser.add_argument_group("FROM, where it is not recognised", "paths are looked for in FROM first")
-    for name in COMMON:
+    for name in ("data", *SHARED):
         add_flag(section, name)
     for split in SPLITS:
         for name in (*PATHS, "split"):

@@ -140,7 +140,11 @@ def build_model(
     converted = convert_state_dict(source.state) | source.translated
     converted.setdefault("criterion.empty_weight", empty_weight(config))
     of_clips = settings is not None and settings.video
-    model = (Mask2FormerForVideoSegmentation if of_clips else Mask2FormerForUniversalSegmentation)(config).eval()
+    kind = Mask2FormerForVideoSegmentation if of_clips else Mask2FormerForUniversalSegmentation
+    try:
+        model = kind(config).eval()
+    except ValueError as error:
+        raise CheckpointError(f"no model has the configuration of this checkpoint: {error}") from error
     expected = file_state_dict(model)
     problems = {
         "missing": [n for n in expected if n not in converted and not n.startswith(UNUSED)],
