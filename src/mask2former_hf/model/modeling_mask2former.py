@@ -135,7 +135,7 @@ class Mask2FormerModel(Mask2FormerPreTrainedModel):
             "output_attentions": self._choose(output_attentions, "output_attentions"),
         }
         pixel_values = pixel_values.to(self.dtype)
-        B, (H, W) = len(pixel_values), pixel_values.shape[-2:]
+        B, (H, W) = pixel_values.shape[0], pixel_values.shape[-2:]
         if pixel_mask is None:
             output = self._run(pixel_values, **options)
             output.image_sizes = output.canvas_sizes = filled((H, W), B, pixel_values.device)
