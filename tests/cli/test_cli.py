@@ -217,6 +217,22 @@ def test_a_second_run_does_not_mix_with_the_first(checkpoint, photos, tmp_path, 
     assert left == {"notes.txt", "overlays/a.png", "instances.json", "categories.json"}
 
 
+def test_overwriting_removes_neither_inputs_nor_what_no_run_has_written(checkpoint, photos, tmp_path, capsys):
+    output = tmp_path / "out"
+    (output / "overlays").mkdir(parents=True)
+    (output / "semantic").mkdir()
+    shutil.copy(photos[0], output / "overlays" / "mine.png")
+    given = ("--model", checkpoint, "--output", output, "--overwrite")
+    assert predict(output / "overlays", *given) == 2
+    assert "--overwrite would remove" in capsys.readouterr().err and (output / "overlays" / "mine.png").exists()
+    shutil.rmtree(output / "overlays")
+    assert predict(photos[0], *given) == 2
+    assert "are not of an earlier run" in capsys.readouterr().err and (output / "semantic").is_dir()
+    (output / "overlays").mkdir()
+    assert predict(photos[0], "--model", tmp_path / "no such", *given[2:]) == 2
+    assert (output / "semantic").is_dir(), "nothing is removed before the model is there"
+
+
 def test_nothing_above_the_threshold_is_said_with_the_best_score(checkpoint, photos, tmp_path, capsys):
     assert predict(*photos, "--model", checkpoint, "--output", tmp_path / "out", "--threshold", 1) == 0
     said = capsys.readouterr().out

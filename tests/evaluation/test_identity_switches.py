@@ -74,12 +74,17 @@ def test_equals_motmetrics(seed):
 
 
 def test_a_segmenter_is_measured_on_videos():
-    model = randomise(Mask2FormerForVideoSegmentation(tiny_config("resnet", task="instance", num_labels=3)))
+    names = MovingScenes.classes.id2label
+    fields = {"id2label": names, "label2id": {name: label for label, name in names.items()}}
+    config = tiny_config("resnet", task="instance", num_labels=len(names), **fields)
+    model = randomise(Mask2FormerForVideoSegmentation(config))
     processor = Mask2FormerVideoProcessor(size={"shortest_edge": 48, "longest_edge": 48})
-    figures = evaluate_videos(
-        VideoSegmenter.of(model.eval(), processor, window=4, overlap=1), MovingScenes(2, 6, size=48)
-    )
+    segmenter, videos = VideoSegmenter.of(model.eval(), processor, window=4, overlap=1), MovingScenes(2, 6, size=48)
+    figures = evaluate_videos(segmenter, videos)
     assert 0 <= figures["AP"] < 0.2 and figures["switches"] >= 0 and 0 <= figures["found"] <= 1
+    model.config.id2label = {0: "box", 1: "disc", 2: "triangle"}
+    with pytest.raises(ValueError, match="must be the same, in the same order"):
+        evaluate_videos(segmenter, videos)
 
 
 def test_the_truth_itself_is_perfect():

@@ -47,6 +47,18 @@ def test_exports_give_the_results_of_the_checkpoint(task, checkpoint, exported, 
     assert len(expected(photo(), **lenient).segments) > 1
 
 
+@pytest.mark.parametrize(
+    "name, content",
+    [("config.json", "[]"), ("config.json", "null"), ("config.json", '{"id2label": 5}'), ("export.json", "[]")],
+)
+def test_json_files_that_do_not_fit_are_one_line(name, content, exported, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(exported, folder)
+    (folder / name).write_text(content)
+    with pytest.raises(ValueError, match="do not fit each other"):
+        Segmenter(folder)
+
+
 def test_many_images_come_from_an_export_as_from_a_checkpoint(checkpoint, exported):
     images = [photo(), photo((90, 60), 1)]
     results = Segmenter(exported)(images, batch_size=2)

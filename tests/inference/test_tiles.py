@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 from helpers import tiny_model
+from PIL import Image
 from scipy import ndimage
 
 from mask2former_hf import Mask2FormerImageProcessor, Segmenter
@@ -323,6 +324,21 @@ def test_a_large_raster_is_read_by_windows_and_keeps_its_place(network, raster, 
     found = segmenter(path, threshold=0.1)
     assert found.georeference.epsg == 32632 and max(right - left for left, _, right, _ in read) == 64
     assert (found.map == segmenter(pixels, threshold=0.1).map).all()
+
+
+def test_a_damaged_raster_is_left_out_and_the_next_image_read(network, raster, tmp_path, capsys):
+    (model, processor), (path, _) = network, raster
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    broken = tmp_path / "broken.tif"
+    broken.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    floats = tmp_path / "floats.tif"
+    Image.fromarray(np.zeros((150, 200), np.float32)).save(floats)
+    given = ["--model", str(tmp_path / "model"), "--task", "instance", "--device", "cpu", "--tile", "64"]
+    assert main(["predict", str(broken), str(floats), str(path), *given, "--output", str(tmp_path / "out")]) == 2
+    assert [file.name for file in (tmp_path / "out" / "overlays").iterdir()] == [f"{path.stem}.png"]
+    said = capsys.readouterr().err
+    assert "broken.tif" in said and "floats.tif" in said and "Traceback" not in said
 
 
 def test_predict_in_tiles_writes_what_the_segmenter_gives(network, raster, tmp_path, capsys):

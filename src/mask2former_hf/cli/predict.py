@@ -8,6 +8,7 @@ import math
 import shutil
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,9 +16,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from ..data.errors import DataError, data_errors
 from ..data.formats.writers import TOOL_WRITERS, ImageFile
 from ..data.images import IMAGE_SUFFIXES
 from ..data.json_files import write_json
+from ..data.windows import ImageWindows
 from ..inference.exported import is_exported
 from ..inference.known_labels import stuff_of
 from ..inference.loading import default_device
@@ -92,22 +95,24 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.video or any(is_video(path) for path in arguments.images):
         if len(arguments.images) > 1:
             raise UserError(f"{len(arguments.images)} inputs, of which one is a video: give one video at a time")
-        check_output(arguments.output, arguments.overwrite, predict_video.RESULTS)
-        return predict_video.run(arguments)
+        present = check_output(arguments, arguments.images, predict_video.RESULTS, "video.mp4")
+        return predict_video.run(arguments, partial(remove, present))
     images, problems = find_images(arguments.images)
     if not images:
         raise UserError("; ".join(problems))
-    check_output(arguments.output, arguments.overwrite)
+    present = check_output(arguments, [found.path for found in images], RESULTS, "overlays")
     segmenter, rules = _segmenter(arguments)
+    remove(present)
     writer = Results(arguments, rules)
     try:
         for image_id, found in enumerate(tqdm(images, desc="predicting", unit="image"), start=1):
             try:
-                image = segmenter.open(found.path)
-            except (OSError, ValueError) as error:
+                with data_errors():
+                    image = segmenter.open(found.path)
+                result = segmenter.segment_windows(image, rules, arguments.batch_size, progress=True)
+            except DataError as error:  # windows of a file are read with the tiles
                 problems.append(str(error))
                 continue
-            result = segmenter.segment_windows(image, rules, arguments.batch_size, progress=True)
             writer.add(image_id, found, image, result)
     finally:  # also after Ctrl-C: what was predicted is kept
         writer.close()
@@ -122,7 +127,8 @@ def _segmenter(arguments) -> tuple[Segmenter, Rules]:
     try:
         options["overlap"] = OVERLAP if arguments.overlap is None else arguments.overlap
         if is_exported(arguments.model):
-            segmenter = Segmenter(arguments.model, device=arguments.device, **options)
+            device = None if arguments.device == default_device() else arguments.device  # onnxruntime has its own
+            segmenter = Segmenter(arguments.model, device=device, **options)
         else:
             segmenter = Segmenter.of(*load(arguments.model, arguments.device), **options)
     except (ImportError, ValueError) as error:
@@ -192,16 +198,39 @@ def find_images(paths: list[Path]) -> tuple[list[Found], list[str]]:
     return found, problems
 
 
-def check_output(output: Path, overwrite: bool, results: tuple[str, ...] = RESULTS):
-    """Refuse to mix with an earlier run's results; with `overwrite` take those away, and nothing else."""
+def check_output(arguments, inputs: list[Path], results: tuple[str, ...], always: str) -> list[Path]:
+    """The results of an earlier run, which are to be removed before the first new one is written.
+
+    Args:
+        inputs: what is to be read.
+        results: names of what a run may write.
+        always: what every run writes: without it the others are not a run's.
+
+    Raises:
+        UserError: unless they may be overwritten, are those of a run, and none of them is an input.
+    """
+    output = arguments.output
     present = [name for name in results if (output / name).exists()]
-    if present and not overwrite:
+    if present and not arguments.overwrite:
         raise UserError(
             f"--output {output}: has results of another run ({', '.join(present)}); name another folder, or add "
             "--overwrite to replace them"
         )
-    for name in present:
-        path = output / name
+    if present and always not in present:
+        raise UserError(
+            f"--output {output}: {', '.join(present)} there are not of an earlier run, which would have left "
+            f"{always}; name another folder"
+        )
+    paths = [output / name for name in present]
+    removed = {path.resolve() for path in paths}
+    for path in inputs:
+        if removed & {path.resolve(), *path.resolve().parents}:
+            raise UserError(f"--output {output}: --overwrite would remove {path}, which is to be read; name another")
+    return paths
+
+
+def remove(paths: list[Path]):
+    for path in paths:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
@@ -222,7 +251,7 @@ class Results:
         except ImportError as error:
             raise UserError(f"--format {' '.join(formats)}: {error}") from error
 
-    def add(self, image_id: int, found: Found, image: np.ndarray, result: Segmentation):
+    def add(self, image_id: int, found: Found, image: ImageWindows, result: Segmentation):
         for writer in self.writers:
             writer.write(image_id, found, result)
         result.plot(image).save(self.output / "overlays" / f"{found.stem}.png")
@@ -274,7 +303,7 @@ class ToolWriter(Writer):
         )
 
     def write(self, image_id, found, result):
-        image = ImageFile(found.path, found.name, found.stem, result.size, image_id)
+        image = ImageFile(found.path, found.name, found.stem, result.size, image_id, result.georeference)
         self.writer.add(image, result.labelled_masks())
 
     def close(self):

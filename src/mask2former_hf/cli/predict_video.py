@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 
 import numpy as np
 from tqdm import tqdm
@@ -17,9 +18,13 @@ from .main import UserError
 RESULTS = ("video.mp4", "tracks.json", "categories.json")
 
 
-def run(arguments: argparse.Namespace) -> int:
-    for flag in ("refine", "tta"):
-        if getattr(arguments, flag):
+def run(arguments: argparse.Namespace, remove_earlier: Callable[[], None]) -> int:
+    """`remove_earlier` takes away an earlier run's results, once nothing stands in the way of new ones."""
+    given = {"refine": arguments.refine, "tta": arguments.tta, "tile": arguments.tile, "overlap": arguments.overlap}
+    given |= {"tolerance": arguments.tolerance, "batch-size": arguments.batch_size > 1}
+    given["format"] = arguments.format != ["coco"]
+    for flag, value in given.items():
+        if value:
             raise UserError(f"--{flag}: is for images; leave it out for a video")
     name = str(arguments.images[0])
     try:
@@ -32,6 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         stream = segmenter.stream(**numbers)
     except ValueError as error:
         raise UserError(f"--{str(error).replace('stuff_label_ids', 'stuff')}") from error
+    remove_earlier()
     arguments.output.mkdir(parents=True, exist_ok=True)
     problem, collector = None, TrackCollector()
     try:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from .images import open_image
 
@@ -38,8 +39,11 @@ class Georeference:
 
 def read_georeference(path: str | Path) -> Georeference | None:
     """Of an image file, from its tags or from the world file beside it; None for a file that has neither."""
-    with open_image(path) as image:
-        tags = dict(getattr(image, "tag_v2", {}))
+    try:
+        with open_image(path) as image:
+            tags = dict(getattr(image, "tag_v2", {}))
+    except Image.DecompressionBombError as error:
+        raise OSError(f"{path}: too large for Pillow, which reads its tags; segment it in tiles ({error})") from error
     keys = tags.get(_GEO_KEYS, ())
     keys = {keys[k]: keys[k + 3] for k in range(4, len(keys) - 3, 4) if keys[k + 1] == 0}
     code = keys.get(_PROJECTED, keys.get(_GEOGRAPHIC))

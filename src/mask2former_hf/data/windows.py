@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .errors import data_errors
 from .georeference import Georeference
 from .images import to_rgb
 
@@ -62,6 +63,8 @@ class RasterWindows(ImageWindows):
         inverted = self._file.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES"
         if inverted or colours[0] not in ("red", "gray", "undefined"):
             raise ValueError(f"{path}: {colours[0]}{', 0 is white' if inverted else ''}: windows must be grey or RGB")
+        if self._file.tags().get("TIFFTAG_ORIENTATION", "1") != "1":
+            raise ValueError(f"{path}: is to be turned upright: windows must lie as they are stored")
         if not self._file.transform.is_identity:
             crs = self._file.crs
             self.georeference = Georeference(tuple(self._file.transform)[:6], crs.to_epsg() if crs else None)
@@ -70,14 +73,21 @@ class RasterWindows(ImageWindows):
         """As of an image in memory; a step above 1 takes the nearest pixels, from an overview if the file has one."""
         left, top, right, bottom = window
         shape = len(self._bands), -(-(bottom - top) // step), -(-(right - left) // step)
-        with self._rasterio.Env(GDAL_CACHEMAX=CACHE):
-            pixels = self._file.read(self._bands, window=((top, bottom), (left, right)), out_shape=shape)
-        return to_rgb(pixels.transpose(1, 2, 0), self.path)
+        with data_errors(str(self.path)):
+            try:
+                with self._rasterio.Env(GDAL_CACHEMAX=CACHE):
+                    pixels = self._file.read(self._bands, window=((top, bottom), (left, right)), out_shape=shape)
+            except self._rasterio.errors.RasterioError as error:
+                raise OSError(f"cannot be read ({error}); replace the file or leave it out") from error
+            return to_rgb(pixels.transpose(1, 2, 0), self.path)
 
 
 def open_raster(path: str | os.PathLike) -> RasterWindows | None:
     """The windows of a TIFF in grey or RGB, if rasterio is there; None for what has to be read as a whole."""
-    if not str(path).lower().endswith(RASTER_SUFFIXES) or importlib.util.find_spec("rasterio") is None:
+    name = str(path).lower()
+    if name.startswith(("http://", "https://")) or not name.endswith(RASTER_SUFFIXES):
+        return None
+    if importlib.util.find_spec("rasterio") is None:
         return None
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path}: no such file")

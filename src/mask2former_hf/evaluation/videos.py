@@ -47,6 +47,11 @@ def evaluate_videos(
         the figures of `VideoAveragePrecision.compute` and of `IdentitySwitches.compute`.
     """
     names = segmenter.model.config.id2label
+    if dict(videos.classes.id2label) != {int(label): name for label, name in names.items()}:
+        raise ValueError(
+            f"videos have the classes {list(videos.classes.id2label.values())[:5]} ... and the model "
+            f"{list(names.values())[:5]} ...: they must be the same, in the same order"
+        )
     precision, switches = VideoAveragePrecision({label: {"name": names[label]} for label in names}), IdentitySwitches()
     for number, video in enumerate(progress(videos)):
         stream, collector = segmenter.stream(threshold=threshold, **numbers), TrackCollector()

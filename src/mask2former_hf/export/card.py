@@ -55,7 +55,7 @@ def _card(config, report: dict) -> str:
 
 ## Use
 
-Without torch (`pip install 'mask2former-hf[runtime]'`):
+Without torch (`pip install --no-deps` of mask2former_hf, and onnxruntime, numpy, pillow):
 
 ```python
 from mask2former_hf import Segmenter

@@ -215,10 +215,13 @@ def _onnxruntime():
     return onnxruntime
 
 
-def _providers(device: str | None) -> list[str]:
+def _providers(device: str | None) -> list:
     kind = str(device or "cpu").split(":")[0]
     name = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(kind)
     available = _onnxruntime().get_available_providers()
     if name not in available:
         raise ValueError(f"device={str(device)!r}: onnxruntime has {', '.join(available)} here; use 'cpu'")
-    return [name] if kind == "cpu" else [name, "CPUExecutionProvider"]
+    if kind == "cpu":
+        return [name]
+    number = str(device).partition(":")[2] or "0"
+    return [(name, {"device_id": int(number)}), "CPUExecutionProvider"]

@@ -16,6 +16,7 @@ from PIL import Image
 
 from ..data.images import read_image, to_rgb
 from ..data.windows import ImageWindows, open_raster
+from ..model.number_checks import check_count
 from .exported import ExportedModel, is_exported
 from .rules import Rules, rules_of
 from .segmentation import Segmentation
@@ -40,7 +41,7 @@ class Segmenter:
     Args:
         checkpoint: folder or Hub id; or the folder of an export, which runs without torch.
         task: "panoptic", "instance" or "semantic"; None for what the checkpoint is for.
-        device: None for a GPU if there is one, else the CPU.
+        device: None for a GPU if there is one, else the CPU; for exports None is the CPU.
         dtype: of the weights, such as torch.bfloat16; None as they are in the file.
         refine: "otsu", a threshold for every mask; "crf", a dense CRF over the image; or None.
         tta: average over six sizes and their mirror images; over five for a checkpoint with a sliding window
@@ -139,8 +140,7 @@ class Segmenter:
         Returns:
             a `Segmentation` for an image, an iterator of them for an iterable.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size!r}: must be at least 1")
+        check_count(batch_size=batch_size)
         rules = self.rules(**numbers)
         if is_image(images):
             return self.segment_windows(self.open(images), rules, batch_size, progress)
@@ -195,7 +195,13 @@ class Segmenter:
 
 def _load(checkpoint: str, device, dtype):
     if is_exported(checkpoint):
-        return ExportedModel(checkpoint, device)
+        try:
+            return ExportedModel(checkpoint, device)
+        except (TypeError, KeyError, AttributeError, StopIteration) as error:
+            raise ValueError(
+                f"{checkpoint}: its json files or graphs do not fit each other ({type(error).__name__}: {error}); "
+                "export the checkpoint again"
+            ) from error
     from .loading import load_model, to_device
 
     fields = {} if dtype is None else {"dtype": dtype}

@@ -3,6 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
@@ -114,7 +115,7 @@ def check_tiling(tile, overlap):
     """Raise ValueError for a tile or an overlap that is out of range."""
     if isinstance(tile, bool) or not isinstance(tile, int | np.integer) or tile < MIN_TILE:
         raise ValueError(f"tile={tile!r}: must be a side of at least {MIN_TILE} pixels, 'auto', or None")
-    if not 0 <= overlap <= 0.5:
+    if not isinstance(overlap, Real) or isinstance(overlap, bool) or not 0 <= overlap <= 0.5:
         raise ValueError(f"overlap={overlap!r}: must be the share of a tile that its neighbour sees too, 0 to 0.5")
 
 

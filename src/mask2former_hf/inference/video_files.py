@@ -10,7 +10,7 @@ import numpy as np
 from ..data.images import read_image
 from ..data.videos import frame_files
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".gif")
+VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 CAMERA = "webcam:"
 FOLDER_RATE = 10  # frames per second of what is written for a folder
 CODECS = ("libx264", "mpeg4")  # the first that the installed PyAV has

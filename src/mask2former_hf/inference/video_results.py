@@ -1,7 +1,6 @@
 """Results of a whole video: the masks of its objects by frame, as YouTube-VIS writes them."""
 
-from ..data.rle import encode_masks
-from .segmentation import Segmentation
+from .segmentation import Segmentation, coco_code
 from .video_segmenter import FrameStream, WindowStream
 
 
@@ -13,8 +12,9 @@ class TrackCollector:
 
     def add(self, result: Segmentation):
         """The next frame."""
-        codes = encode_masks(result.masks) if result.segments else []
-        for segment, code in zip(result.segments, codes, strict=True):
+        for segment, runs in zip(result.segments, result.runs, strict=True):
+            code = coco_code(runs, result.size)
+            code["counts"] = code["counts"].encode("ascii")
             self.codes.setdefault(segment.id, {})[self.length] = code
         self.length += 1
 

@@ -267,6 +267,6 @@ def with_ids(result: Segmentation, ids: list[int]) -> Segmentation:
 
 def queries_of(result: Segmentation, class_logits: torch.Tensor) -> list[int]:
     """The query of every panoptic segment, by its score, which is that of its query and of no other."""
-    scores, labels = class_logits.softmax(-1).max(-1)
+    scores, labels = class_logits.float().softmax(-1).max(-1)  # as post-processing computes them
     places = {pair: query for query, pair in enumerate(zip(labels.tolist(), scores.tolist(), strict=True))}
     return [places[segment.label_id, segment.score] for segment in result.segments]

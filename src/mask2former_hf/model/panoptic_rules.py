@@ -73,7 +73,8 @@ def accept(found: Contest, scores: Tensor, labels: Tensor, is_stuff: Tensor, ove
     """
     scores, labels, is_stuff = (torch.cat([x.new_zeros(1), x]) for x in (scores, labels, is_stuff))
     accepted = (found.areas > 0) & (found.visible > 0)
-    accepted = accepted & (found.owned.double() / found.areas.double() >= overlap_threshold)
+    precise = torch.float32 if labels.device.type == "mps" else torch.float64  # which Apple's GPUs do not have
+    accepted = accepted & (found.owned.to(precise) / found.areas.to(precise) >= overlap_threshold)
     rows = torch.arange(labels.shape[0], device=labels.device)
     same = (labels[:, None] == labels) & is_stuff[:, None] & is_stuff
     together = (same | (rows[:, None] == rows)) & accepted  # (N + 1, N + 1)

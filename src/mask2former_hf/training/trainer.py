@@ -264,6 +264,8 @@ class Mask2FormerTrainer(Trainer):
         try:
             with saving(checkpoint):
                 super()._save_checkpoint(model, trial)
+                if self.args.should_save and not (checkpoint / "config.json").exists():
+                    self.accelerator.unwrap_model(self.model).config.save_pretrained(checkpoint)  # an adapter has none
         except OSError:
             if self.args.should_save:
                 shutil.rmtree(checkpoint, ignore_errors=True)

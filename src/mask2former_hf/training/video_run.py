@@ -73,6 +73,11 @@ class VideoRun:
             raise ValueError("data=youtube-vis needs train_images= and train_annotations=")
         if val is not None:
             coco_tools()  # now, and not after the training
+            if val.classes.id2label != train.classes.id2label:
+                raise ValueError(
+                    f"val_annotations={settings.val_annotations}: its classes are not those of train_annotations="
+                    f"{settings.train_annotations}; give both files the same categories"
+                )
         steps = settings.steps or (recipe.iterations if recipe else None)
         if steps is None:
             raise ValueError("steps= is missing: optimizer steps, or a recipe= that says them")

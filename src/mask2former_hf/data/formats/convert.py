@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from ..example import Example
+from ..images import read_size
 from ..reader import FileReader, annotation
 from .data_sets import WRITERS
 from .labelled_mask import LabelledMask, cut_out, masks_of_example
@@ -66,6 +67,11 @@ def _image(dataset, index: int, writer: FormatWriter) -> tuple[Example, ImageFil
     in_files = isinstance(dataset, FileReader)
     example = annotation(dataset, index) if in_files else Example.of(dataset[index])
     source = dataset.image_path(index) if in_files else None
+    if source is not None and (size := read_size(source)) != example.size:
+        raise ValueError(
+            f"{source}: is {size[0]}x{size[1]} and its annotation {example.size[0]}x{example.size[1]}: both must have "
+            "the same size"
+        )
     name = example.file_name or f"{example.image_id if example.image_id is not None else index}"
     if source is None:
         name = f"{PurePosixPath(name).with_suffix('')}.png"

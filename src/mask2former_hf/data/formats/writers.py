@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-from ..georeference import read_georeference
+from ..georeference import Georeference, read_georeference
 from ..json_files import write_json
 from . import geojson, label_studio, labelme, parquet, yolo
 from .labelled_mask import LabelledMask
@@ -23,6 +23,7 @@ class ImageFile(NamedTuple):
         stem: of the files that belong to it, unique; with its subfolders.
         size: (H, W) in pixels.
         image_id: number or text.
+        georeference: of the image, if it is known; otherwise the file is asked.
     """
 
     path: Path
@@ -30,6 +31,7 @@ class ImageFile(NamedTuple):
     stem: str
     size: tuple[int, int]
     image_id: int | str
+    georeference: Georeference | None = None
 
 
 class FormatWriter:
@@ -107,7 +109,7 @@ class GeoJson(FormatWriter):
     images = ""
 
     def add(self, image, masks):
-        reference = read_georeference(image.path)
+        reference = image.georeference or read_georeference(image.path)
         content = geojson.feature_collection(masks, self.tolerance, reference)
         write_json(self._file("", image, ".geojson"), content, indent=None)
 
