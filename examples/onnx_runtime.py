@@ -16,9 +16,13 @@ def main(folder, photo):
     fields = json.loads((Path(folder) / "preprocessor_config.json").read_text())
     names = json.loads((Path(folder) / "config.json").read_text())["id2label"]
     image = Image.open(photo).convert("RGB")
-    scale = fields["size"]["shortest_edge"] / min(image.size)
-    scale = min(scale, fields["size"]["longest_edge"] / max(image.size))
-    resized = image.resize([int(side * scale + 0.5) for side in image.size], Image.Resampling.BILINEAR)
+    size = fields["size"]
+    if size.get("height"):  # of every image, whatever its proportions
+        sides = size["width"], size["height"]
+    else:
+        scale = min(size["shortest_edge"] / min(image.size), size["longest_edge"] / max(image.size))
+        sides = [int(side * scale + 0.5) for side in image.size]
+    resized = image.resize(sides, Image.Resampling.BILINEAR)
     pixels = (np.asarray(resized) / 255 - fields["image_mean"]) / fields["image_std"]
     rows, columns = pixels.shape[:2]
     pixels = np.pad(pixels, ((0, -rows % 32), (0, -columns % 32), (0, 0)))  # with zeros, to multiples of 32

@@ -8,6 +8,7 @@ import torch
 import transformers
 from helpers import tiny_model
 from PIL import Image
+from transformers.utils import ModelOutput
 
 from mask2former_hf import Mask2FormerImageProcessor
 from mask2former_hf.cli import verify
@@ -105,3 +106,27 @@ def test_mistakes_are_explained(checkpoint, capsys, arguments, message):
 def test_a_missing_checkpoint_is_explained(tmp_path, capsys):
     assert main(["verify", str(tmp_path)]) == 2
     assert "config.json" in capsys.readouterr().err
+
+
+def test_outputs_of_any_runtime_say_what_is_padding():
+    """An export gives a plain `ModelOutput`, stock's model a dataclass."""
+
+    class Runtime(torch.nn.Module):
+        config = None
+
+        def forward(self, pixel_values):
+            return ModelOutput(class_queries_logits=pixel_values[:, 0], masks_queries_logits=pixel_values)
+
+    mask = torch.zeros(1, 32, 64, dtype=torch.long)
+    mask[:, :20, :50] = 1
+    outputs = verify.StockWithSizes(Runtime())(pixel_values=torch.zeros(1, 3, 32, 64), pixel_mask=mask)
+    assert outputs.image_sizes.tolist() == [[20, 50]] and outputs.masks_queries_logits.shape == (1, 3, 32, 64)
+
+
+def test_an_export_and_videos_are_refused_by_name(tmp_path, capsys):
+    (tmp_path / "export.json").write_text("{}")
+    (tmp_path / "model.onnx").write_bytes(b"")
+    assert main(["evaluate", "--model", str(tmp_path), "--data", "scenes"]) == 2
+    assert "is an export, which `predict` takes for images; give its checkpoint" in capsys.readouterr().err
+    assert main(["evaluate", "--model", str(tmp_path), "--data", "moving-scenes"]) == 2
+    assert "is of videos, which `train` alone takes" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import argparse
 
 from ..data import kinds
+from ..training.settings import VIDEO_KINDS
 from .main import UserError
 from .settings import add_flag, in_flags
 
@@ -22,6 +23,8 @@ def load_split(settings, split: str):
     Raises:
         UserError: for missing settings, and for what the reader finds wrong with the files.
     """
+    if settings.data in VIDEO_KINDS:
+        raise UserError(f"--data {settings.data}: is of videos, which `train` alone takes (docs/video.md)")
     try:
         return kinds.load_split(settings, split)
     except (OSError, ValueError, ImportError) as error:

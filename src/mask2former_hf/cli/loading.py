@@ -4,11 +4,14 @@ import sys
 import warnings
 
 from ..inference import loading
+from ..inference.exported import is_exported
 from .main import UserError
 
 
 def load_model(name: str, flag: str = "--model", **fields):
     """`inference.loading.load_model`; `flag` is what the user gave the checkpoint with."""
+    if is_exported(name):
+        raise UserError(f"{flag} {name}: is an export, which `predict` takes for images; give its checkpoint")
     try:
         return loading.load_model(name, **fields)
     except loading.LoadingError as error:

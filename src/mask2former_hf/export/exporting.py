@@ -16,6 +16,7 @@ from .. import __version__
 from ..inference.exported import MODEL, REPORT, ExportedModel, input_numbers
 from ..inference.known_labels import stuff_of, task_of
 from ..inference.rules import rules_of
+from ..model.modeling_mask2former_video import Mask2FormerForVideoSegmentation
 from ..model.result_defaults import MAX_INSTANCES, TASKS
 from .card import write_card
 from .errors import ExportError, require
@@ -68,6 +69,7 @@ def export_model(
         ImportError: for a missing package, with the line that installs it.
     """
     _check_settings(task, size, dtype, opset, calibration)
+    _check_model(model)
     for name in ("onnx", "onnxruntime"):
         require(name)
     processor = _processor_for(processor, size)
@@ -145,6 +147,16 @@ def _check_settings(task, size, dtype, opset, calibration):
         check_size(size)
     if dtype == "int8" and not len(calibration):
         raise ExportError("dtype='int8' needs calibration: give images like those that the model will see")
+
+
+def _check_model(model):
+    """Refuse models whose results a graph of one image does not give."""
+    if isinstance(model, Mask2FormerForVideoSegmentation):
+        raise ExportError("a model of clips is not exported: a graph takes images, and objects would lose their ids")
+    if getattr(model.config, "sliding_window", None) is not None:
+        raise ExportError(
+            "checkpoints with a sliding window are not exported: a graph sees an image once; use Segmenter"
+        )
 
 
 def check_size(size):
