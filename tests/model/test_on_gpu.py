@@ -249,3 +249,19 @@ def test_results_are_the_cpus(task):
     assert [s.label_id for s in found.segments] == [s.label_id for s in expected.segments]
     for ours, theirs in zip(found.segments, expected.segments, strict=True):
         assert ours.score == pytest.approx(theirs.score, abs=1e-3)
+
+
+@needs_gpu
+def test_a_checkpoint_is_replayed_with_equal_results(tmp_path):
+    model, processor = tiny_model("resnet"), Mask2FormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 128})
+    model.save_pretrained(tmp_path), processor.save_pretrained(tmp_path)
+    images = np.random.default_rng(0).integers(0, 256, (6, 70, 90, 3), dtype=np.uint8)
+    images = [*images, *images[:, :69, :80]]  # of the same canvas, and another size
+    expected = [result.map for result in Segmenter.of(model, processor, task="semantic")(images)]
+    segmenter = Segmenter(tmp_path, task="semantic")
+    found = [result.map for result in segmenter(images)]
+    assert segmenter._replay._graphs  # some were
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours == theirs).mean() > 0.999
+    segmenter.model.double()  # moves the weights
+    assert (segmenter(images[0]).map == expected[0]).mean() > 0.999

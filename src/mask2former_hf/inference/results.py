@@ -17,6 +17,7 @@ from ..model.postprocessing import (
 )
 from .crf import crf_instance_decision, crf_panoptic_segmentation, crf_semantic_map, dense_crf, map_of_winners
 from .otsu import otsu_decision
+from .replay import Replay
 from .rules import Rules
 from .segmentation import Segmentation, instance_result, panoptic_result, semantic_result
 from .sliding_window import sliding_scores
@@ -26,7 +27,14 @@ from .tta import augmented_outputs, augmented_semantic_scores
 
 @torch.inference_mode()
 def segment_images(
-    model, processor, images: Sequence[np.ndarray], rules: Rules, *, tta: bool = False, progress: bool = False
+    model,
+    processor,
+    images: Sequence[np.ndarray],
+    rules: Rules,
+    *,
+    tta: bool = False,
+    progress: bool = False,
+    replay: Replay | None = None,
 ) -> list[Segmentation]:
     """The results of a batch of (H, W, 3) uint8 RGB images.
 
@@ -34,9 +42,10 @@ def segment_images(
         tta: average over several sizes and their mirror images (`inference.tta`); a checkpoint with a sliding window
             always takes that for semantic results.
         progress: show the steps of an image with a refinement.
+        replay: runs the model; None for its forward.
     """
     results = []
-    for logits, image in zip(_logits(model, processor, images, rules, tta), images, strict=True):
+    for logits, image in zip(_logits(model, processor, images, rules, tta, replay), images, strict=True):
         decide = from_scores if isinstance(logits, torch.Tensor) else segment_logits
         results.append(decide(logits, rules, image, progress))
     return results
@@ -44,15 +53,23 @@ def segment_images(
 
 @torch.inference_mode()
 def segment_tiles_alone(
-    model, processor, tiles: Sequence[np.ndarray], rules: Rules, *, tta: bool = False
+    model,
+    processor,
+    tiles: Sequence[np.ndarray],
+    rules: Rules,
+    *,
+    tta: bool = False,
+    replay: Replay | None = None,
 ) -> Iterator[TileResult]:
     """What each of a batch of tiles shows; see `segment_images`."""
-    for logits, tile in zip(_logits(model, processor, tiles, rules, tta), tiles, strict=True):
+    for logits, tile in zip(_logits(model, processor, tiles, rules, tta, replay), tiles, strict=True):
         decide = tile_of_scores if isinstance(logits, torch.Tensor) else tile_result
         yield decide(logits, rules, tile)
 
 
-def _logits(model, processor, images: Sequence[np.ndarray], rules: Rules, tta: bool) -> Iterator[tuple | torch.Tensor]:
+def _logits(
+    model, processor, images: Sequence[np.ndarray], rules: Rules, tta: bool, replay: Replay | None
+) -> Iterator[tuple | torch.Tensor]:
     """Per image its logits and sizes; or, of semantic results that are averages, (K, H, W) scores."""
     # As pictures: of an array of 1, 3 or 4 rows the processor would guess that they are channels.
     pictures = [Image.fromarray(image) for image in images]
@@ -61,7 +78,7 @@ def _logits(model, processor, images: Sequence[np.ndarray], rules: Rules, tta: b
     if window is None and not tta:
         inputs = processor(pictures, return_tensors="pt")  # its pixel_mask is read on the host
         inputs["pixel_values"] = inputs["pixel_values"].to(model.device)
-        yield from logits_per_image(model(**inputs), sizes)
+        yield from logits_per_image((replay or model)(**inputs), sizes)
         return
     for picture, size in zip(pictures, sizes, strict=True):
         if window is not None:

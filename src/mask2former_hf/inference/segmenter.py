@@ -103,6 +103,7 @@ class Segmenter:
 
     def _set(self, model, processor, task, refine, tta, tile, overlap):
         self._model, self.processor, self.refine, self.tta = model, processor, refine, tta
+        self._replay = None
         self.task = rules_of(model.config, task, processor=processor, refine=refine).task
         self.overlap = overlap
         # the side of tiles, and the longest side of an image that is taken whole
@@ -112,14 +113,17 @@ class Segmenter:
 
     @property
     def model(self):
-        """The network; that of a segmenter from another process is loaded at its first use, once for all of them."""
+        """The network; that of a segmenter from another process is loaded at its first use, once for all of them.
+
+        On a GPU a checkpoint's network is replayed (`inference.replay`): give one whose parts you exchange to `of`.
+        """
         if self._model is None:
             self._model = _load_once(*self._origin)
         return self._model
 
     def __getstate__(self):
         """A segmenter of a checkpoint travels by the checkpoint's name, one of a model with the weights."""
-        return self.__dict__ if self._origin is None else {**self.__dict__, "_model": None}
+        return self.__dict__ if self._origin is None else {**self.__dict__, "_model": None, "_replay": None}
 
     def rules(self, **numbers) -> Rules:
         """What results are made by; see `rules_of` for the numbers."""
@@ -182,7 +186,7 @@ class Segmenter:
     def _tile_results(self, tiles: list[np.ndarray], rules: Rules) -> "Iterator[TileResult]":
         from .results import segment_tiles_alone
 
-        return segment_tiles_alone(self.model, self.processor, tiles, rules, tta=self.tta)
+        return segment_tiles_alone(self.model, self.processor, tiles, rules, tta=self.tta, replay=self._replaying())
 
     def segment(self, images: list[np.ndarray], rules: Rules, progress: bool = False) -> list[Segmentation]:
         """The results of a batch of (H, W, 3) uint8 RGB images by given rules."""
@@ -190,7 +194,16 @@ class Segmenter:
             return [self.model.segment(image, rules) for image in images]
         from .results import segment_images
 
-        return segment_images(self.model, self.processor, images, rules, tta=self.tta, progress=progress)
+        options = {"tta": self.tta, "progress": progress, "replay": self._replaying()}
+        return segment_images(self.model, self.processor, images, rules, **options)
+
+    def _replaying(self):
+        """What runs a checkpoint's network on a GPU; None for a model that somebody else may be training."""
+        if self._replay is None and self._origin is not None and self.model.device.type == "cuda":
+            from .replay import Replay
+
+            self._replay = Replay(self.model)
+        return self._replay
 
 
 def _load(checkpoint: str, device, dtype):

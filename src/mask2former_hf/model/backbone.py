@@ -11,7 +11,7 @@ from transformers.models.resnet.modeling_resnet import ResNetBasicLayer, ResNetB
 from transformers.utils import logging
 
 from .canvas import SIZE_DIVISOR
-from .cpu_layout import channels_last_on_cpu
+from .cpu_layout import for_convolutions
 from .plain_vit import is_plain, keep_positions_exact, make_neck, neck_maps
 from .repaired_backbones import repair
 
@@ -104,7 +104,7 @@ def feature_maps(backbone: nn.Module, neck: nn.Module | None, pixel_values: Tens
         H, W = pixel_values.shape[-2:]
         patch = backbone.config.patch_size
         pixel_values = F.pad(pixel_values, (0, -W % patch, 0, -H % patch))
-    return tuple(backbone(channels_last_on_cpu(pixel_values), **options).feature_maps)
+    return tuple(backbone(for_convolutions(pixel_values), **options).feature_maps)
 
 
 def map_shapes(backbone: nn.Module, config) -> list[tuple[int, ...]] | None:

@@ -1,0 +1,88 @@
+"""A network on a GPU that replays what it has run before: one call instead of hundreds of launches.
+
+A ResNet-50 at 1024 x 1024 in bfloat16 keeps an H200 busy for 8.5 ms, and the host takes 19 ms to launch it.
+"""
+
+from collections import Counter, OrderedDict
+
+import torch
+from torch import Tensor
+
+from ..model.canvas import canvas_of, image_sizes_of
+
+RUNS_BEFORE = 2  # batches of a shape that run as usual, which also lets kernels be compiled and tuned
+GRAPHS = 4  # shapes whose graphs are kept; they share their memory
+PIXELS = 2**21  # of a batch; the device is slower than the host on larger ones
+
+
+class Replay:
+    """Runs a network in evaluation mode whose parts stay what they are; its weights may change or move.
+
+    Args:
+        model: on another device than a GPU everything runs as usual.
+    """
+
+    def __init__(self, model):
+        self._model = model
+        self._parameters = list(model.parameters())
+        self._forget()
+
+    def _forget(self):
+        self._addresses = self._current_addresses()
+        self._runs = Counter()
+        self._graphs: OrderedDict[torch.Size, tuple] = OrderedDict()
+        self._pool = None
+
+    def _current_addresses(self) -> list[int]:
+        return [parameter.data_ptr() for parameter in self._parameters]
+
+    @torch.inference_mode()
+    def __call__(self, pixel_values: Tensor, pixel_mask: Tensor):
+        """The model's outputs; those of a replay are overwritten by the next, so use them before.
+
+        Args:
+            pixel_values: (B, C, H, W) on the model's device.
+            pixel_mask: (B, H, W) on the host.
+        """
+        if pixel_values.device.type != "cuda" or pixel_values[:, 0].numel() > PIXELS:
+            return self._model(pixel_values, pixel_mask=pixel_mask)
+        if self._addresses != self._current_addresses():
+            self._forget()
+        sizes, shape = image_sizes_of(pixel_mask), pixel_values.shape
+        self._runs[shape] += 1
+        usual = self._runs[shape] <= RUNS_BEFORE or any(canvas_of(size) != shape[-2:] for size in sizes)
+        if usual or (shape not in self._graphs and not _room_for_a_graph(pixel_values.device)):
+            return self._model(pixel_values, pixel_mask=pixel_mask)
+        outputs = self._replay(pixel_values)
+        outputs.image_sizes = torch.tensor(sizes)
+        return outputs
+
+    def _replay(self, pixel_values: Tensor):
+        """Of pixels that are content up to their edges."""
+        shape = pixel_values.shape
+        if shape not in self._graphs:
+            self._graphs[shape] = self._capture(pixel_values)
+            if len(self._graphs) > GRAPHS:
+                self._graphs.popitem(last=False)
+        self._graphs.move_to_end(shape)
+        graph, pixels, outputs = self._graphs[shape]
+        pixels.copy_(pixel_values)
+        graph.replay()
+        return outputs
+
+    def _capture(self, pixel_values: Tensor) -> tuple:
+        with torch.cuda.device(pixel_values.device):
+            pixels, stream, graph = pixel_values.clone(), torch.cuda.Stream(), torch.cuda.CUDAGraph()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                self._model(pixels)  # libraries allocate the work space of this stream outside the graph
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream):
+                outputs = self._model(pixels)
+            self._pool = graph.pool()
+        return graph, pixels, outputs
+
+
+def _room_for_a_graph(device: torch.device) -> bool:
+    """Whether what the device has free is as much as the runs so far took: a graph keeps memory of its own."""
+    return torch.cuda.mem_get_info(device)[0] > torch.cuda.memory_reserved(device)
