@@ -93,7 +93,7 @@ def _hierarchical_channels(backbone: nn.Module, shapes, fallback_strides) -> lis
 
 
 def feature_maps(backbone: nn.Module, neck: nn.Module | None, pixel_values: Tensor) -> tuple[Tensor, ...]:
-    """The four maps of (B, 3, H, W), finest first."""
+    """The four maps of (B, c, H, W), finest first."""
     if neck is not None or backbone.config.model_type in WHOLE_CANVAS:
         H, W = pixel_values.shape[-2:]
         canvas = F.pad(pixel_values, (0, -W % SIZE_DIVISOR, 0, -H % SIZE_DIVISOR))
@@ -118,7 +118,7 @@ def map_shapes(backbone: nn.Module, config) -> list[tuple[int, ...]] | None:
         name: torch.empty_like(tensor, device="meta")
         for name, tensor in (*backbone.named_parameters(), *backbone.named_buffers())
     }
-    pixels = torch.empty(1, 3, *PROBE, device="meta", dtype=backbone.dtype)
+    pixels = torch.empty(1, getattr(config, "num_channels", 3), *PROBE, device="meta", dtype=backbone.dtype)
     training = backbone.training
     try:
         with torch.no_grad():
