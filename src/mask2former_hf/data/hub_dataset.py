@@ -18,12 +18,12 @@ from .annotations import (
     panoptic_annotation,
     semantic_annotation,
 )
+from .bands import to_pixels
 from .class_forms import class_table
 from .classes import ClassTable
 from .coco_json import AREA, BOX, ID, IS_CROWD, PNG_ID, read_entry
 from .errors import data_errors
 from .example import Example, check_size
-from .bands import to_pixels
 from .images import open_image, to_map, to_panoptic_ids
 from .reader import Reader
 

@@ -8,10 +8,10 @@ import numpy as np
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from .bands import read_pixels
 from .classes import ClassTable
 from .errors import data_errors
 from .example import Example, check_size
-from .bands import read_pixels
 from .images import read_size
 
 

@@ -333,7 +333,8 @@ def evaluate(
 
     Args:
         dataset: of annotated examples (`data.example.Example`) or mappings; a process measures every n-th. A reader is
-            told which bands the processor takes (`Reader.channels`). Its classes are found in the model by name (`matching_classes.with_classes_of`).
+            told which bands the processor takes (`Reader.channels`). Its classes are found in the model by name
+            (`matching_classes.with_classes_of`).
         metrics, options: of `SegmentationEvaluator`; without metrics, and a task in the config, those of the data
             set's task.
         on_result: called with every example and its results.

@@ -37,7 +37,8 @@ def _card(config, report: dict) -> str:
     ]
     outputs = f"{RESULTS[task]}; and the logits" if task else "`class_queries_logits`, `masks_queries_logits`"
     files = [
-        f"* `model.onnx`: `pixel_values` (batch, {model_channels(config)}, height, width), as `preprocessor_config.json` makes them"
+        f"* `model.onnx`: `pixel_values` (batch, {model_channels(config)}, height, width), as "
+        "`preprocessor_config.json` makes them"
     ]
     if task:
         files[0] += (

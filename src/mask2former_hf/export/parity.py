@@ -43,8 +43,8 @@ def compare_logits(model: nn.Module, exported: ExportedModel, dtype: str, size: 
         else:
             raise ExportError(
                 f"{worst} of the graph differ from the checkpoint's by {row[worst]:.1e} of the largest, for "
-                f"pixel_values of {B}x{channels}x{H}x{W}; {TOLERANCES[dtype]:.0e} is allowed for {dtype}. Nothing was written; "
-                "please report it"
+                f"pixel_values of {B}x{channels}x{H}x{W}; {TOLERANCES[dtype]:.0e} is allowed for {dtype}. Nothing was "
+                "written; please report it"
             )
         rows.append(row)
     return rows

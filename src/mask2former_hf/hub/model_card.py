@@ -193,8 +193,8 @@ def _parity(parity: Mapping | None) -> str:
 def _usage_of_bands(name: str, channels: int) -> str:
     return f"""## Use
 
-Images have {channels} bands in the order of the training data: a multi-band TIFF, an array of NumPy (.npy), or an array
-(height, width, {channels}). With the package mask2former_hf ({INSTALL}):
+Images have {channels} bands in the order of the training data: a TIFF of so many bands, an array of NumPy (.npy), or
+an array (height, width, {channels}). With the package mask2former_hf ({INSTALL}):
 
 ```python
 from mask2former_hf import Segmenter
@@ -203,8 +203,8 @@ result = Segmenter("{name}")("image.tif")
 result.plot("image.tif", show_bands={[1, 2, 3] if channels > 2 else [1]}).save("segments.png")
 ```
 
-transformers' own Mask2Former loads the weights; its image processor resizes photos alone, so prepare `pixel_values` with
-this package's `Mask2FormerImageProcessor`."""
+transformers' own Mask2Former loads the weights; its image processor resizes photos alone, so prepare `pixel_values`
+with this package's `Mask2FormerImageProcessor`."""
 
 
 def _usage(name: str, config, stuff: list[int] | None, with_code: bool, of_clips: bool = False) -> str:

@@ -31,7 +31,8 @@ class Mask2FormerSegmentationPipeline(ImageSegmentationPipeline):
 
     Constructed with another model than ours it is transformers' own pipeline, because it is registered for the task as
     a whole. Inputs are those of transformers' pipeline (paths, URLs, PIL images, lists, generators and datasets of
-    them), besides `pathlib` paths, images of 16 bits and, of a checkpoint of bands, files and arrays of them; a batch (`batch_size=8`) may mix sizes.
+    them), besides `pathlib` paths, images of 16 bits and, for a checkpoint of bands, files and arrays of them; a batch
+    (`batch_size=8`) may mix sizes.
 
     A call takes `subtask` (`"panoptic"`, `"instance"` or `"semantic"`; by default the checkpoint's own), `threshold`,
     `mask_threshold` and `overlap_mask_area_threshold` (by default those of `post_process_*`), and `timeout`. A result

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..model.channels import model_channels, image_channels
+from ..model.channels import image_channels, model_channels
 from ..model.modeling_mask2former_video import Mask2FormerForVideoSegmentation
 from ..model.postprocessing import logits_per_image, stack_instances
 from ..model.video_postprocessing import MAX_TRACKS, best_pairs, resized_masks

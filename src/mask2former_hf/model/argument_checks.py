@@ -22,8 +22,8 @@ def check_pixels(pixel_values: Tensor, pixel_mask: Tensor | None, channels: int 
             check_tensor(name, value)
     if pixel_values.ndim != 4 or pixel_values.shape[1] != channels or 0 in pixel_values.shape:
         raise ValueError(
-            f"pixel_values has shape {tuple(pixel_values.shape)}: it must be (batch, {channels}, height, width), none of "
-            "them 0 (Mask2FormerImageProcessor makes it)"
+            f"pixel_values has shape {tuple(pixel_values.shape)}: it must be (batch, {channels}, height, width), none "
+            "of them 0 (Mask2FormerImageProcessor makes it)"
         )
     B, _, H, W = pixel_values.shape
     if pixel_mask is not None and pixel_mask.shape != (B, H, W):

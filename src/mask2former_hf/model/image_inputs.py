@@ -44,9 +44,9 @@ def _is_finite(value) -> bool:
 
 def _is_statistic(value, zero: bool) -> bool:
     numbers = value if isinstance(value, list | tuple) else [value]
-    return 1 <= len(numbers) <= MOST_CHANNELS and all(
-        _is_finite(number) and (zero or number != 0) for number in numbers
-    )
+    if not 1 <= len(numbers) <= MOST_CHANNELS:
+        return False
+    return all(_is_finite(number) and (zero or number != 0) for number in numbers)
 
 
 _SIZE = (
@@ -301,10 +301,7 @@ def on_canvas(images, canvas, factor, mean, std):
     pixel_mask = torch.zeros(len(images), *canvas, dtype=torch.int64)
     for b, image in enumerate(images):
         height, width = image.shape[:2]
-        image = (
-            image.astype(np.float32) if image.dtype == np.uint16 else np.array(image)
-        )  # torch lacks uint16 arithmetic
-        pixels = torch.from_numpy(image).permute(2, 0, 1)  # (c, h, w)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (c, h, w)
         pixel_values[b, :, :height, :width] = torch.addcmul(shift, pixels.float(), scale)
         pixel_mask[b, :height, :width] = 1
     return pixel_values, pixel_mask

@@ -172,7 +172,7 @@ class ViTAdapter(nn.Module):
         self.out_channels = [channels] * NUM_MAPS
 
     def forward(self, pixel_values: Tensor, maps: tuple[Tensor, ...]) -> list[Tensor]:
-        """(B, image_channels, H, W) and the ViT's four maps (B, C, h, w), shallow first -> four maps at strides 4, 8, 16, 32."""
+        """(B, c, H, W) and the ViT's four maps (B, C, h, w), shallow first -> four maps at strides 4, 8, 16, 32."""
         c1, *coarser = self.spm(pixel_values)
         sizes = [tuple(x.shape[-2:]) for x in coarser]
         tokens = [tokens_of(x) + level for x, level in zip(coarser, self.level_embed, strict=True)]
