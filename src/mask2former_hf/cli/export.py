@@ -5,11 +5,12 @@ import sys
 import time
 from pathlib import Path
 
-from ..data.images import read_image
+from ..data.bands import read_pixels
 from ..export.errors import ExportError
 from ..export.exporting import DTYPES, export_model
 from ..export.tracing import OPSETS
 from ..inference.exported import LOGITS
+from ..model.channels import image_channels
 from ..model.result_defaults import TASKS
 from .loading import load
 from .main import UserError
@@ -40,8 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--to {arguments.to}: must be one of {', '.join(TARGETS)}")
     if arguments.images and arguments.dtype != "int8":
         raise UserError("--images are for --dtype int8; leave them out")
-    calibration = [] if not arguments.images else read_images(arguments.images)
     model, processor = load(arguments.checkpoint, "cpu", "CHECKPOINT")
+    calibration = read_images(arguments.images, image_channels(processor)) if arguments.images else []
     steps = Steps()
     common = {"size": arguments.size, "overwrite": arguments.overwrite, "on_step": steps}
     try:
@@ -90,15 +91,15 @@ def _with_flags(text: str) -> str:
     )
 
 
-def read_images(paths: list[Path]):
+def read_images(paths: list[Path], channels: int | None):
     """Up to `MOST_IMAGES`, evenly spread."""
     files, problems = find_images(paths)
     if problems:
         raise UserError(f"--images {problems[0]}")
     step = max(1, len(files) // MOST_IMAGES)
     try:
-        return [read_image(found.path) for found in files[::step][:MOST_IMAGES]]
-    except (OSError, ValueError) as error:
+        return [read_pixels(found.path, channels) for found in files[::step][:MOST_IMAGES]]
+    except (OSError, ValueError, ImportError) as error:
         raise UserError(f"--images {error}") from error
 
 

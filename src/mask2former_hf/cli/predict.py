@@ -8,6 +8,7 @@ import math
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from ..data.bands import shown_bands
 from ..data.errors import DataError, data_errors
 from ..data.formats.writers import TOOL_WRITERS, ImageFile
 from ..data.images import IMAGE_SUFFIXES
@@ -76,6 +78,13 @@ def add_arguments(parser: argparse.ArgumentParser):
         "--refine", choices=METHODS, help="a threshold per mask (otsu), or a dense CRF over the image (crf)"
     )
     add_tile_arguments(parser)
+    parser.add_argument(
+        "--show-bands",
+        nargs="+",
+        type=int,
+        metavar="BAND",
+        help="of images of bands: three for red, green and blue of the overlays, or one (default: the first)",
+    )
     parser.add_argument("--batch-size", type=int, default=1, help="tiles per forward pass (default: %(default)s)")
     parser.add_argument("--tta", action="store_true", help="average over six sizes and their mirror images")
     parser.add_argument("--device", default=default_device(), help="cpu, cuda, cuda:1, ... (default: %(default)s)")
@@ -102,8 +111,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("; ".join(problems))
     present = check_output(arguments, [found.path for found in images], RESULTS, "overlays")
     segmenter, rules = _segmenter(arguments)
+    show = bands_to_show(arguments.show_bands, segmenter.channels)
     remove(present)
-    writer = Results(arguments, rules)
+    writer = Results(arguments, rules, show)
     try:
         for image_id, found in enumerate(tqdm(images, desc="predicting", unit="image"), start=1):
             try:
@@ -146,6 +156,20 @@ def _segmenter(arguments) -> tuple[Segmenter, Rules]:
             "The checkpoint does not say which labels are stuff; none is fused (--stuff names them)", file=sys.stderr
         )
     return segmenter, rules
+
+
+def bands_to_show(given: list[int] | None, channels: int | None) -> Sequence[int] | None:
+    """What --show-bands says, or the first bands; None for photos.
+
+    Raises:
+        UserError: for bands that the images do not have, and for photos.
+    """
+    if given is not None and channels is None:
+        raise UserError(f"--show-bands {' '.join(map(str, given))}: the checkpoint is for photos; leave it out")
+    try:
+        return None if channels is None else shown_bands(channels, given)
+    except ValueError as error:
+        raise UserError(in_flags(str(error), ["show_bands"])) from error
 
 
 def _report(arguments, writer: "Results", segmenter: Segmenter, images: list["Found"], problems: list[str]):
@@ -237,8 +261,9 @@ def remove(paths: list[Path]):
 class Results:
     """Overlays, and the results in every format that was asked for."""
 
-    def __init__(self, arguments: argparse.Namespace, rules: Rules):
+    def __init__(self, arguments: argparse.Namespace, rules: Rules, show_bands: Sequence[int] | None = None):
         self.output, self.rules, self.count, self.segments = arguments.output, rules, 0, 0
+        self.show_bands = show_bands
         formats = dict.fromkeys(arguments.format)
         try:
             (self.output / "overlays").mkdir(parents=True, exist_ok=True)
@@ -254,7 +279,7 @@ class Results:
     def add(self, image_id: int, found: Found, image: ImageWindows, result: Segmentation):
         for writer in self.writers:
             writer.write(image_id, found, result)
-        result.plot(image).save(self.output / "overlays" / f"{found.stem}.png")
+        result.plot(image, self.show_bands).save(self.output / "overlays" / f"{found.stem}.png")
         self.count += 1
         self.segments += len(result.segments)
 

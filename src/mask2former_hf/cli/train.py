@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
+from ..data.bands import shown_bands
 from ..data.errors import DataError
 from ..evaluation.processes import process_group
 from ..training.run import TrainingRun
@@ -115,5 +116,6 @@ def _draw_first_batch(training: TrainingRun):
     folder, images = training.settings.output, training.augmented
     folder.mkdir(parents=True, exist_ok=True)
     first = [images[index] for index in range(min(training.settings.batch_size, len(images)))]
-    draw_batch(first, training.model.config.id2label).save(folder / "first_batch.png")
+    show = None if training.channels is None else shown_bands(training.channels, training.settings.show_bands)
+    draw_batch(first, training.model.config.id2label, show).save(folder / "first_batch.png")
     print(f"The first augmented images with their masks: {folder / 'first_batch.png'}")

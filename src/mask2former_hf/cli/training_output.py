@@ -1,12 +1,14 @@
 """What `train` shows: a summary before it starts, the first augmented images, and progress with the loss' terms."""
 
 import math
+from collections.abc import Sequence
 
 from PIL import Image
 from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
+from ..data.bands import to_picture
 from ..data.example import Example
 from ..inference.drawing import draw_instances
 from ..model.mask_losses import WEIGHT_FIELDS, short_name
@@ -64,6 +66,8 @@ def summary(run: TrainingRun) -> str:
         f"{model.config.task} segmentation, {millions:.1f} M parameters from {start}, "
         f"{model.config.num_queries} queries ({run.queries_reason}), on {arguments.device} x {arguments.world_size}"
     )
+    if run.channels is not None:
+        lines.append(_bands_line(run))
     if settings.teacher:
         lines.append(f"taught by {settings.teacher}" + (", without the labels" if settings.teacher_only else ""))
     if run.new_classes:
@@ -81,6 +85,18 @@ def summary(run: TrainingRun) -> str:
     )
     lines.append(parts_table(run.trainer.model, run.trainer.parameter_groups()))
     return "\n".join(lines)
+
+
+def _bands_line(run: TrainingRun) -> str:
+    numbers = {name: getattr(run.processor, name) for name in ("image_mean", "image_std", "rescale_factor")}
+    texts = {
+        name: " ".join(f"{value:.4g}" for value in (numbers if isinstance(numbers, list | tuple) else [numbers]))
+        for name, numbers in numbers.items()
+    }
+    return (
+        f"images of {run.channels} bands, times {texts['rescale_factor']}, mean {texts['image_mean']}, deviation "
+        f"{texts['image_std']} ({run.bands.reason})"
+    )
 
 
 class AdviceAtZero(TrainerCallback):
@@ -108,12 +124,13 @@ class AdviceAtZero(TrainerCallback):
         return "Try: " + "; ".join([*tries, "more --steps if the loss still falls"])
 
 
-def draw_batch(examples: list[Example], id2label) -> Image.Image:
-    """The examples side by side, each with its masks."""
+def draw_batch(examples: list[Example], id2label, show_bands: Sequence[int] | None = None) -> Image.Image:
+    """The examples side by side, each with its masks; of images of bands those to show."""
     panels = []
     for example in examples:
         labels = [segment["category_id"] for segment in example.objects]
-        panels.append(draw_instances(example.image, example.masks(example.objects), labels, None, id2label))
+        image = to_picture(example.image, show_bands)
+        panels.append(draw_instances(image, example.masks(example.objects), labels, None, id2label))
     canvas = Image.new("RGB", (sum(panel.width for panel in panels), max(panel.height for panel in panels)))
     left = 0
     for panel in panels:

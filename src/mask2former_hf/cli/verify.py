@@ -12,13 +12,14 @@ import transformers
 from transformers.utils import ModelOutput
 
 from .. import __version__
-from ..data.images import read_image
+from ..data.bands import read_pixels
 from ..data.json_files import write_json
 from ..evaluation.evaluator import evaluate, headline
 from ..inference.exported import ExportedModel, is_exported
 from ..inference.loading import default_device
 from ..kernels import select
 from ..model.canvas import image_sizes_of
+from ..model.channels import image_channels
 from .datasets import add_data_arguments, load_split
 from .loading import load
 from .main import UserError
@@ -51,9 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--tolerance {arguments.tolerance}: must be 0 or more")
     if arguments.repeats < 1:
         raise UserError(f"--repeats {arguments.repeats}: must be at least 1")
-    images = read_images(arguments.images)
     dataset = None if arguments.data is None else load_split(arguments, "data")
     ours, processor = load(arguments.checkpoint, arguments.device, "CHECKPOINT")
+    images = read_images(arguments.images, image_channels(processor))
     ours = ours.float()
     other = "transformers" if arguments.runtime is None else "the export"
     stock = (
@@ -82,16 +83,16 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if report["equal"] else 1
 
 
-def read_images(paths: list[Path] | None) -> list[np.ndarray]:
+def read_images(paths: list[Path] | None, channels: int | None) -> list[np.ndarray]:
     """The images, or one of noise that is the same every time."""
     if not paths:
-        return [np.random.default_rng(0).integers(0, 256, (*NOISE_SIZE, 3), dtype=np.uint8)]
+        return [np.random.default_rng(0).integers(0, 256, (*NOISE_SIZE, channels or 3), dtype=np.uint8)]
     files, problems = find_images(paths)
     if problems:
         raise UserError(f"--images {problems[0]}")
     try:
-        return [read_image(found.path) for found in files]
-    except (OSError, ValueError) as error:
+        return [read_pixels(found.path, channels) for found in files]
+    except (OSError, ValueError, ImportError) as error:
         raise UserError(f"--images {error}") from error
 
 

@@ -60,6 +60,10 @@ class Pipeline:
             example = step(example, rng)
         return example
 
+    def without_colour(self) -> "Pipeline":
+        """The same for images of bands, whose colours nobody can jitter."""
+        return Pipeline(tuple(step for step in self.steps if not isinstance(step, SSDColour)))
+
 
 def replay(example: Example, recorded: Iterable) -> Example:
     """Apply recorded transforms, `[name, parameters]` each, to an example as it was before them."""

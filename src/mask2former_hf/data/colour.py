@@ -33,6 +33,12 @@ class SSDColour(Transform):
 
     @staticmethod
     def apply(example, parameters) -> Example:
+        image = example.image
+        if image.dtype != np.uint8 or image.shape[2] != 3:
+            raise ValueError(
+                f"image of {example.name} has {image.shape[2]} channels of {image.dtype}: colours are jittered of "
+                "8-bit RGB alone; use an augmentation without SSDColour (colour=False)"
+            )
         return example.with_image(ssd_colour(example.image, **parameters))
 
 

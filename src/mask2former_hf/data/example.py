@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from PIL import Image
 
-from .images import to_rgb
+from .bands import to_bands
+from .images import MOST_BANDS, to_rgb
 from .rle import to_numpy
 
 
@@ -17,7 +19,8 @@ class Example:
     is its arrays and no more.
 
     Args:
-        image: (H, W, 3) uint8 RGB, upright by its EXIF tag; None where only the annotation was asked for.
+        image: (H, W, 3) uint8 RGB, upright by its EXIF tag, or (H, W, C) bands, 1 to 16 of uint8, uint16 or float32;
+            None where only the annotation was asked for.
         segmentation: (H, W) int32 segment ids; or (M, H, W) where segments overlap: every segment lies complete on one
             of the M layers. In panoptic and semantic data 0 is void, ignored in loss and metrics; in instance data
             pixels without an object are `BACKGROUND_ID`, a statement, and 0 does not occur.
@@ -48,8 +51,11 @@ class Example:
                 "segment ids"
             )
         if image is not None:
-            if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
-                raise ValueError(f"image of {self.name} is {_describe(image)}: must be an (H, W, 3) uint8 array")
+            if not _is_image(image):
+                raise ValueError(
+                    f"image of {self.name} is {_describe(image)}: must be an (H, W, 3) uint8 array, or one of 1 to "
+                    f"{MOST_BANDS} bands in uint8, uint16 or float32"
+                )
             check_size(image.shape[:2], ids.shape[-2:], self.name)
         if 0 in ids.shape[-2:]:
             raise ValueError(f"segmentation of {self.name} has the shape {ids.shape}: an image has pixels")
@@ -61,7 +67,8 @@ class Example:
         """An example of a data set that is not of this package, from a mapping; an `Example` is returned as it is.
 
         Args:
-            example: `image`, a PIL image or array in any form of `data.images.to_rgb`; `segmentation`, (H, W) or
+            example: `image`, a PIL image or array in any form of `data.images.to_rgb`, or an array (H, W, C) of more
+                than 4 bands, which stay as they are (for fewer bands make an `Example`); `segmentation`, (H, W) or
                 (M, H, W) whole numbers; `segments_info`, a mapping per segment with `id` and `category_id`; and maybe
                 `image_id` and `file_name`. Other keys are not kept.
 
@@ -84,7 +91,7 @@ class Example:
         if ids.dtype.kind not in "iu" or (ids.size and not -(2**31) <= ids.min() <= ids.max() < 2**31):
             raise ValueError(f"segmentation of {name} is {_describe(ids)}: must be whole numbers that fit 32 bits")
         return cls(
-            None if image is None else to_rgb(image, f"image of {name}"),
+            None if image is None else _to_image(image, f"image of {name}"),
             ids.astype(np.int32, copy=False),
             example["segments_info"],
             example.get("image_id"),
@@ -173,6 +180,16 @@ def _check_segments(segments, name: str):
         raise ValueError(f"{name} has the segment ids {double} twice: give every segment its own id")
     if min(listed, default=1) < 1:
         raise ValueError(f"{name} has the segment id {min(listed)}: ids are 1 or more; 0 is void, -1 background")
+
+
+def _is_image(value) -> bool:
+    known = isinstance(value, np.ndarray) and value.dtype in (np.uint8, np.uint16, np.float32)
+    return known and value.ndim == 3 and 1 <= value.shape[2] <= MOST_BANDS
+
+
+def _to_image(image, where: str) -> np.ndarray:
+    channels = np.shape(image)[2] if np.ndim(image) == 3 and not isinstance(image, Image.Image) else 0
+    return to_bands(image, channels, where) if 4 < channels <= MOST_BANDS else to_rgb(image, where)
 
 
 def _describe(value) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .example import Example
-from .reader import Reader, annotation
+from .reader import Reader, annotation, read_bands_of
 
 # "0001TP_006690" -> "0001TP", "clip-3/frame0012" -> "clip-3/frame": what stands before the number of the frame
 _FRAME = re.compile(r"^(.*?)[-_. ]*[a-zA-Z]?\d+$")
@@ -19,6 +19,14 @@ class Part(Reader):
     def __init__(self, dataset, indices: Sequence[int]):
         self.dataset, self.indices = dataset, indices
         self.classes, self.task = dataset.classes, dataset.task
+
+    @property
+    def channels(self) -> int | None:
+        return getattr(self.dataset, "channels", None)
+
+    @channels.setter
+    def channels(self, channels: int | None):
+        read_bands_of(self.dataset, channels)
 
     def __len__(self) -> int:
         return len(self.indices)

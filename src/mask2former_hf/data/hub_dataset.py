@@ -18,12 +18,13 @@ from .annotations import (
     panoptic_annotation,
     semantic_annotation,
 )
+from .bands import to_pixels
 from .class_forms import class_table
 from .classes import ClassTable
 from .coco_json import AREA, BOX, ID, IS_CROWD, PNG_ID, read_entry
 from .errors import data_errors
 from .example import Example, check_size
-from .images import open_image, to_map, to_panoptic_ids, to_rgb
+from .images import open_image, to_map, to_panoptic_ids
 from .reader import Reader
 
 CATEGORY_KEYS = ("category_id", "category", "label")
@@ -40,6 +41,8 @@ OBJECT_FIELDS = {
 
 class _Rows:
     """How a row becomes an example; the columns mean the same for both readers below."""
+
+    channels: int | None = None  # of `Reader`
 
     def __init__(self, dataset, classes, image, label, segments_info, objects, image_id, folder):
         if (label is None) == (objects is None) or (segments_info is not None and label is None):
@@ -77,7 +80,7 @@ class _Rows:
             image_id = read_entry(entry, {self.image_id: ID}, f"row {number}")[self.image_id]
         where = f"row {image_id}"
         picture = self._decode(row, self.image, where)
-        image = to_rgb(picture, f"{where}, {self.image}")
+        image = to_pixels(picture, f"{where}, {self.image}", self.channels)
         file = os.path.basename(getattr(picture, "filename", "") or "") or str(image_id)
         names = {"image_id": image_id, "file_name": file}
         if self.task == "instance":
@@ -185,6 +188,15 @@ class HubDataset(Reader):
         self._rows = _Rows(dataset, classes, image, label, segments_info, objects, image_id, folder)
         self.classes, self.task = self._rows.classes, self._rows.task
 
+    @property
+    def channels(self) -> int | None:
+        """Bands of the images, None for photos."""
+        return self._rows.channels
+
+    @channels.setter
+    def channels(self, channels: int | None):
+        self._rows.channels = channels
+
     def __len__(self) -> int:
         return len(self.dataset)
 
@@ -231,6 +243,15 @@ class HubStream(IterableDataset):
         self.dataset, self.rank, self.world_size = dataset, rank, world_size
         self._rows = _Rows(dataset, classes, image, label, segments_info, objects, image_id, folder)
         self.classes, self.task = self._rows.classes, self._rows.task
+
+    @property
+    def channels(self) -> int | None:
+        """Bands of the images, None for photos."""
+        return self._rows.channels
+
+    @channels.setter
+    def channels(self, channels: int | None):
+        self._rows.channels = channels
 
     def __iter__(self) -> Iterator[Example]:
         from datasets.distributed import split_dataset_by_node

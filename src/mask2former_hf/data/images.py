@@ -1,10 +1,12 @@
 """Image files: which there are, and how they become RGB, maps of ids, or panoptic ids. The only place that does it."""
 
 import contextlib
+import importlib.util
 import logging
 import os
 import stat
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,11 @@ from PIL import Image, ImageOps
 
 from .rle import to_numpy
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-MAP_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")  # lossless
+TIFF_SUFFIXES, ARRAY_SUFFIX = (".tif", ".tiff"), ".npy"
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", *TIFF_SUFFIXES, ".gif", ".ppm", ".pgm")
+IMAGE_SUFFIXES = (*PICTURE_SUFFIXES, ARRAY_SUFFIX)
+MAP_SUFFIXES = (".png", *TIFF_SUFFIXES, ".bmp", ".gif")  # lossless
+MOST_BANDS = 16
 _TURNED = (5, 6, 7, 8)  # values of the EXIF orientation that swap height and width
 _ORIENTATION = 0x0112
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -110,23 +115,79 @@ def _refuse_pages(image: Image.Image, where):
 
 
 def read_image(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of an image file, upright."""
-    return _read(path, to_rgb)
+    """(H, W, 3) uint8 RGB of an image file, upright, or of an array of NumPy (.npy), (H, W) or (H, W, C)."""
+    if Path(path).suffix.lower() == ARRAY_SUFFIX:
+        return to_rgb(load_array(path), path)
+    return read_as(path, to_rgb)
 
 
 def read_map(path: Path) -> np.ndarray:
     """(H, W) integers of an image file with one channel."""
-    return _read(path, to_map)
+    return read_as(path, to_map)
 
 
 def read_panoptic_ids(path: Path) -> np.ndarray:
     """(H, W) int32 ids of a panoptic PNG."""
-    return _read(path, to_panoptic_ids)
+    return read_as(path, to_panoptic_ids)
 
 
 def read_size(path: Path, upright: bool = True) -> tuple[int, int]:
-    """(H, W) of an image file, of which only the header is read; as it is seen, or `upright=False` as it is stored."""
-    return _read(path, _upright_size if upright else lambda image, where: image.size[::-1], whole=False)
+    """(H, W) of an image file, of which only the header is read; as it is seen, or `upright=False` as it is stored.
+
+    Also of an array (.npy), whose bands lie last, or first if only that can be meant; and of a TIFF that only rasterio
+    reads, if it is there.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ARRAY_SUFFIX:
+        shape = load_array(path, header=True).shape
+        bands_first = len(shape) == 3 and shape[2] > MOST_BANDS >= shape[0]
+        return shape[1:] if bands_first else shape[:2]
+    try:
+        return read_as(path, _upright_size if upright else lambda image, where: image.size[::-1], whole=False)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        if not is_tiff(path) or importlib.util.find_spec("rasterio") is None:
+            raise
+    rasterio = load_rasterio(path)
+    try:
+        with rasterio.open(path) as file:
+            return file.height, file.width
+    except rasterio.errors.RasterioError as error:
+        raise OSError(f"{path}: not a readable image ({error}); replace the file or leave it out") from error
+
+
+def is_tiff(path: str | Path) -> bool:
+    return Path(path).suffix.lower() in TIFF_SUFFIXES
+
+
+def load_array(path: str | Path, header: bool = False) -> np.ndarray:
+    """An array of NumPy's format, which may hold no Python objects; or only its header, without reading the numbers.
+
+    Raises:
+        OSError: for files that are missing or damaged, and for one without pixels.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(f"{path}: neither a file nor a link to one")
+    try:
+        array = np.load(path, mmap_mode="r" if header else None, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise OSError(f"{path}: not a readable array ({error}); replace the file or leave it out") from error
+    if not isinstance(array, np.ndarray) or array.ndim not in (2, 3) or 0 in array.shape:
+        found = f"shape {array.shape}" if isinstance(array, np.ndarray) else "several arrays"
+        raise OSError(f"{path}: has {found}: an image is (H, W), (H, W, bands) or (bands, H, W)")
+    return array
+
+
+def load_rasterio(path: str | Path):
+    """The module `rasterio`; an ImportError with the command that installs it."""
+    try:
+        import rasterio
+    except ImportError as error:
+        raise ImportError(
+            f"{path}: is read by rasterio: pip install 'mask2former-hf[tiles]'; or save its bands as .npy"
+        ) from error
+    return rasterio
 
 
 def _upright_size(image: Image.Image, where) -> tuple[int, int]:
@@ -156,7 +217,12 @@ def open_image(path: str | Path) -> Image.Image:
     return Image.open(path)
 
 
-def _read(path: Path, convert, whole: bool = True):
+def read_as(path: Path, convert: Callable, whole: bool = True):
+    """What `convert(image, path)` makes of the picture in a file; of its header alone if not `whole`.
+
+    Raises:
+        OSError: for files that are missing or damaged.
+    """
     with contextlib.ExitStack() as stack:
         try:
             image = stack.enter_context(open_image(path))
@@ -170,22 +236,25 @@ def _read(path: Path, convert, whole: bool = True):
                 "(gdal_translate -of COG), whose windows rasterio reads when it is segmented in tiles"
             ) from error
         except Exception as error:  # Pillow has no common class for what damaged files raise: SyntaxError, ...
-            raise OSError(f"{path}: not a readable image ({error}); replace the file or leave it out") from error
+            repair = "replace the file or leave it out"
+            if is_tiff(path):
+                repair += "; if it has more bands or bits than a photo, train a model of bands on such (--channels)"
+            raise OSError(f"{path}: not a readable image ({error}); {repair}") from error
         return convert(image, path)
 
 
 def _say_what_is_left_out(image: Image.Image, where):
     bands = getattr(image, "tag_v2", {}).get(_SAMPLES_PER_PIXEL, 0)
-    if bands > max(len(image.getbands()), 3):
-        _say_once("bands", f"{where} has {bands} bands, of which the first {len(image.getbands())} are used")
+    if bands > len(image.getbands()):
+        say_once("bands", f"{where} has {bands} bands, of which the first {len(image.getbands())} are used")
     if getattr(image, "is_animated", False):
-        _say_once("pages", f"{where} has {image.n_frames} pages, of which the first is used")
+        say_once("pages", f"{where} has {image.n_frames} pages, of which the first is used")
     if image.has_transparency_data and image.convert("RGBA").getextrema()[-1][0] < 255:
-        _say_once("alpha", f"{where} has transparent pixels; their colours are used as if they were opaque")
+        say_once("alpha", f"{where} has transparent pixels; their colours are used as if they were opaque")
 
 
-def _say_once(kind: str, message: str):
-    """The first of its kind in this process: a folder of such files is one finding."""
+def say_once(kind: str, message: str):
+    """Warn of the first of its kind in this process: a folder of such files is one finding."""
     if kind not in _SAID:
         _SAID.add(kind)
         logger.warning("%s (said once for all images like this)", message)

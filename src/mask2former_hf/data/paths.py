@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
+from .images import ARRAY_SUFFIX
+
 # Cityscapes names the files of one image <city>_<number>_<frame>_leftImg8bit.png, ..._gtFine_labelIds.png, ...
 _CITYSCAPES = re.compile(r"_(leftImg8bit|gtFine|gtCoarse).*$")
 
@@ -15,7 +17,8 @@ _CITYSCAPES = re.compile(r"_(leftImg8bit|gtFine|gtCoarse).*$")
 def files_by_name(folder: Path, kind: str, endings: tuple[str, ...], suffix: str = "") -> dict[str, str]:
     """All files below a folder: path without `suffix` and extension -> path, both relative to the folder.
 
-    The keys are in Unicode's composed form, in which accents are equal however a file system writes them.
+    The keys are in Unicode's composed form, in which accents are equal however a file system writes them. An array
+    (.npy) beside a picture of its name is of the picture, and left out.
 
     Raises:
         ValueError: if there are none, or two that differ only in their extension.
@@ -27,7 +30,9 @@ def files_by_name(folder: Path, kind: str, endings: tuple[str, ...], suffix: str
             others += 1
             continue
         name = unicodedata.normalize("NFC", stem[: len(stem) - len(suffix)])
-        if name in found:
+        if name in found and ending.lower() == ARRAY_SUFFIX:
+            continue
+        if name in found and not found[name].lower().endswith(ARRAY_SUFFIX):
             raise ValueError(
                 f"{folder} has {found[name]} and {relative}: remove one, and keep images and maps in two folders"
             )

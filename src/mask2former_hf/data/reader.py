@@ -8,10 +8,11 @@ import numpy as np
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from .bands import read_pixels
 from .classes import ClassTable
 from .errors import data_errors
 from .example import Example, check_size
-from .images import read_image, read_size
+from .images import read_size
 
 
 class Reader(Dataset):
@@ -21,11 +22,13 @@ class Reader(Dataset):
         classes: the `ClassTable`.
         task: `"panoptic"`, `"instance"` or `"semantic"`.
         left_out: images that are not among the examples because they have no object.
+        channels: bands that images have, and that are read as they are; None for photos, which become RGB. May be set.
     """
 
     classes: ClassTable
     task: str
     left_out: int = 0
+    channels: int | None = None
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -96,7 +99,7 @@ class FileReader(Reader):
     def __getitem__(self, index: int) -> Example:
         self._check_index(index)
         path = self.image_path(index)
-        image, annotation = read_image(path), self.annotation(index)
+        image, annotation = read_pixels(path, self.channels), self.annotation(index)
         check_size(image.shape[:2], annotation.size, path)
         return annotation.with_image(image)
 
@@ -104,6 +107,12 @@ class FileReader(Reader):
 def annotation(dataset, index: int) -> Example:
     """An example of any data set, without its image where the reader can do that."""
     return Example.of(dataset.annotation(index) if hasattr(dataset, "annotation") else dataset[index])
+
+
+def read_bands_of(dataset, channels: int | None):
+    """Let a reader give images of so many bands, None for RGB; what is no reader gives what it gives."""
+    if isinstance(dataset, Dataset) and hasattr(dataset, "channels"):
+        dataset.channels = channels
 
 
 def check_headers(dataset, progress: bool = True):

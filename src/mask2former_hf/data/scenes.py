@@ -2,7 +2,8 @@
 
 Two textured stuff regions in muted colours meet at a wavy border; discs, boxes and triangles in strong colours lie on
 them and hide each other. Most things take a hue of their class, the others any: colour, shape, texture and place all
-help to tell classes apart and none is enough.
+help to tell classes apart and none is enough. Bands beyond red, green and blue are like infrared ones: in each, every
+class has a brightness of its own, and no texture.
 """
 
 import colorsys
@@ -31,6 +32,9 @@ class ScenesDataset(Reader):
         seed: another seed gives other scenes.
         num_things: smallest and largest number of things drawn; hidden ones are not annotated.
         noise: standard deviation of the pixel noise, in grey levels of 255.
+
+    `channels`, which may be set, is the number of bands: red, green, blue and further ones; of fewer than three the
+    first is grey. None is RGB.
     """
 
     task = "panoptic"
@@ -88,7 +92,20 @@ class ScenesDataset(Reader):
             for number, label in classes.items()
         ]
         image = image.clip(0, 255).astype(np.uint8)
+        if self.channels is not None:
+            image = self._bands(image, ids, classes, index)
         return Example(image, ids, segments, image_id=index)
+
+    def _bands(self, image, ids, classes, index: int) -> np.ndarray:
+        """(H, W, channels) of (H, W, 3) and its classes; the first bands do not depend on how many there are."""
+        visible = list(np.moveaxis(image, -1, 0)) if self.channels >= 3 else [np.rint(image.mean(2)).astype(np.uint8)]
+        for band in range(len(visible), self.channels):
+            brightness = np.random.default_rng(band).permutation(np.linspace(40, 215, len(ID2LABEL)))
+            table = np.zeros(max(classes) + 1)
+            table[list(classes)] = brightness[list(classes.values())]
+            rng = np.random.default_rng([self.seed, index, band])
+            visible.append((table[ids] + rng.normal(0, self.noise, ids.shape)).clip(0, 255).astype(np.uint8))
+        return np.stack(visible, axis=-1)
 
 
 class Scenes(ScenesDataset):

@@ -4,6 +4,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
 
 from .classes import BACKGROUND_ID, ClassTable, count_ids
 from .example import Example
@@ -138,3 +141,38 @@ def _annotations(dataset, most: int, progress) -> Iterator[Example]:
         return
     for index in progress(range(0, len(dataset), max(1, len(dataset) // most))):
         yield annotation(dataset, index)
+
+
+class BandStatistics(NamedTuple):
+    """Type of the numbers, mean and standard deviation of each band, and how many images were looked at."""
+
+    dtype: np.dtype
+    mean: np.ndarray
+    std: np.ndarray
+    images: int
+
+
+def measure_bands(dataset, most: int) -> BandStatistics:
+    """Of the pixels of up to `most` images, evenly spread over a data set; every image counts the same.
+
+    A band that is the same number everywhere has the deviation 1.
+
+    Raises:
+        ValueError: for images that differ in their type or number of bands.
+    """
+    images = min(most, len(dataset))
+    first, moments = None, []
+    for index in np.linspace(0, len(dataset) - 1, images).round().astype(int).tolist():
+        example = Example.of(dataset[index])
+        image = example.image
+        kind = f"{image.shape[2]} bands of {image.dtype}"
+        first = first or (kind, example.name)
+        if kind != first[0]:
+            raise ValueError(
+                f"{first[1]} has {first[0]} and {example.name} {kind}: one scale does not fit both; save one type"
+            )
+        pixels = image.reshape(-1, image.shape[2]).astype(np.float64)
+        moments.append((pixels.mean(0), pixels.var(0)))
+    means, variances = (np.stack(column) for column in zip(*moments, strict=True))
+    std = np.sqrt(variances.mean(0) + means.var(0))
+    return BandStatistics(image.dtype, means.mean(0), np.where(std > 0, std, 1.0), images)

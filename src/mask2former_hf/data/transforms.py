@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
+from .bands import resize_bands
 from .example import Example
 
 IMAGE_PADDING = 128  # grey level, before normalisation
@@ -52,8 +53,7 @@ class HorizontalFlip(Transform):
     def apply(example, parameters) -> Example:
         if not parameters["flip"]:
             return example
-        image = Image.fromarray(example.image).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return example.moved(np.array(image), example.segmentation[..., ::-1].copy())
+        return example.moved(example.image[:, ::-1].copy(), example.segmentation[..., ::-1].copy())
 
 
 class _Resize(Transform):
@@ -62,8 +62,8 @@ class _Resize(Transform):
         size = (parameters["height"], parameters["width"])
         if size == example.size:
             return example
-        image = Image.fromarray(example.image).resize(size[::-1], Image.Resampling.BILINEAR)
-        return example.moved(np.array(image), _resize_map(example.segmentation, size, parameters["nearest"]))
+        image = resize_bands(example.image, size)
+        return example.moved(image, _resize_map(example.segmentation, size, parameters["nearest"]))
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class RandomCrop(Transform):
 
 @dataclass(frozen=True)
 class PadTo(Transform):
-    """Pad right and bottom to exactly `size`: the image with 128, the map with `padding_id`.
+    """Pad right and bottom to exactly `size`: a photo with 128, bands with their own means, the map with `padding_id`.
 
     Args:
         size: side of the square, or (height, width), in pixels; a larger image is an error.
@@ -196,7 +196,10 @@ class PadTo(Transform):
             raise ValueError(f"the image is {H}x{W}, larger than the {size[0]}x{size[1]} to pad to: crop it before")
         if (H, W) == size:
             return example
-        canvas = np.full((*size, 3), IMAGE_PADDING, dtype=np.uint8)
+        photo = image.dtype == np.uint8 and image.shape[2] == 3
+        grey = IMAGE_PADDING if photo else image.mean((0, 1), dtype=np.float64)
+        canvas = np.empty((*size, image.shape[2]), dtype=image.dtype)
+        canvas[:] = grey
         canvas[:H, :W] = image
         padded = np.full((*ids.shape[:-2], *size), parameters["padding_id"], dtype=np.int32)
         padded[..., :H, :W] = ids

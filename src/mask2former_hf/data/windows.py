@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from .bands import CHOOSE, to_pixels, without_nodata
 from .errors import data_errors
 from .georeference import Georeference
-from .images import to_rgb
+from .images import is_tiff, load_rasterio, say_once
 
 Window = tuple[int, int, int, int]
-RASTER_SUFFIXES = (".tif", ".tiff")
 CACHE = 256  # MB of decoded blocks, more than a row of tiles of 20,000 pixels; GDAL takes 5 % of the memory otherwise
 
 
@@ -29,7 +29,7 @@ class ImageWindows:
         self.size = image.shape[:2]
 
     def read(self, window: Window, step: int = 1) -> np.ndarray:
-        """(h, w, 3) uint8 RGB of a window; of a step above 1 every step-th row and column."""
+        """(h, w, C) of a window, RGB of 8 bits or bands; of a step above 1 every step-th row and column."""
         left, top, right, bottom = window
         return self._image[top:bottom:step, left:right:step]
 
@@ -39,15 +39,17 @@ class RasterWindows(ImageWindows):
 
     Args:
         level: of its pyramid; 0 is the full image, 1 the first overview.
+        channels: None for RGB of 8 bits, of grey or RGB; a number for all bands as they are (`bands.to_bands`).
 
     Raises:
         ImportError: without rasterio.
         OSError: for a file that cannot be read.
-        ValueError: for a level that the file does not have, and for colours other than grey and RGB.
+        ValueError: for a level that the file does not have, for colours other than grey and RGB, and for another
+            number of bands.
     """
 
-    def __init__(self, path: str | os.PathLike, level: int = 0):
-        self._rasterio, self.path = load_rasterio(), Path(path)
+    def __init__(self, path: str | os.PathLike, level: int = 0, channels: int | None = None):
+        self._rasterio, self.path, self.channels = load_rasterio(path), Path(path), channels
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Dataset has no geotransform")
             try:
@@ -58,16 +60,29 @@ class RasterWindows(ImageWindows):
             except self._rasterio.errors.RasterioError as error:
                 raise OSError(f"{path}: not a readable image ({error}); replace the file or leave it out") from error
         self.size = self._file.height, self._file.width
-        colours = tuple(colour.name for colour in self._file.colorinterp)
-        self._bands = [1, 2, 3] if colours[:3] == ("red", "green", "blue") else [1]
-        inverted = self._file.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES"
-        if inverted or colours[0] not in ("red", "gray", "undefined"):
-            raise ValueError(f"{path}: {colours[0]}{', 0 is white' if inverted else ''}: windows must be grey or RGB")
+        self._bands = self._colours() if channels is None else self._all_bands()
         if self._file.tags().get("TIFFTAG_ORIENTATION", "1") != "1":
             raise ValueError(f"{path}: is to be turned upright: windows must lie as they are stored")
         if not self._file.transform.is_identity:
             crs = self._file.crs
             self.georeference = Georeference(tuple(self._file.transform)[:6], crs.to_epsg() if crs else None)
+
+    def _colours(self) -> list[int]:
+        """The bands of a photo, which become RGB."""
+        colours = tuple(colour.name for colour in self._file.colorinterp)
+        inverted = self._file.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES"
+        if inverted or colours[0] not in ("red", "gray", "undefined"):
+            shown = f"{colours[0]}{', 0 is white' if inverted else ''}"
+            raise ValueError(f"{self.path}: {shown}: windows must be grey or RGB")
+        bands = [1, 2, 3] if colours[:3] == ("red", "green", "blue") else [1]
+        if len(colours) > len(bands) + ("alpha" in colours):
+            say_once("bands", f"{self.path} has {len(colours)} bands, of which the first {len(bands)} are used")
+        return bands
+
+    def _all_bands(self) -> list[int]:
+        if self._file.count != self.channels:
+            raise ValueError(f"{self.path}: has {self._file.count} bands, but {CHOOSE.format(self.channels)}")
+        return list(range(1, self.channels + 1))
 
     def read(self, window: Window, step: int = 1) -> np.ndarray:
         """As of an image in memory; a step above 1 takes the nearest pixels, from an overview if the file has one."""
@@ -79,28 +94,22 @@ class RasterWindows(ImageWindows):
                     pixels = self._file.read(self._bands, window=((top, bottom), (left, right)), out_shape=shape)
             except self._rasterio.errors.RasterioError as error:
                 raise OSError(f"cannot be read ({error}); replace the file or leave it out") from error
-            return to_rgb(pixels.transpose(1, 2, 0), self.path)
+            pixels = pixels.transpose(1, 2, 0)
+            if self.channels is not None:
+                pixels = without_nodata(pixels, self._file.nodata, self.path)
+            return to_pixels(pixels, self.path, self.channels)
 
 
-def open_raster(path: str | os.PathLike) -> RasterWindows | None:
-    """The windows of a TIFF in grey or RGB, if rasterio is there; None for what has to be read as a whole."""
-    name = str(path).lower()
-    if name.startswith(("http://", "https://")) or not name.endswith(RASTER_SUFFIXES):
+def open_raster(path: str | os.PathLike, channels: int | None = None) -> RasterWindows | None:
+    """The windows of a TIFF in grey or RGB, or of its bands, if rasterio is there; None for what has to be read as a
+    whole."""
+    if str(path).lower().startswith(("http://", "https://")) or not is_tiff(path):
         return None
     if importlib.util.find_spec("rasterio") is None:
         return None
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        return RasterWindows(path)
-    except ValueError:  # colours that Pillow translates
+        return RasterWindows(path, channels=channels)
+    except ValueError:  # colours that Pillow translates, and pages that are bands
         return None
-
-
-def load_rasterio():
-    """The module `rasterio`; an ImportError with the command that installs it."""
-    try:
-        import rasterio
-    except ImportError as error:
-        raise ImportError("Windows of a TIFF are read by rasterio: pip install rasterio") from error
-    return rasterio

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, IterableDataset, Subset
 from tqdm import tqdm
 
 from ..data.example import Example
+from ..data.reader import read_bands_of
 from ..data.runs import NOTHING, joined, runs_of_map
 from ..data.windows import ImageWindows
 from ..inference.known_labels import task_of
@@ -17,6 +18,7 @@ from ..inference.rules import rules_of
 from ..inference.segmentation import Segmentation, coco_code
 from ..inference.segmenter import Segmenter
 from ..inference.tiles import OVERLAP
+from ..model.channels import check_same_channels, image_channels
 from ..model.image_processing_mask2former import Mask2FormerImageProcessor
 from ..model.modeling_mask2former import Mask2FormerForUniversalSegmentation
 from .average_precision import AveragePrecision
@@ -330,8 +332,9 @@ def evaluate(
     """Metrics of a model on a dataset; under `torch.distributed` every process measures its share and gets the whole.
 
     Args:
-        dataset: of annotated examples (`data.example.Example`) or mappings; a process measures every n-th. Its classes
-            are found in the model by name (`matching_classes.with_classes_of`).
+        dataset: of annotated examples (`data.example.Example`) or mappings; a process measures every n-th. A reader is
+            told which bands the processor takes (`Reader.channels`). Its classes are found in the model by name
+            (`matching_classes.with_classes_of`).
         metrics, options: of `SegmentationEvaluator`; without metrics, and a task in the config, those of the data
             set's task.
         on_result: called with every example and its results.
@@ -340,6 +343,8 @@ def evaluate(
     Returns:
         The full summary of every metric, by its name; `headline` picks the usual figures.
     """
+    check_same_channels(model.config, processor)
+    read_bands_of(dataset, image_channels(processor))
     dataset = with_classes_of(model.config, dataset)
     if metrics is None and getattr(model.config, "task", None) is None:
         metrics = METRICS.get(getattr(dataset, "task", None))

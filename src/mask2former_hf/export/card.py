@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ..inference.exported import LOGITS
+from ..model.channels import model_channels
 
 RESULTS = {
     "panoptic": "`segmentation` (height, width) int32 ids from 1, 0 for void; `segment_labels`, `segment_scores`, "
@@ -35,7 +36,10 @@ def _card(config, report: dict) -> str:
         for row in report["differences"]
     ]
     outputs = f"{RESULTS[task]}; and the logits" if task else "`class_queries_logits`, `masks_queries_logits`"
-    files = ["* `model.onnx`: `pixel_values` (batch, 3, height, width), as `preprocessor_config.json` makes them"]
+    files = [
+        f"* `model.onnx`: `pixel_values` (batch, {model_channels(config)}, height, width), as "
+        "`preprocessor_config.json` makes them"
+    ]
     if task:
         files[0] += (
             "; `image_size` (rows, columns) of the image in there, `target_size` of the result; for one image. "

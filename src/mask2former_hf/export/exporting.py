@@ -16,6 +16,7 @@ from .. import __version__
 from ..inference.exported import MODEL, REPORT, ExportedModel, input_numbers
 from ..inference.known_labels import stuff_of, task_of
 from ..inference.rules import rules_of
+from ..model.channels import check_same_channels
 from ..model.modeling_mask2former_video import Mask2FormerForVideoSegmentation
 from ..model.result_defaults import MAX_INSTANCES, TASKS
 from .card import write_card
@@ -56,7 +57,7 @@ def export_model(
         size: (height, width), multiples of 32, if the graph is to take no other; None for any multiples of 32.
         dtype: "float32", "float16" or "int8" of weights and arithmetic. Inputs and logits are float32.
         opset: of ONNX, 17 to 20.
-        calibration: (H, W, 3) uint8 images that int8 measures its ranges on; a few dozen.
+        calibration: (H, W, 3) uint8 images, or (H, W, C) bands, that int8 measures its ranges on; a few dozen.
         openvino: write OpenVINO's `model.xml` beside it, checked as well.
         overwrite: replace what is at `folder`.
         on_step: told what is done next.
@@ -72,6 +73,7 @@ def export_model(
     _check_model(model)
     for name in ("onnx", "onnxruntime"):
         require(name)
+    check_same_channels(model.config, processor)
     processor = _processor_for(processor, size)
     config = copy.deepcopy(model.config)
     config.task, config.stuff_label_ids = task_of(model.config), stuff_of(model.config, processor)

@@ -18,7 +18,7 @@ NUMBERS = ("stuff", "threshold", "mask_threshold", "overlap_threshold")  # input
 
 
 class Network(nn.Module):
-    """(B, 3, H, W) float32 pixels → float32 class logits (B, Q, K + 1) and mask logits (B, Q, H / 4, W / 4).
+    """(B, c, H, W) float32 pixels → float32 class logits (B, Q, K + 1) and mask logits (B, Q, H / 4, W / 4).
 
     A copy of the model in which nothing depends on a size in Python. Its tensors are the model's.
 

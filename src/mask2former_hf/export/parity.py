@@ -7,6 +7,7 @@ from torch import nn
 from ..inference.exported import LOGITS, ExportedModel
 from ..inference.results import segment_logits
 from ..inference.rules import Rules
+from ..model.channels import model_channels
 from .errors import ExportError
 from .tracing import TRACED_SIZE
 
@@ -28,21 +29,22 @@ def compare_logits(model: nn.Module, exported: ExportedModel, dtype: str, size: 
     Raises:
         ExportError: above the dtype's tolerance, saying where; int8 has none.
     """
+    channels = model_channels(model.config)
     sizes = SIZES if size is None else ((1, *size), (2, *size))
     rows = []
     for B, H, W in sizes:
         for draw in range(DRAWS):
             generator = torch.Generator().manual_seed(draw)
-            pixels = torch.randn(B, 3, H, W, generator=generator)
-            row = {"input": [B, 3, H, W], **differences(model, exported, pixels)}
+            pixels = torch.randn(B, channels, H, W, generator=generator)
+            row = {"input": [B, channels, H, W], **differences(model, exported, pixels)}
             worst = max(LOGITS, key=lambda name: row[name] if row[name] == row[name] else np.inf)
             if dtype not in TOLERANCES or row[worst] <= TOLERANCES[dtype]:
                 break
         else:
             raise ExportError(
                 f"{worst} of the graph differ from the checkpoint's by {row[worst]:.1e} of the largest, for "
-                f"pixel_values of {B}x3x{H}x{W}; {TOLERANCES[dtype]:.0e} is allowed for {dtype}. Nothing was written; "
-                "please report it"
+                f"pixel_values of {B}x{channels}x{H}x{W}; {TOLERANCES[dtype]:.0e} is allowed for {dtype}. Nothing was "
+                "written; please report it"
             )
         rows.append(row)
     return rows
@@ -67,7 +69,7 @@ def compare_results(exported: ExportedModel, rules: Rules, size: tuple[int, int]
         ExportError: unless segments are the same, and their pixels but for one in a thousand.
     """
     height, width = size or TRACED_SIZE
-    pixels = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0)).numpy()
+    pixels = torch.randn(1, exported.channels, height, width, generator=torch.Generator().manual_seed(0)).numpy()
     image_size, target_size = (height - 9, width - 20), (61, 83)
     ours = exported.segmentation(exported.results(pixels, image_size, target_size, rules), rules)
     class_logits, mask_logits = (torch.from_numpy(x[0]) for x in exported.logits(pixels))

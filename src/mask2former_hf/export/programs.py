@@ -11,6 +11,7 @@ import torch
 
 from .. import __version__
 from ..inference.exported import LOGITS
+from ..model.channels import model_channels
 from .errors import ExportError
 from .exporting import check_size, complete_or_nothing
 from .modules import Network
@@ -42,7 +43,7 @@ def export_program(
     if size is None:
         raise ExportError("size is missing: a program of torch has one size, multiples of 32, such as --size 640 640")
     check_size(size)
-    pixels = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randn(1, model_channels(model.config), *size, generator=torch.Generator().manual_seed(0))
     with complete_or_nothing(Path(folder), overwrite) as staging, torch.no_grad():
         network = Network(model)
         expected = network(pixels)

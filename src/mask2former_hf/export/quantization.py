@@ -21,7 +21,7 @@ def quantized(graph, processor, images: Sequence[np.ndarray]):
     Args:
         graph: `onnx.ModelProto` from pixels to logits.
         processor: that of the export.
-        images: (H, W, 3) uint8 RGB.
+        images: (H, W, 3) uint8 RGB, or bands.
     """
     onnx = require("onnx")
     tools = require("onnxruntime.quantization")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from ..model.channels import model_channels
 from .errors import require
 from .modules import LOGITS, RESULTS, Network
 
@@ -22,7 +23,8 @@ DEFAULTS = {"threshold": "float32", "mask_threshold": "float32", "overlap_thresh
 
 def trace_network(network: Network, size: tuple[int, int] | None, opset: int):
     """An `onnx.ModelProto` from pixels to logits; any batch, and any multiple of 32 unless `size` fixes it."""
-    pixels = torch.randn(2, 3, *(size or TRACED_SIZE), generator=torch.Generator().manual_seed(0))
+    channels = model_channels(network.model.config)
+    pixels = torch.randn(2, channels, *(size or TRACED_SIZE), generator=torch.Generator().manual_seed(0))
     height, width = ("height", "width") if size is None else (None, None)
     axes = {
         "pixel_values": {0: "batch", 2: height, 3: width},

@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .. import __version__
 from ..inference.known_labels import stuff_of, task_of
+from ..model.channels import image_channels, model_channels
 from ..model.modeling_mask2former_video import Mask2FormerForVideoSegmentation
 
 LICENCES = {  # what a config's `weights_license` may name: title, where its text is, what it asks for
@@ -162,7 +163,9 @@ def _facts(model, processor, dataset: str | None, stuff: list[int] | None) -> st
 
 def _input(processor) -> str:
     size = {side: length for side, length in dict(processor.size).items() if length is not None}
-    return ", ".join(f"{side.replace('_', ' ')} {length}" for side, length in size.items())
+    text = ", ".join(f"{side.replace('_', ' ')} {length}" for side, length in size.items())
+    channels = image_channels(processor)
+    return text if channels is None else f"{channels} bands, times {processor.rescale_factor:.4g}; {text}"
 
 
 def _results(figures: Mapping[str, float], dataset: str | None, unit: str | None) -> str:
@@ -187,7 +190,26 @@ def _parity(parity: Mapping | None) -> str:
     return "\n\n".join(parts)
 
 
+def _usage_of_bands(name: str, channels: int) -> str:
+    return f"""## Use
+
+Images have {channels} bands in the order of the training data: a TIFF of so many bands, an array of NumPy (.npy), or
+an array (height, width, {channels}). With the package mask2former_hf ({INSTALL}):
+
+```python
+from mask2former_hf import Segmenter
+
+result = Segmenter("{name}")("image.tif")
+result.plot("image.tif", show_bands={[1, 2, 3] if channels > 2 else [1]}).save("segments.png")
+```
+
+transformers' own Mask2Former loads the weights; its image processor resizes photos alone, so prepare `pixel_values`
+with this package's `Mask2FormerImageProcessor`."""
+
+
 def _usage(name: str, config, stuff: list[int] | None, with_code: bool, of_clips: bool = False) -> str:
+    if model_channels(config) != 3:
+        return _usage_of_bands(name, model_channels(config))
     post_process = f"post_process_{task_of(config)}_segmentation"
     stuff = stuff if task_of(config) == "panoptic" else None
     if stuff == list(range(config.num_labels))[-len(stuff or ()) :]:

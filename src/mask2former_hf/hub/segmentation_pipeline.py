@@ -15,9 +15,10 @@ from transformers.image_utils import load_image
 from transformers.pipelines.image_segmentation import ImageSegmentationPipeline
 from transformers.utils import ModelOutput, logging
 
-from ..inference.results import segment_outputs
+from ..inference.results import as_processed, segment_outputs
 from ..inference.rules import rules_of
 from ..inference.segmenter import DOWNLOAD_TIMEOUT, read
+from ..model.channels import image_channels
 from ..model.image_processing_mask2former import Mask2FormerImageProcessor
 from ..model.modeling_mask2former import Mask2FormerForUniversalSegmentation
 from ..model.result_defaults import TASKS
@@ -30,7 +31,8 @@ class Mask2FormerSegmentationPipeline(ImageSegmentationPipeline):
 
     Constructed with another model than ours it is transformers' own pipeline, because it is registered for the task as
     a whole. Inputs are those of transformers' pipeline (paths, URLs, PIL images, lists, generators and datasets of
-    them), besides `pathlib` paths and images of 16 bits; a batch (`batch_size=8`) may mix sizes.
+    them), besides `pathlib` paths, images of 16 bits and, for a checkpoint of bands, files and arrays of them; a batch
+    (`batch_size=8`) may mix sizes.
 
     A call takes `subtask` (`"panoptic"`, `"instance"` or `"semantic"`; by default the checkpoint's own), `threshold`,
     `mask_threshold` and `overlap_mask_area_threshold` (by default those of `post_process_*`), and `timeout`. A result
@@ -56,8 +58,9 @@ class Mask2FormerSegmentationPipeline(ImageSegmentationPipeline):
     def preprocess(self, image, subtask=None, timeout=None):
         if isinstance(image, str) and not image.startswith(("http://", "https://")) and not os.path.exists(image):
             image = load_image(image)  # of base64
-        pixels = read(image, timeout=timeout or DOWNLOAD_TIMEOUT)
-        inputs = self.image_processor([Image.fromarray(pixels)], return_tensors="pt")
+        channels = image_channels(self.image_processor)
+        pixels = read(image, timeout=timeout or DOWNLOAD_TIMEOUT, channels=channels)
+        inputs = self.image_processor([as_processed(pixels, channels)], return_tensors="pt")
         return {"inputs": dict(inputs), "target_size": torch.tensor([pixels.shape[:2]])}
 
     def _forward(self, model_inputs):

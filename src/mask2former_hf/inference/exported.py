@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from ..model.channels import image_channels
 from ..model.image_geometry import canvas_size, output_size, resize
 from ..model.result_defaults import MAX_INSTANCES
 from .known_labels import task_of
@@ -50,7 +51,8 @@ class ExportedModel:
         self.processor = ArrayProcessor(_read(self.folder / PROCESSOR))
         self.task = self.report.get("task")  # whose results are in the graph; None for logits alone
         self.graph, self._result_graphs = self.session(MODEL), {}
-        self.sides = next(i for i in self.graph.get_inputs() if i.name == "pixel_values").shape[2:]
+        shape = next(i for i in self.graph.get_inputs() if i.name == "pixel_values").shape
+        self.channels, self.sides = shape[1], shape[2:]
         self._check_processor()
 
     def _check_processor(self):
@@ -66,6 +68,9 @@ class ExportedModel:
             raise ValueError(
                 f"{where}: size_divisor={processor.size_divisor}, but the graph takes multiples of 32; set it to 32"
             )
+        made = image_channels(processor) or 3
+        if made != self.channels:
+            raise ValueError(f"{where}: makes images of {made} channels, but the graph takes {self.channels}")
 
     def session(self, name: str):
         runtime = _onnxruntime()
@@ -81,7 +86,7 @@ class ExportedModel:
             ) from error
 
     def logits(self, pixel_values: np.ndarray) -> list[np.ndarray]:
-        """Class logits (B, Q, K + 1) and mask logits (B, Q, H / 4, W / 4) of (B, 3, H, W) float32 pixels."""
+        """Class logits (B, Q, K + 1) and mask logits (B, Q, H / 4, W / 4) of (B, c, H, W) float32 pixels."""
         if self.task is None:
             return self.graph.run(list(LOGITS), {"pixel_values": pixel_values})
         ones = np.ones(2, dtype=np.int64)  # the smallest result, which nobody asks for
@@ -91,7 +96,7 @@ class ExportedModel:
         """The result of an image, by the names of the graph's outputs.
 
         Args:
-            pixels: (1, 3, H, W) float32.
+            pixels: (1, c, H, W) float32.
             image_size: (rows, columns) of the image in there.
             target_size: (rows, columns) of the result.
         """
@@ -127,7 +132,7 @@ class ExportedModel:
             )
 
     def segment(self, image: np.ndarray, rules: Rules) -> Segmentation:
-        """The result of an (H, W, 3) uint8 RGB image."""
+        """The result of an (H, W, 3) uint8 RGB image, or of (H, W, C) bands."""
         self.check(rules)
         pixels, size = self.processor(image)
         return self.segmentation(self.results(pixels, size, image.shape[:2], rules), rules)
@@ -170,18 +175,21 @@ class ArrayProcessor:
         self.label_ids_to_fuse = fields.get("label_ids_to_fuse")
         self.size_divisor = fields.get("size_divisor")
         self.size, self.pad_size = (_sides(fields.get(name)) for name in ("size", "pad_size"))
+        self.num_channels, self.image_mean, self.image_std = map(
+            fields.get, ("num_channels", "image_mean", "image_std")
+        )
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-        """(1, 3, H, W) float32 of an (h, w, 3) uint8 image, zero beyond it; and its (rows, columns) in there."""
+        """(1, c, H, W) float32 of an (h, w, c) image, zero beyond it; and its (rows, columns) in there."""
         fields = self.fields
         if fields["do_resize"]:
             image = resize(image, output_size(*image.shape[:2], self.size), fields["resample"])
-        size = image.shape[:2]
+        size, c = image.shape[:2], image.shape[2]
         factor = fields["rescale_factor"] if fields["do_rescale"] else 1.0
         mean, std = (fields["image_mean"], fields["image_std"]) if fields["do_normalize"] else (0.0, 1.0)
-        scale = np.broadcast_to(factor / np.asarray(std), 3).astype(np.float32)
-        shift = np.broadcast_to(-np.divide(mean, std), 3).astype(np.float32)
-        pixels = np.zeros((1, 3, *canvas_size([size], self.size_divisor, self.pad_size)), dtype=np.float32)
+        scale = np.broadcast_to(factor / np.asarray(std), c).astype(np.float32)
+        shift = np.broadcast_to(-np.divide(mean, std), c).astype(np.float32)
+        pixels = np.zeros((1, c, *canvas_size([size], self.size_divisor, self.pad_size)), dtype=np.float32)
         pixels[0, :, : size[0], : size[1]] = (image * scale + shift).transpose(2, 0, 1)
         return pixels, size
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..model.channels import image_channels
 from ..model.postprocessing import (
     instance_segmentation,
     logits_per_image,
@@ -36,7 +37,7 @@ def segment_images(
     progress: bool = False,
     replay: Replay | None = None,
 ) -> list[Segmentation]:
-    """The results of a batch of (H, W, 3) uint8 RGB images.
+    """The results of a batch of images, (H, W, 3) uint8 RGB or bands as the processor takes them.
 
     Args:
         tta: average over several sizes and their mirror images (`inference.tta`); a checkpoint with a sliding window
@@ -71,8 +72,7 @@ def _logits(
     model, processor, images: Sequence[np.ndarray], rules: Rules, tta: bool, replay: Replay | None
 ) -> Iterator[tuple | torch.Tensor]:
     """Per image its logits and sizes; or, of semantic results that are averages, (K, H, W) scores."""
-    # As pictures: of an array of 1, 3 or 4 rows the processor would guess that they are channels.
-    pictures = [Image.fromarray(image) for image in images]
+    pictures = [as_processed(image, image_channels(processor)) for image in images]
     sizes = [image.shape[:2] for image in images]
     window = getattr(model.config, "sliding_window", None) if rules.task == "semantic" else None
     if window is None and not tta:
@@ -88,6 +88,14 @@ def _logits(
             yield augmented_semantic_scores(model, processor, picture, size, resize_masks_first=first)
         else:
             yield from logits_per_image(augmented_outputs(model, processor, picture), [size])
+
+
+def as_processed(image: np.ndarray, channels: int | None):
+    """An image so that a processor need not guess which side of it is channels: an array of 3 rows may be a photo.
+
+    A photo is a picture of Pillow's; bands come first, which processors take for channels in doubt.
+    """
+    return Image.fromarray(image) if channels is None else image.transpose(2, 0, 1)
 
 
 def segment_outputs(

@@ -1,7 +1,7 @@
 """The result of segmenting an image: what every door of the package gives. NumPy and Pillow alone, no torch."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..data.bands import read_picture, to_picture
 from ..data.formats import geojson, label_studio, labelme, libraries, parquet, yolo
 from ..data.formats.labelled_mask import LabelledMask
 from ..data.georeference import Georeference
-from ..data.images import read_image, to_rgb
 from ..data.runs import NOTHING, Runs, paint, runs_of_map, visible
 from ..data.windows import ImageWindows
 from ..model.run_lengths import counts_to_text
@@ -105,22 +105,25 @@ class Segmentation:
         size = tuple(-(-side // step) for side in self.size)
         return replace(self, size=size, segments=segments, runs=runs, georeference=None)
 
-    def plot(self, image=None) -> Image.Image:
+    def plot(self, image=None, show_bands: Sequence[int] | None = None) -> Image.Image:
         """A picture with coloured segments and their names; of every second, third ... pixel if the image is large.
 
         Args:
-            image: what was segmented: PIL, a path, an array as `data.images.to_rgb` takes it, or
+            image: what was segmented: PIL, a path, an array as `data.images.to_rgb` takes it or of bands, or
                 `data.windows.ImageWindows`; a grey ground by default.
+            show_bands: of an image of bands, three for red, green and blue, or one, counted from 1; by default the
+                first three (`data.bands.picture`).
         """
         from .drawing import draw_segmentation
 
         if isinstance(image, str | os.PathLike):
-            image = read_image(Path(image))
+            image = read_picture(Path(image), show_bands)
+            show_bands = None
         step, (H, W) = -(-max(self.size) // LARGEST_PICTURE), self.size
         if isinstance(image, ImageWindows):
-            image = image.read((0, 0, W, H), step)
-        elif image is not None and step > 1:
-            image = to_rgb(image, "image")[::step, ::step]
+            image = to_picture(image.read((0, 0, W, H), step), show_bands)
+        elif image is not None:
+            image = to_picture(image, show_bands)[::step, ::step]
         return draw_segmentation(self.reduced(step) if step > 1 else self, image)
 
     def to_coco(self, image_id: int | str | None = None) -> list[dict]:

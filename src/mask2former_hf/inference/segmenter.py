@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from ..data.images import read_image, to_rgb
+from ..data.bands import read_pixels, to_pixels
 from ..data.windows import ImageWindows, open_raster
+from ..model.channels import check_same_channels, image_channels
 from ..model.number_checks import check_count
 from .exported import ExportedModel, is_exported
 from .rules import Rules, rules_of
@@ -104,6 +105,9 @@ class Segmenter:
     def _set(self, model, processor, task, refine, tta, tile, overlap):
         self._model, self.processor, self.refine, self.tta = model, processor, refine, tta
         self._replay = None
+        self.channels = image_channels(processor)  # bands of its images; None for photos
+        if not isinstance(model, ExportedModel):
+            check_same_channels(model.config, processor)
         self.task = rules_of(model.config, task, processor=processor, refine=refine).task
         self.overlap = overlap
         # the side of tiles, and the longest side of an image that is taken whole
@@ -136,6 +140,8 @@ class Segmenter:
             images: an image, which is a PIL image, a path, a URL, the bytes of an image file, an array of integers,
                 (H, W) or (H, W, channels), a tensor of integers, (H, W) or (channels, H, W) with up to 4 channels, or
                 `data.windows.ImageWindows`; or an iterable of images. Photos are turned upright by their EXIF tag.
+                For a checkpoint of bands: a file (`data.bands.read_pixels`), or an array of integers or floats,
+                (H, W, channels) or as a tensor (channels, H, W), with the checkpoint's number of bands.
             batch_size: images of an iterable, or tiles, that go through the network at a time.
             progress: show the tiles of an image, or the steps of a refinement.
             numbers: `threshold`, `mask_threshold`, `overlap_threshold`, `top_k`, `stuff_label_ids`; see `Rules`. One
@@ -155,7 +161,7 @@ class Segmenter:
             for image in images:
                 yield self.segment_windows(self.open(image), rules, batch_size, progress)
             return
-        while batch := [read(image) for image in islice(images, batch_size)]:
+        while batch := [self.read(image) for image in islice(images, batch_size)]:
             yield from self.segment(batch, rules, progress)
 
     def open(self, image) -> ImageWindows:
@@ -163,10 +169,14 @@ class Segmenter:
         if isinstance(image, ImageWindows):
             return image
         if self.tile is not None and isinstance(image, str | os.PathLike):
-            windows = open_raster(image)
+            windows = open_raster(image, self.channels)
             if windows is not None:
                 return windows
-        return ImageWindows(read(image))
+        return ImageWindows(self.read(image))
+
+    def read(self, image) -> np.ndarray:
+        """The pixels of an image in any of its forms, (H, W, 3) uint8 RGB or the checkpoint's bands."""
+        return read(image, channels=self.channels)
 
     def segment_windows(
         self, image: ImageWindows, rules: Rules, batch_size: int = 1, progress: bool = False
@@ -189,7 +199,7 @@ class Segmenter:
         return segment_tiles_alone(self.model, self.processor, tiles, rules, tta=self.tta, replay=self._replaying())
 
     def segment(self, images: list[np.ndarray], rules: Rules, progress: bool = False) -> list[Segmentation]:
-        """The results of a batch of (H, W, 3) uint8 RGB images by given rules."""
+        """The results of a batch of images by given rules, (H, W, 3) uint8 RGB or bands (`read`)."""
         if isinstance(self.model, ExportedModel):
             return [self.model.segment(image, rules) for image in images]
         from .results import segment_images
@@ -246,11 +256,12 @@ def is_image(value) -> bool:
     return False
 
 
-def read(image, timeout: float = DOWNLOAD_TIMEOUT) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of an image in any of its forms, upright.
+def read(image, timeout: float = DOWNLOAD_TIMEOUT, channels: int | None = None) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of an image in any of its forms, upright; or its (H, W, channels) bands.
 
     Args:
         timeout: of a download, in seconds.
+        channels: bands of the image, whose numbers stay as they are; None for RGB.
 
     Raises:
         OSError: for files that are missing or damaged.
@@ -262,10 +273,10 @@ def read(image, timeout: float = DOWNLOAD_TIMEOUT) -> np.ndarray:
     if isinstance(image, bytes):
         image = Image.open(io.BytesIO(image))
     elif isinstance(image, str | os.PathLike):
-        return read_image(Path(image))
-    if _is_tensor(image) and image.ndim == 3 and image.shape[0] <= 4:
+        return read_pixels(Path(image), channels)
+    if _is_tensor(image) and image.ndim == 3 and image.shape[0] <= (channels or 4):
         image = image.permute(1, 2, 0)  # torch's channels come first, NumPy's last
-    return to_rgb(image, getattr(image, "filename", "") or "images")
+    return to_pixels(image, getattr(image, "filename", "") or "images", channels)
 
 
 def _is_tensor(value) -> bool:

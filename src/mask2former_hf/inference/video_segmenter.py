@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..model.channels import image_channels, model_channels
 from ..model.modeling_mask2former_video import Mask2FormerForVideoSegmentation
 from ..model.postprocessing import logits_per_image, stack_instances
 from ..model.video_postprocessing import MAX_TRACKS, best_pairs, resized_masks
@@ -88,6 +89,11 @@ class VideoSegmenter:
     def _set(self, model, processor, task, window, overlap, tracking):
         if not 0 <= overlap < window:
             raise ValueError(f"window={window!r}, overlap={overlap!r}: windows must share fewer frames than they have")
+        if model_channels(model.config) != 3 or image_channels(processor) is not None:
+            raise ValueError(
+                f"the checkpoint takes images of {model_channels(model.config)} bands, and videos are RGB: segment "
+                "their frames with Segmenter"
+            )
         self.of_clips = isinstance(model, Mask2FormerForVideoSegmentation)
         self.model, self.processor, self.window, self.overlap = model, processor, window, overlap
         self.task, self.tracking = rules_of(model.config, task, processor=processor).task, dict(tracking or {})

@@ -16,14 +16,14 @@ def as_tensor(name, value, ndim=None) -> Tensor:
     return value
 
 
-def check_pixels(pixel_values: Tensor, pixel_mask: Tensor | None):
+def check_pixels(pixel_values: Tensor, pixel_mask: Tensor | None, channels: int = 3):
     for name, value in (("pixel_values", pixel_values), ("pixel_mask", pixel_mask)):
         if value is not None or name == "pixel_values":
             check_tensor(name, value)
-    if pixel_values.ndim != 4 or pixel_values.shape[1] != 3 or 0 in pixel_values.shape:
+    if pixel_values.ndim != 4 or pixel_values.shape[1] != channels or 0 in pixel_values.shape:
         raise ValueError(
-            f"pixel_values has shape {tuple(pixel_values.shape)}: it must be (batch, 3, height, width), none of them "
-            "0 (Mask2FormerImageProcessor makes it)"
+            f"pixel_values has shape {tuple(pixel_values.shape)}: it must be (batch, {channels}, height, width), none "
+            "of them 0 (Mask2FormerImageProcessor makes it)"
         )
     B, _, H, W = pixel_values.shape
     if pixel_mask is not None and pixel_mask.shape != (B, H, W):

@@ -93,7 +93,7 @@ def _hierarchical_channels(backbone: nn.Module, shapes, fallback_strides) -> lis
 
 
 def feature_maps(backbone: nn.Module, neck: nn.Module | None, pixel_values: Tensor) -> tuple[Tensor, ...]:
-    """The four maps of (B, 3, H, W), finest first."""
+    """The four maps of (B, c, H, W), finest first."""
     if neck is not None or backbone.config.model_type in WHOLE_CANVAS:
         H, W = pixel_values.shape[-2:]
         canvas = F.pad(pixel_values, (0, -W % SIZE_DIVISOR, 0, -H % SIZE_DIVISOR))
@@ -118,7 +118,7 @@ def map_shapes(backbone: nn.Module, config) -> list[tuple[int, ...]] | None:
         name: torch.empty_like(tensor, device="meta")
         for name, tensor in (*backbone.named_parameters(), *backbone.named_buffers())
     }
-    pixels = torch.empty(1, 3, *PROBE, device="meta", dtype=backbone.dtype)
+    pixels = torch.empty(1, getattr(config, "num_channels", 3), *PROBE, device="meta", dtype=backbone.dtype)
     training = backbone.training
     try:
         with torch.no_grad():
@@ -129,7 +129,8 @@ def map_shapes(backbone: nn.Module, config) -> list[tuple[int, ...]] | None:
             logger.info(f"Strides of the backbone are taken from the config, it cannot run without data: {error}")
             return None
         raise ValueError(
-            f"backbone_config is a {config.model_type} that does not take an image of {PROBE[0]} x {PROBE[1]} pixels "
+            f"backbone_config is a {config.model_type} that does not take an image of {pixels.shape[1]} channels and "
+            f"{PROBE[0]} x {PROBE[1]} pixels "
             f"({str(error).strip().splitlines()[0]}): Mask2Former needs a backbone for images of any size that is a "
             "multiple of 32"
         ) from error

@@ -26,12 +26,14 @@ def output_size(height, width, size):
 
 
 def resize(image, size, resample):
+    """(h, w, c) of 8 bits, 16 bits or float32 to (rows, columns); 8 bits stay, the others become float32."""
     if image.shape[:2] == size:
         return image
-    if image.dtype == np.uint8:
+    if image.dtype == np.uint8 and image.shape[2] == 3:
         return np.asarray(Image.fromarray(image).resize(size[::-1], resample))
-    channels = [Image.fromarray(np.ascontiguousarray(image[..., c])).resize(size[::-1], resample) for c in range(3)]
-    return np.stack([np.asarray(channel) for channel in channels], axis=-1)
+    bands = np.moveaxis(image.astype(np.float32) if image.dtype == np.uint16 else image, -1, 0)
+    resized = [Image.fromarray(np.ascontiguousarray(band)).resize(size[::-1], resample) for band in bands]
+    return np.stack([np.asarray(band) for band in resized], axis=-1)
 
 
 def canvas_size(sizes, size_divisor, pad_size):

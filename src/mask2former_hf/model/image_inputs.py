@@ -14,6 +14,9 @@ from PIL import Image, ImageOps
 from transformers.image_utils import load_image
 from transformers.utils import logging
 
+from .channels import MOST_CHANNELS, check_channels
+from .image_bands import bands_of
+
 MAX_ID = 2**53  # what every format of a map, floats included, holds exactly
 LARGEST_SIDE = 2**16  # pixels: more is a mistake that fills the memory
 SIDES = ("shortest_edge", "longest_edge", "height", "width", "max_height", "max_width")
@@ -41,7 +44,9 @@ def _is_finite(value) -> bool:
 
 def _is_statistic(value, zero: bool) -> bool:
     numbers = value if isinstance(value, list | tuple) else [value]
-    return len(numbers) in (1, 3) and all(_is_finite(number) and (zero or number != 0) for number in numbers)
+    if not 1 <= len(numbers) <= MOST_CHANNELS:
+        return False
+    return all(_is_finite(number) and (zero or number != 0) for number in numbers)
 
 
 _SIZE = (
@@ -58,8 +63,12 @@ _RULES: dict[str, tuple[Callable, str]] = {  # what a setting of the processor m
     "do_rescale": _SWITCH,
     "rescale_factor": (lambda value: _is_statistic(value, False) and _is_finite(value), "finite and not 0"),
     "do_normalize": _SWITCH,
-    "image_mean": (lambda value: _is_statistic(value, True), "finite, one number or three for red, green, blue"),
-    "image_std": (lambda value: _is_statistic(value, False), "finite and not 0, one number or three"),
+    "num_channels": (
+        lambda value: _is_whole(value, 1, MOST_CHANNELS),
+        f"a whole number from 1 to {MOST_CHANNELS}, or None for photos",
+    ),
+    "image_mean": (lambda value: _is_statistic(value, True), "finite, one number or one per channel"),
+    "image_std": (lambda value: _is_statistic(value, False), "finite and not 0, one number or one per channel"),
     "pad_size": _SIZE,
     "ignore_index": (lambda value: _is_whole(value, -(2**31), 2**31 - 1), "a whole number, usually 255"),
     "do_reduce_labels": _SWITCH,
@@ -85,6 +94,7 @@ def check_settings(settings: Mapping):
         if value is not None and name in _RULES and not _RULES[name][0](value):
             shown = reprlib.repr(value if not hasattr(value, "keys") else dict(value))
             raise ValueError(f"{name}={shown} must be {_RULES[name][1]}.")
+    check_channels(*map(settings.get, ("num_channels", "image_mean", "image_std")))
 
 
 def to_list(values, ndim, name):
@@ -119,9 +129,16 @@ def _load(value, name):
     return value
 
 
-def to_rgb(image, name, input_data_format):
-    """Any image → (h, w, 3), uint8 where the source has integers, float32 where it has floats."""
-    image = _load(image, name)
+def to_pixels(image, name, input_data_format, channels=None):
+    """Any image → (h, w, c): `to_rgb` of a photo, or its `channels` bands as they are."""
+    image, layout = _load(image, name), getattr(input_data_format, "value", input_data_format)
+    if layout not in (None, "channels_first", "channels_last"):
+        raise ValueError(f'input_data_format={layout!r} must be "channels_first", "channels_last", or None to guess.')
+    return to_rgb(image, name, layout) if channels is None else bands_of(image, channels, name, layout)
+
+
+def to_rgb(image, name, layout):
+    """PIL image or array → (h, w, 3), uint8 where the source has integers, float32 where it has floats."""
     if isinstance(image, Image.Image):
         _say_what_is_left_out(image)
         image = ImageOps.exif_transpose(image)
@@ -131,7 +148,7 @@ def to_rgb(image, name, input_data_format):
             array = array.astype(np.uint16)
         layout = "channels_last"
     else:
-        array, layout = image, getattr(input_data_format, "value", input_data_format)
+        array = image
     if array.ndim not in (2, 3) or 0 in array.shape:
         raise ValueError(f"{name} has shape {array.shape}; an image is (h, w), (h, w, c) or (c, h, w) and not empty.")
     if array.ndim == 2:
@@ -142,10 +159,11 @@ def to_rgb(image, name, input_data_format):
         )  # in doubt, as transformers
         if layout == "channels_first" or (layout is None and first):
             array = array.transpose(1, 2, 0)
-    if array.shape[2] > 4 or layout not in (None, "channels_first", "channels_last"):
+    if array.shape[2] > 4:
         raise ValueError(
-            f"{name} of shape {np.shape(image)} has {array.shape[2]} channels with input_data_format={layout!r}; an "
-            'image has 1 to 4, and the format is "channels_first", "channels_last" or None to guess.'
+            f"{name} of shape {np.shape(image)} has {array.shape[2]} channels with input_data_format={layout!r}; a "
+            'photo has 1 to 4, and the format is "channels_first", "channels_last" or None to guess. For bands give '
+            "the processor num_channels."
         )
     if array.shape[2] in (2, 4):
         _say_channels(array.shape[2])
@@ -170,8 +188,10 @@ def to_rgb(image, name, input_data_format):
 def _say_what_is_left_out(image: Image.Image):
     """Once for all images, as data/images.py does for files."""
     bands = getattr(image, "tag_v2", {}).get(277, 0)  # SamplesPerPixel of TIFF
-    if bands > max(len(image.getbands()), 3):
+    if bands > len(image.getbands()):
         logger.warning_once(f"images have {bands} bands, of which the first {len(image.getbands())} are used")
+    if getattr(image, "n_frames", 1) > 1:
+        logger.warning_once(f"images have {image.n_frames} pages, of which the first is used")
     if image.has_transparency_data and image.convert("RGBA").getextrema()[-1][0] < 255:
         logger.warning_once("images have transparent pixels; their colours are used as if they were opaque")
 
@@ -273,14 +293,15 @@ def resize_nearest(id_map, size):
 
 
 def on_canvas(images, canvas, factor, mean, std):
-    """(h, w, 3) images to (B, 3, H, W) float32 pixels, (x * factor - mean) / std, and their (B, H, W) int64 mask."""
-    scale = torch.tensor(np.broadcast_to(factor / np.asarray(std), 3).reshape(3, 1, 1), dtype=torch.float32)
-    shift = torch.tensor(np.broadcast_to(-np.divide(mean, std), 3).reshape(3, 1, 1), dtype=torch.float32)
-    pixel_values = torch.zeros(len(images), 3, *canvas)
+    """(h, w, c) images to (B, c, H, W) float32 pixels, (x * factor - mean) / std, and their (B, H, W) int64 mask."""
+    c = images[0].shape[2]
+    scale = torch.tensor(np.broadcast_to(factor / np.asarray(std), c).reshape(c, 1, 1), dtype=torch.float32)
+    shift = torch.tensor(np.broadcast_to(-np.divide(mean, std), c).reshape(c, 1, 1), dtype=torch.float32)
+    pixel_values = torch.zeros(len(images), c, *canvas)
     pixel_mask = torch.zeros(len(images), *canvas, dtype=torch.int64)
     for b, image in enumerate(images):
         height, width = image.shape[:2]
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, h, w)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (c, h, w)
         pixel_values[b, :, :height, :width] = torch.addcmul(shift, pixels.float(), scale)
         pixel_mask[b, :height, :width] = 1
     return pixel_values, pixel_mask

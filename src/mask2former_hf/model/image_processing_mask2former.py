@@ -20,6 +20,8 @@ from transformers.image_utils import (
 )
 from transformers.utils import logging
 
+from .channels import check_channels, image_channels
+from .image_bands import say_scale
 from .image_geometry import canvas_size, output_size, resize
 from .image_inputs import (
     check_settings,
@@ -27,7 +29,7 @@ from .image_inputs import (
     on_canvas,
     to_id_maps,
     to_list,
-    to_rgb,
+    to_pixels,
 )
 from .number_checks import check_fractions, check_labels
 from .postprocessing import (
@@ -64,6 +66,7 @@ class Mask2FormerImageProcessorKwargs(TypedDict, total=False):
     do_normalize: bool | None
     image_mean: Statistic
     image_std: Statistic
+    num_channels: int | None
     pad_size: Size
     ignore_index: int | None
     do_reduce_labels: bool | None
@@ -83,6 +86,11 @@ class Mask2FormerImageProcessor(PilBackend):
         pad_size: {"height", "width"} of the canvas, instead of the largest image of the batch.
         resample, do_resize, do_rescale, rescale_factor, do_normalize, image_mean, image_std: pixel values become
             (x * rescale_factor - image_mean) / image_std, in float32, after a PIL resize of the 8-bit image.
+        num_channels: None for photos, which become red, green and blue of 8 bits. A number from 1 to 16 for images of
+            so many bands: integers or floats, whose numbers stay as they are, in every band's own order, and are
+            resized band by band. rescale_factor is 1/255 unless given, as in transformers; of 16 bits it is
+            1/65535, or what the sensor's numbers mean, and of floats mostly 1. Optional field of ours;
+            image_mean or image_std of another length than 3 imply it.
         ignore_index: id of pixels without a label.
         do_reduce_labels: id 0 is ignored as ignore_index is, and every other id becomes one less (ADE20k).
         num_labels: number of classes; a label outside it is warned about.
@@ -103,6 +111,7 @@ class Mask2FormerImageProcessor(PilBackend):
     do_normalize = True
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
+    num_channels = None
     do_reduce_labels = False
     label_ids_to_fuse = None
     object_mask_threshold = PANOPTIC_THRESHOLD
@@ -121,11 +130,12 @@ class Mask2FormerImageProcessor(PilBackend):
             kwargs["size"] = {"shortest_edge": size, **({"longest_edge": longest} if longest else {})}
         elif size is None and max_size is not None:
             kwargs["size"] = {**self.size, "longest_edge": max_size}
-        for name in ("object_mask_threshold", "overlap_threshold"):
+        for name in ("object_mask_threshold", "overlap_threshold", "num_channels"):
             if kwargs.get(name) in (None, getattr(type(self), name)):
                 kwargs.pop(name, None)
         check_settings(kwargs)
         super().__init__(**kwargs)
+        image_channels(self)  # with the defaults of what was not given
 
     def preprocess(self, images, segmentation_maps=None, instance_id_to_semantic_id=None, **kwargs):
         """Images, and optionally maps of ids, to the model's inputs.
@@ -133,7 +143,8 @@ class Mask2FormerImageProcessor(PilBackend):
         Args:
             images: one image or a list, sizes mixed: PIL, path, URL, NumPy or torch; (h, w), (h, w, c) or (c, h, w)
                 with 1 to 4 channels (alpha is dropped). EXIF rotation is applied. 16-bit values are divided by 257.
-                Floats are taken as they are: pass do_rescale=False when they lie in [0, 1].
+                Floats are taken as they are: pass do_rescale=False when they lie in [0, 1]. With num_channels, images
+                of so many channels, (h, w) if it is 1, of which nothing is dropped or divided.
             segmentation_maps: one (h, w) map of ids per image, as PIL, path, NumPy or torch; a pixel's id is its
                 class, or its instance when instance_id_to_semantic_id is given.
             instance_id_to_semantic_id: {id in the map: class}, one for all images or a list with one per image; both
@@ -142,7 +153,7 @@ class Mask2FormerImageProcessor(PilBackend):
                 (lists of NumPy arrays).
 
         Returns:
-            BatchFeature with pixel_values (B, 3, H, W) float32, zero outside the image, and pixel_mask (B, H, W)
+            BatchFeature with pixel_values (B, c, H, W) float32, zero outside the image, and pixel_mask (B, H, W)
             int64, 1 on the image. With maps also, as lists of B: mask_labels (N, H, W) uint8, 0 outside the image;
             class_labels (N,) int64; and if ignore_index is set, ignore_masks (H, W) bool, True on the image's pixels
             without a label.
@@ -172,6 +183,7 @@ class Mask2FormerImageProcessor(PilBackend):
         do_normalize,
         image_mean,
         image_std,
+        num_channels,
         pad_size,
         ignore_index,
         do_reduce_labels,
@@ -183,10 +195,16 @@ class Mask2FormerImageProcessor(PilBackend):
         kind = getattr(return_tensors, "value", return_tensors)
         if kind not in ("pt", "np", None):
             raise ValueError(f'return_tensors={reprlib.repr(kind)} must be "pt", "np" or None.')
-        images = [to_rgb(x, f"images[{i}]", input_data_format) for i, x in enumerate(to_list(images, 3, "images"))]
+        channels = check_channels(num_channels, image_mean, image_std)
+        images = [
+            to_pixels(x, f"images[{i}]", input_data_format, channels)
+            for i, x in enumerate(to_list(images, 3, "images"))
+        ]
         sizes = [x.shape[:2] for x in images]
         if do_rescale and rescale_factor < 1 and any(x.dtype == np.float32 and x.max() <= 1 for x in images):
             logger.warning_once("images are floats within [0, 1] and get rescaled again; pass do_rescale=False.")
+        if do_rescale and channels is not None:
+            say_scale(images, rescale_factor)
         if do_resize:
             images = [resize(x, output_size(*x.shape[:2], size), resample) for x in images]
         canvas = canvas_size([x.shape[:2] for x in images], size_divisor, pad_size)

@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from .argument_checks import check_labels_given, check_mask_sizes, check_pixels, check_tensor
 from .canvas import PADDING_LOGIT, canvas_of, image_extents, image_sizes_of, merge_groups
+from .channels import model_channels
 from .configuration_mask2former import Mask2FormerConfig, built_in_values, check_built_in, no_object_weight_of
 from .criterion import LossSettings, Mask2FormerLoss
 from .initialization import initialize
@@ -112,7 +113,8 @@ class Mask2FormerModel(Mask2FormerPreTrainedModel):
         """Run the network; with `pixel_mask` every image on its own canvas, whatever else is in the batch.
 
         Args:
-            pixel_values: (B, 3, H, W), normalised; each image at the top left, zero-padded.
+            pixel_values: (B, c, H, W) of the backbone's `num_channels`, normalised; each image at the top left,
+                zero-padded.
             pixel_mask: (B, H, W), 1 on the image. Images are run in groups of equal canvas (own size rounded up to
                 32), so no result depends on batch mates. Without it the whole tensor is the image.
             output_hidden_states: also return feature maps and decoder states.
@@ -120,7 +122,7 @@ class Mask2FormerModel(Mask2FormerPreTrainedModel):
             return_dict: a tuple of the fields that are not None, if False.
             mask_logits: of which layers to compute mask logits: "last", "all" or "none".
         """
-        check_pixels(pixel_values, pixel_mask)
+        check_pixels(pixel_values, pixel_mask, model_channels(self.config))
         return self._forward(
             pixel_values, pixel_mask, output_hidden_states, output_attentions, return_dict, mask_logits
         )
@@ -355,7 +357,8 @@ class Mask2FormerForUniversalSegmentation(Mask2FormerForSegmentation):
         """Predict segments, and with labels compute the loss.
 
         Args:
-            pixel_values: (B, 3, H, W), normalised; each image at the top left, zero-padded.
+            pixel_values: (B, c, H, W) of the backbone's `num_channels`, normalised; each image at the top left,
+                zero-padded.
             mask_labels: per image (N, h, w) binary masks of any dtype, of the size of pixel_values or of the image
                 (then padded with zeros).
             class_labels: per image (N,) labels.
@@ -374,7 +377,7 @@ class Mask2FormerForUniversalSegmentation(Mask2FormerForSegmentation):
             ValueError: for inputs that do not fit together, and in training for predictions that are not finite.
         """
         self._check_num_labels()
-        check_pixels(pixel_values, pixel_mask)
+        check_pixels(pixel_values, pixel_mask, model_channels(self.config))
         check_labels_given(mask_labels, class_labels, ignore_masks)
         if normalizers is not None:
             check_tensor("normalizers", normalizers)

@@ -62,11 +62,11 @@ def make_neck(kind: str | None, config, channels: list[int], pyramid_channels: i
             f"vit_neck='adapter': the {config.model_type} has {channels[-1]} channels, and the adapter's {NUM_HEADS} "
             f"heads need a multiple of {int(NUM_HEADS / VALUE_RATIO)}; take another ViT, or vit_neck='pyramid'"
         )
-    return ViTAdapter(channels[-1])
+    return ViTAdapter(channels[-1], image_channels=getattr(config, "num_channels", 3))
 
 
 def neck_maps(backbone: nn.Module, neck: nn.Module, pixel_values: Tensor) -> list[Tensor]:
-    """Four maps, finest first, of (B, 3, H, W) whose sides are multiples of 32."""
+    """Four maps, finest first, of (B, c, H, W) whose sides are multiples of 32."""
     return neck(pixel_values, backbone(whole_patches(pixel_values, patch_size_of(backbone.config))).feature_maps)
 
 

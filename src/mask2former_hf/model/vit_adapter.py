@@ -44,10 +44,10 @@ class DropPath(nn.Module):
 class SpatialPrior(nn.Module):
     """The image's local structure: convolutions to strides 4, 8, 16, 32."""
 
-    def __init__(self, channels: int, width: int):
+    def __init__(self, channels: int, width: int, image_channels: int):
         super().__init__()
         self.stem = nn.Sequential(
-            *_convolution(3, width, stride=2),
+            *_convolution(image_channels, width, stride=2),
             *_convolution(width, width),
             *_convolution(width, width),
             nn.MaxPool2d(3, stride=2, padding=1),
@@ -148,6 +148,7 @@ class ViTAdapter(nn.Module):
         num_heads: of the extractors; must divide C / 2.
         stem_width: channels of the convolutional network's first layers; None for `STEM_WIDTH`.
         drop_path: of the extractors' feed-forward blocks.
+        image_channels: of the image.
     """
 
     def __init__(
@@ -156,9 +157,10 @@ class ViTAdapter(nn.Module):
         num_heads: int = NUM_HEADS,
         stem_width: int | None = None,
         drop_path: float = DROP_PATH,
+        image_channels: int = 3,
     ):
         super().__init__()
-        self.spm = SpatialPrior(channels, STEM_WIDTH if stem_width is None else stem_width)
+        self.spm = SpatialPrior(channels, STEM_WIDTH if stem_width is None else stem_width, image_channels)
         self.level_embed = nn.Parameter(torch.empty(3, channels))
         options = {"channels": channels, "num_heads": num_heads, "drop_path": drop_path}
         self.interactions = nn.ModuleList(
@@ -170,7 +172,7 @@ class ViTAdapter(nn.Module):
         self.out_channels = [channels] * NUM_MAPS
 
     def forward(self, pixel_values: Tensor, maps: tuple[Tensor, ...]) -> list[Tensor]:
-        """(B, 3, H, W) and the ViT's four maps (B, C, h, w), shallow first -> four maps at strides 4, 8, 16, 32."""
+        """(B, c, H, W) and the ViT's four maps (B, C, h, w), shallow first -> four maps at strides 4, 8, 16, 32."""
         c1, *coarser = self.spm(pixel_values)
         sizes = [tuple(x.shape[-2:]) for x in coarser]
         tokens = [tokens_of(x) + level for x, level in zip(coarser, self.level_embed, strict=True)]

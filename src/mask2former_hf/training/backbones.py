@@ -20,8 +20,10 @@ from transformers.utils import logging
 from ..conversion.architecture import RESNET_DEPTHS, STAGES
 from ..conversion.dinov3 import LICENCE as DINOV3_LICENCE
 from ..data.classes import ClassTable
+from ..model.channels import model_channels
 from ..model.configuration_mask2former import Mask2FormerConfig
 from ..model.modeling_mask2former import Mask2FormerForUniversalSegmentation
+from .inflation import MEAN, set_channels, with_channels
 from .recipes import Recipe
 from .vit_backbones import VITS, normalisation, with_maps
 
@@ -92,7 +94,13 @@ def queries_for(segments: int) -> int:
 
 
 def new_model(
-    backbone: str | Recipe, classes: ClassTable, task: str, random_weights: bool = False, **fields
+    backbone: str | Recipe,
+    classes: ClassTable,
+    task: str,
+    random_weights: bool = False,
+    channels: int | None = None,
+    inflate: str = MEAN,
+    **fields,
 ) -> Mask2FormerForUniversalSegmentation:
     """A model for these classes: a backbone with its published weights, and a random head.
 
@@ -101,6 +109,8 @@ def new_model(
             the folder or Hub id of a pretrained backbone, with four stages or a plain ViT. "tiny" is a model of 1.4 M
             parameters for a CPU, of which no weights are published: they are random.
         random_weights: of the backbone, too; then nothing is loaded.
+        channels: of the images, 1 to 16; None for what the backbone takes, mostly 3.
+        inflate: what trained weights are for further channels (`inflation.with_channels`).
         fields: of `Mask2FormerConfig`.
 
     Raises:
@@ -117,6 +127,8 @@ def new_model(
         config = with_maps(AutoConfig.from_pretrained(backbone), fields.get("vit_neck"))
     source = BACKBONES[name].weights if name in BACKBONES else name
     weights = None if source is None or random_weights else _weights(name, source, config)
+    if weights is None and channels is not None:
+        set_channels(config, channels)
     model = Mask2FormerForUniversalSegmentation(
         Mask2FormerConfig(backbone_config=config, task=task, **classes.config_fields(), **fields)
     )
@@ -124,7 +136,7 @@ def new_model(
         model.model.pixel_level_module.encoder.load_state_dict(weights)
         if config.model_type.startswith("dinov3"):
             model.config.weights_license = DINOV3_LICENCE
-    return model
+    return model if channels in (None, model_channels(model.config)) else with_channels(model, channels, inflate)
 
 
 def normalisation_of(source: str | Recipe, random_weights: bool = False) -> dict[str, list[float]]:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from ..model.channels import model_channels
 from .settings import TrainingSettings
 
 SIDE = 256  # of the image whose layers are counted
@@ -39,7 +40,8 @@ def bytes_per_pixel(model: nn.Module) -> float:
     }
     try:
         with torch.no_grad():
-            functional_call(model.model, state, (torch.empty(1, 3, SIDE, SIDE, device="meta"),))
+            image = torch.empty(1, model_channels(model.config), SIDE, SIDE, device="meta")
+            functional_call(model.model, state, (image,))
     finally:
         for hook in hooks:
             hook.remove()

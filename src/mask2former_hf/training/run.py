@@ -12,17 +12,20 @@ from tqdm import tqdm
 from ..data.augmentation import AugmentedDataset, augmentation_for
 from ..data.json_files import write_json
 from ..data.kinds import load_both, load_split
-from ..data.reader import check_headers
+from ..data.reader import check_headers, read_bands_of
 from ..data.recognise import recognise
 from ..data.statistics import Statistics, look_through
 from ..evaluation.evaluator import METRICS, SegmentationEvaluator
 from ..inference.loading import LOADING_ERRORS, default_device, first_line, load_model
+from ..model.channels import model_channels
 from ..model.configuration_mask2former import Mask2FormerConfig
 from .backbones import BACKBONES, new_model, normalisation_of, queries_for
+from .channels import Bands, bands_of_run, channels_of_run, check_channels, check_inflation
 from .checkpoints import last_complete_checkpoint, saving
 from .collation import processor_for
 from .distillation import Distillation
 from .freezing import freeze_backbone
+from .inflation import MEAN, with_channels
 from .label_surgery import model_for_classes, resize_queries
 from .lora import ADAPTER, save_and_merge, with_lora
 from .memory import check_batch_norm, check_memory
@@ -54,6 +57,7 @@ class TrainingRun:
         train_data, val_data: the readers; `augmented`: what the model is trained on, images of `side` pixels or so.
         model, processor: as they start; `new_classes`: names that the checkpoint did not know; `queries_reason`: why
             the model has so many queries.
+        channels: bands of the images, None for photos; `bands`: how they are normalised.
         statistics: of the training data's annotations (`data.statistics.Statistics`).
         trainer: the `Mask2FormerTrainer`.
         log: the `RunLog`, which writes `log.txt` and `metrics.csv` into the output.
@@ -71,6 +75,7 @@ class TrainingRun:
         settings, self.recognised = _recognised(settings)
         settings, self.recipe = complete(settings)
         check(settings)
+        check_channels(settings)
         check_packages(settings)
         settings = replace(settings, output=Path(settings.output))
         check_output(settings)
@@ -89,6 +94,9 @@ class TrainingRun:
         classes, task = self.train_data.classes, settings.task or self.train_data.task
         torch.manual_seed(settings.seed)
         self.model, self.new_classes = _model(settings, self.recipe, classes, task)
+        self.channels = channels_of_run(settings, self.model)
+        for dataset in (self.train_data, self.val_data):
+            read_bands_of(dataset, self.channels)
         if settings.freeze_backbone is not None:
             freeze_backbone(self.model, settings.freeze_backbone)
         self.statistics = _look_through(self.train_data, "train", show)
@@ -100,7 +108,8 @@ class TrainingRun:
         if not settings.no_check:
             _check_headers(self.train_data, "train", show)
             _check_headers(self.val_data, "val", show)
-        self.augmented, self.processor = _images(settings, self.recipe, self.train_data, task)
+        self.bands = bands_of_run(settings, self.channels, self.train_data)
+        self.augmented, self.processor = _images(settings, self.recipe, self.train_data, task, self.bands)
         self.side = settings.crop or self.processor.size["shortest_edge"]
         check_batch_norm(settings, self.model, self.side, len(self.train_data))
         check_memory(settings, self.model, self.side, torch.device("cpu" if settings.cpu else default_device()))
@@ -276,14 +285,19 @@ def _model(settings: TrainingSettings, recipe: Recipe | None, classes, task: str
         fields["freeze_batch_norm"] = True
     if settings.model is not None:
         try:
-            return model_for_classes(load_model(settings.model, **fields), classes, task, settings.queries)
+            model = load_model(settings.model, **fields)
+            check_inflation(settings, model_channels(model.config))
+            if settings.channels not in (None, model_channels(model.config)):
+                model = with_channels(model, settings.channels, settings.inflate or MEAN)
+            return model_for_classes(model, classes, task, settings.queries)
         except ValueError as error:
             text = first_line(error).removeprefix(f"{settings.model}: ")
             raise ValueError(f"model={settings.model}: {text}") from error
     try:
         queries = {} if settings.queries is None else {"num_queries": settings.queries}
         start = settings.backbone or recipe
-        return new_model(start, classes, task, settings.random_weights, **fields, **queries), []
+        bands = {"channels": settings.channels, "inflate": settings.inflate or MEAN}
+        return new_model(start, classes, task, settings.random_weights, **bands, **fields, **queries), []
     except LOADING_ERRORS as error:
         if settings.backbone in (None, *BACKBONES):
             raise
@@ -293,7 +307,7 @@ def _model(settings: TrainingSettings, recipe: Recipe | None, classes, task: str
         ) from error
 
 
-def _images(settings: TrainingSettings, recipe: Recipe | None, train, task: str):
+def _images(settings: TrainingSettings, recipe: Recipe | None, train, task: str, bands: Bands):
     """The training images as they are augmented, and the processor for inference."""
     if settings.crop is None:
         pipeline, test_size = recipe.pipeline(), list(recipe.test_size.values())
@@ -301,8 +315,13 @@ def _images(settings: TrainingSettings, recipe: Recipe | None, train, task: str)
         kind = None if settings.augmentation == "none" else settings.augmentation
         pipeline = augmentation_for(task, settings.crop, kind, settings.short_sides or ())
         test_size = [settings.crop]
+    if bands.channels is not None:
+        pipeline = pipeline.without_colour()
     short, *long = settings.test_size or test_size
-    fields = normalisation_of(settings.model or settings.backbone or recipe, settings.random_weights)
+    fields = {}
+    if bands.channels is None:
+        fields = normalisation_of(settings.model or settings.backbone or recipe, settings.random_weights)
+    fields |= bands.fields
     fields |= {} if recipe is None else recipe.processor_fields()
     processor = processor_for(train.classes, short, long[0] if long else 2 * short, **fields)
     plain = settings.augmentation == "none"
@@ -314,6 +333,11 @@ def _distillation(settings: TrainingSettings, model) -> Distillation | None:
         return None
     try:
         teacher = load_model(settings.teacher)
+        if model_channels(teacher.config) != model_channels(model.config):
+            raise ValueError(
+                f"takes images of {model_channels(teacher.config)} channels, and the model of "
+                f"{model_channels(model.config)}; a teacher sees what its student sees"
+            )
         return Distillation(teacher, model, weight=settings.teacher_weight, cache=settings.teacher_cache)
     except (OSError, ValueError) as error:
         text = first_line(error).removeprefix(f"{settings.teacher}: ")

@@ -18,6 +18,7 @@ from ..model.configuration_mask2former import MASK_LOSSES, VIT_NECKS
 from ..model.result_defaults import TASKS
 from .backbones import BACKBONES, TINY
 from .freezing import ALL
+from .inflation import INFLATIONS
 from .optimization import FROM_PRETRAINED, FROM_RANDOM, WEIGHT_DECAY
 from .recipes import Recipe, load_recipe
 
@@ -66,6 +67,16 @@ class TrainingSettings:
         "what makes four maps of a plain ViT: ViTDet's pyramid (default) or DINOv3's adapter",
         group="model",
         choices=VIT_NECKS,
+    )
+    channels: int | None = _setting(
+        "of images that are no photos, 1 to 16 bands, red, green and blue first if there are any (default: the "
+        "checkpoint's; else photos, which become RGB)",
+        group="model",
+    )
+    inflate: str | None = _setting(
+        "first weights for bands beyond those of the trained ones: their mean (default), zero, or repeated",
+        group="model",
+        choices=INFLATIONS,
     )
     random_weights: bool = _setting("start the backbone from random weights", False, "model")
     recipe: str | None = _setting("settings of one of the original's 59 recipes, as coco-panoptic-r50", group="model")
@@ -140,6 +151,21 @@ class TrainingSettings:
     )
     test_size: list[int] | None = _setting(
         "short side, and largest long side (default: the crop, or the recipe's)", group="images", metavar="PIXELS"
+    )
+
+    image_mean: list[float] | None = _setting(
+        "of the pixels after rescaling, one number or one per channel (default: of photos the backbone's, of bands "
+        "that of the training images)",
+        group="images",
+    )
+    image_std: list[float] | None = _setting("standard deviation, likewise", group="images")
+    rescale_factor: float | None = _setting(
+        "on the pixels (default: 1/255; of 16 bits 1/65535, of floats 1)", group="images"
+    )
+    show_bands: list[int] | None = _setting(
+        "three bands for red, green and blue of first_batch.png, or one (default: the first)",
+        group="images",
+        metavar="BAND",
     )
 
     steps: int | None = _setting("optimizer steps (required without epochs or a recipe)")

@@ -1,0 +1,98 @@
+"""What a run on images of bands takes besides one on photos: their number, scale and normalisation, and its checks."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from ..data.bands import shown_bands
+from ..data.statistics import measure_bands
+from ..inference.loading import load_processor
+from ..model.channels import MOST_CHANNELS, image_channels, model_channels
+from .inflation import INFLATIONS, ZERO
+from .settings import TrainingSettings, check_numbers, starts_pretrained
+
+STATISTICS = ("image_mean", "image_std", "rescale_factor")
+WHITE = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535, np.dtype(np.float32): 1}  # is 1 after rescaling
+LOOKED_AT = 100  # images, of which means and deviations are taken
+
+
+class Bands(NamedTuple):
+    """What is known of a run's images: fields of the image processor, and in words where they come from."""
+
+    channels: int | None
+    fields: Mapping
+    reason: str = ""
+
+
+def check_channels(settings: TrainingSettings):
+    """Refuse settings of channels that make no sense, alone or together.
+
+    Raises:
+        ValueError: naming the setting, its value and the rule.
+    """
+    check_numbers(settings, 1, ("channels",), most=MOST_CHANNELS)
+    if settings.inflate is None:
+        return
+    if settings.inflate not in INFLATIONS:
+        raise ValueError(f"inflate={settings.inflate}: must be one of {', '.join(INFLATIONS)}")
+    if settings.channels is None:
+        raise ValueError(f"inflate={settings.inflate}: needs channels=, the number of bands of the images")
+    if not starts_pretrained(settings):
+        raise ValueError(f"inflate={settings.inflate}: is for trained weights, and these start from random ones")
+    if settings.inflate == ZERO and (settings.freeze_backbone is not None or settings.lora is not None):
+        raise ValueError("inflate=zero: the first layer is frozen and would never see new bands; give inflate=mean")
+
+
+def check_inflation(settings: TrainingSettings, old: int):
+    """Refuse `inflate` for a model that has as many channels as the images, or more."""
+    if settings.inflate is not None and settings.channels <= old:
+        raise ValueError(
+            f"inflate={settings.inflate}: is about bands beyond the {old} that the weights were trained on, and "
+            f"channels={settings.channels} has none; leave it out"
+        )
+
+
+def channels_of_run(settings: TrainingSettings, model) -> int | None:
+    """The bands of a run's images: those asked for, or what its checkpoint is for; None for photos.
+
+    Raises:
+        ValueError: for `show_bands` that the images do not have.
+    """
+    channels = settings.channels
+    if channels is None and settings.model is not None:
+        channels = image_channels(load_processor(settings.model))
+    if channels is None and model_channels(model.config) != 3:
+        channels = model_channels(model.config)
+    if settings.show_bands is not None:
+        if channels is None:
+            raise ValueError(f"show_bands={settings.show_bands}: is for images of bands (channels=); leave it out")
+        shown_bands(channels, settings.show_bands)
+    return channels
+
+
+def bands_of_run(settings: TrainingSettings, channels: int | None, dataset) -> Bands:
+    """How the processor brings a run's images to the scale of the network.
+
+    As the settings say; else as the checkpoint's own processor does, if it has so many bands; else by the mean and the
+    deviation of every band in the training images, which white, 1/255 of 8 bits and 1/65535 of 16, makes readable.
+
+    Raises:
+        ValueError: for images that differ in type, or have other bands.
+    """
+    given = {name: value for name in STATISTICS if (value := getattr(settings, name)) is not None}
+    given |= {name: value[0] for name, value in given.items() if isinstance(value, list) and len(value) == 1}
+    if channels is None:
+        return Bands(None, given)
+    fields, reason = {"num_channels": channels}, "as given"
+    if settings.model is not None and image_channels(own := load_processor(settings.model)) == channels:
+        fields |= {name: getattr(own, name) for name in STATISTICS}
+        reason = "the checkpoint's"
+    elif len(given) < len(STATISTICS):
+        measured = measure_bands(dataset, LOOKED_AT)
+        factor = given.get("rescale_factor", 1 / WHITE[measured.dtype])
+        fields["rescale_factor"] = factor
+        fields["image_mean"] = [float(f"{factor * value:.6g}") for value in measured.mean]
+        fields["image_std"] = [float(f"{abs(factor) * value:.6g}") for value in measured.std]
+        reason = f"measured on {measured.images} images of {measured.dtype}"
+    return Bands(channels, fields | given, reason)
