@@ -93,6 +93,25 @@ def test_yolo_labels_of_ultralytics_layout_lie_where_its_rule_says(tmp_path):
     check(load_split(settings, "train")[0], load_split(settings, "train").classes, ("dog", SQUARE))
 
 
+def test_ultralytics_list_of_images_is_read_with_the_texts_where_its_rule_says(tmp_path):
+    for name in ("images/train/a.png", "more/images/b.png"):
+        image(tmp_path / name)
+    write(tmp_path / "labels/train/a.txt", "1 0.2 0.25 0.7 0.25 0.7 0.75 0.2 0.75")
+    write(tmp_path / "train.txt", f"\ufeff./images/train/a.png\n\n{tmp_path}/more/images/b.png\n")
+    write(tmp_path / "data.yaml", "path: .\ntrain: train.txt\nnames: {0: cat, 1: dog}")
+    settings = TrainingSettings(**recognise(tmp_path))
+    assert settings.train_images == tmp_path / "train.txt" and settings.train_annotations is None
+    dataset = load_split(settings, "train")
+    assert dataset.file_names() == ["images/train/a.png", "more/images/b.png"]
+    check(dataset[0], dataset.classes, ("dog", SQUARE))
+    assert dataset[1].segments == ()
+    write(tmp_path / "train.txt", "images/train/a.png\ngone.png\n")
+    with pytest.raises(FileNotFoundError, match=r"train\.txt: 1 of 2 images are not there, first .*gone\.png"):
+        YoloSegments(tmp_path / "train.txt", None, ["cat"])
+    with pytest.raises(ValueError, match="labels=.*texts of a list of images lie where Ultralytics looks"):
+        YoloSegments(tmp_path / "train.txt", tmp_path / "labels", ["cat"])
+
+
 @pytest.mark.parametrize(
     "line, problem",
     [
@@ -181,14 +200,63 @@ def test_labelme_images_are_found_by_path_by_name_and_in_a_folder(tmp_path):
         LabelmeFiles(tmp_path / "labels", tmp_path / "photos")[1 + 1]
 
 
+def in_base64(picture):
+    stored = io.BytesIO()
+    picture.save(stored, format="PNG")
+    return base64.b64encode(stored.getvalue()).decode()
+
+
+def test_an_image_that_labelme_s_json_holds_is_read_where_no_file_is(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+    path = labelme_file(tmp_path / "from" / "a.json", shape("cat", CORNERS), image_path="gone.jpg")
+    content = json.loads(path.read_text()) | {"imageData": in_base64(Image.fromarray(pixels))}
+    write(path, content)
+    dataset = LabelmeFiles(tmp_path / "from")
+    dataset.check_headers(progress=False)
+    assert np.array_equal(dataset[0].image, pixels) and dataset.file_names() == ["a.png"]
+    check(dataset[0], dataset.classes, ("cat", SQUARE))
+    convert(dataset, tmp_path / "to", "coco-instances")
+    back = load_split(TrainingSettings(**recognise(tmp_path / "to")), "train")
+    assert np.array_equal(back[0].image, pixels)
+    write(path, content | {"imageHeight": SIZE[0] + 1})
+    with pytest.raises(
+        ValueError, match=r"a\.json: the image is 40 x 60 \(height x width\) and its annotation 41 x 60"
+    ):
+        LabelmeFiles(tmp_path / "from")[0]
+    write(path, content | {"imageData": "AAAA"})
+    with pytest.raises(ValueError, match=r"a\.json: imageData is no image in base64"):
+        LabelmeFiles(tmp_path / "from")[0]
+
+
+def test_a_mask_of_a_thousand_megapixels_in_a_small_text_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    image(tmp_path / "a.png")
+    for size in ((2000, 2000), (30, 20)):
+        bomb = in_base64(Image.new("1", size))
+        labelme_file(tmp_path / "a.json", shape("cat", [[12, 10], [12, 10]], "mask", mask=bomb))
+        monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", lambda self: pytest.fail("decoded"))
+        with pytest.raises(ValueError, match=rf"its mask has {size[1]} x {size[0]} pixels and its place 1 x 1"):
+            LabelmeFiles(tmp_path).annotation(0)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", SIZE[0] * SIZE[1])
+    bomb = in_base64(Image.new("1", (2000, 2000)))
+    labelme_file(tmp_path / "a.json", shape("cat", [[12, 10], [12, 10]], "mask", mask=bomb))
+    with pytest.raises(ValueError, match=r"shapes\[0\]: its mask is no image .*decompression bomb"):
+        LabelmeFiles(tmp_path).draw(
+            [(0, {"shape_type": "mask", "points": np.ones((2, 2)), "mask": bomb})], SIZE, "shapes"
+        )
+
+
 @pytest.mark.parametrize(
     "wrong, problem",
     [
+        (
+            shape("cat", CORNERS, flags={"crowd": "false"}),
+            r"shapes\[0\], flags, has crowd='false'; it must be true or",
+        ),
         (shape("cat", CORNERS[:2]), r"shapes\[0\]: a polygon of 2 points; it has 3 or more"),
         (shape("cat", [[1, "x"]]), r"shapes\[0\] has points=.*it must be a list of points"),
         (shape("cat", [[1e300, 0], *CORNERS]), r"shapes\[0\] has points=.*it must be a list of points"),
         (shape("", CORNERS), r"shapes\[0\] has label=''; it must be a text"),
-        (shape("cat", [[12, 10], [41, 29]], "mask", mask="AAAA"), r"shapes\[0\]: its mask is no PNG"),
+        (shape("cat", [[12, 10], [41, 29]], "mask", mask="AAAA"), r"shapes\[0\]: its mask is no image in base64"),
     ],
 )
 def test_what_is_wrong_with_a_shape_names_file_and_shape(wrong, problem, tmp_path):
@@ -314,11 +382,23 @@ def test_label_studio_s_export_is_read_with_the_last_annotation_that_counts(tmp_
     [
         *[
             (studio_result("brushlabels", "cat", format="rle", rle=rle), "a brush whose code does not fill 40 x 60")
-            for rle in ([0, 0, 37, 128, 57, 27, 252], [], None, "text", [300, 2])
+            for rle in ([0, 0, 37, 128, 57, 27, 252], [])
         ],
-        (studio_result("polygonlabels", "cat", points=[[1, "x"]]), "a polygonlabels whose coordinates cannot be read"),
+        *[
+            (studio_result("brushlabels", "cat", format="rle", rle=rle), "has rle=.*; it must be a list of bytes")
+            for rle in (None, "text", [300, 2], 10**9, [float("nan")])
+        ],
+        *[
+            (studio_result("polygonlabels", "cat", points=points), "has points=.*; it must be a list of three or more")
+            for points in (
+                [[1, "x"]],
+                [[1, 1], [9, 9]],
+                [[1, 1], [9, 9], [1e7, 0]],
+                [[1, 1], [9, 9], [float("nan"), 0]],
+            )
+        ],
         (studio_result("rectanglelabels", "cat", x=1, y=1, width=5, height=5, rotation=30), "a turned rectangle"),
-        (studio_result("polygonlabels", None, points=[]), "a polygonlabels without a label"),
+        (studio_result("polygonlabels", None, points=[]), r"has polygonlabels=\[None\]; it must be a list of labels"),
     ],
 )
 def test_what_is_wrong_with_a_result_of_label_studio_names_the_file(result, problem, tmp_path):

@@ -3,10 +3,13 @@
 import difflib
 import os
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from .classes import IGNORE, ClassTable, class_set_names
+from .classes import IGNORE, ClassTable, check_kinds, class_set_names
+from .errors import naming
+from .text_files import read_text, read_yaml
 
 FILES = (".json", ".yaml", ".yml", ".txt")
 
@@ -36,16 +39,29 @@ def class_table(
         ValueError: for what is no such form, and for an id with one name in `given` and another in `own`.
         FileNotFoundError: for a file that is not there.
     """
-    data = _read(given) if isinstance(given, str | Path) else given
+    with naming_classes(given):
+        data = _read(given) if isinstance(given, str | Path) else given
+        return _table(data, instances, own or {}, own_things, source, first_id)
+
+
+def naming_classes(given) -> AbstractContextManager:
+    """`errors.naming` of a declaration that is a file."""
+    is_file = isinstance(given, str | Path) and Path(given).suffix.lower() in FILES
+    return naming(given) if is_file else nullcontext()
+
+
+def _table(data, instances: bool, own: Mapping[int, str], own_things, source, first_id: int) -> ClassTable:
     if isinstance(data, Mapping) and isinstance(data.get("names"), list | dict):  # data.yaml of YOLO
         data = data["names"]
     if names := _names_alone(data):
-        numbers = _numbered(names, own or {}, first_id)
-        void = data.get("ignored", data.get("void_id", [])) if isinstance(data, Mapping) else []
-        table = ClassTable.from_labels(numbers | dict.fromkeys(void if isinstance(void, list) else [void], IGNORE))
+        numbers = _numbered(names, own, first_id)
+        void = data.get("ignored", data.get("void_id")) if isinstance(data, Mapping) else None
+        void = void if isinstance(void, list) else [] if void is None else [void]
+        check_kinds(void, ())
+        table = ClassTable.from_labels(numbers | dict.fromkeys(void, IGNORE))
     else:
         table = data if isinstance(data, ClassTable) else ClassTable.from_data(data)
-        table.check_names(own or {}, source)
+        table.check_names(own, source)
     if instances:
         return table.of_instances()
     rows = [
@@ -79,15 +95,9 @@ def _read_file(path: Path):
         raise FileNotFoundError(f"{path}: no such file of classes")
     if path.suffix.lower() == ".json":
         return ClassTable.json_content(path)
-    text = path.read_text(encoding="utf-8")
     if path.suffix.lower() == ".txt":
-        return [line.strip() for line in text.splitlines() if line.strip()]
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not a yaml file of classes ({error})") from None
+        return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    return read_yaml(path)
 
 
 def _names_alone(data) -> list[str] | None:

@@ -1,6 +1,6 @@
 """Which classes a data set has: original id -> index -> name -> thing or stuff, declared once and checked."""
 
-import json
+import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from .fields import NAME
+from .text_files import read_json
 
 IGNORE = None  # in a map of labels: pixels of this id take no part in loss and metrics
 BACKGROUND_ID = -1  # in a segmentation: "no segment here", a statement, unlike 0 (void), which is ignored
@@ -48,6 +51,7 @@ class ClassTable:
         if [row.index for row in self.rows] != list(range(len(self.rows))):
             raise ValueError(f"rows has the indices {[row.index for row in self.rows]}: they must be 0, 1, 2, ...")
         ids = [*(row.id for row in self.rows), *self.ignored, *(original for original, _ in self.aliases)]
+        check_kinds(ids, [row.name for row in self.rows])
         for kind, values in (("id", ids), ("name", [row.name for row in self.rows])):
             double = sorted({value for value in values if values.count(value) > 1})
             if double:
@@ -80,6 +84,8 @@ class ClassTable:
         rows, ignored, aliases, index = [], [], [], {}
         said, things = things is not None, set(things or ())
         for original, name in labels.items():
+            if name is not IGNORE and not isinstance(name, str | int):  # yaml makes numbers of names such as 7
+                raise ValueError(f"the name {reprlib.repr(name)} of the id {original} must be a text: correct it")
             if name is IGNORE:
                 ignored.append(int(original))
             elif name in index:
@@ -135,10 +141,7 @@ class ClassTable:
     @staticmethod
     def json_content(path: str | Path):
         """What a json holds, in which no key may stand twice."""
-        try:
-            return json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=without_double_keys)
-        except ValueError as error:
-            raise ValueError(f"{path}: not a json file of classes ({error})") from None
+        return read_json(path, without_double_keys)
 
     @classmethod
     def from_data(cls, data) -> "ClassTable":
@@ -156,18 +159,21 @@ class ClassTable:
         entries = given.get("classes")
         if isinstance(entries, list | tuple) and entries:
             void = given.get("ignored", given.get("void_id", []))
-            ignored = tuple(void if isinstance(void, list) else [void])
+            ignored = tuple(void if isinstance(void, list) else [] if void is None else [void])
             if all(isinstance(entry, str) for entry in entries):
                 rows = [ClassRow(index, index, name, False) for index, name in enumerate(entries)]
                 return cls(tuple(rows), ignored, unsaid=tuple(range(len(rows))))
             if all(isinstance(entry, list | tuple) and len(entry) == 3 for entry in entries):
+                for number, name, thing in entries:
+                    if not isinstance(thing, int) or thing not in (0, 1):
+                        shown = reprlib.repr([number, name, thing])
+                        raise ValueError(f"the class {shown} is countable or not: its third entry must be 1 or 0")
                 rows = [ClassRow(i, number, name, bool(thing)) for i, (number, name, thing) in enumerate(entries)]
                 return cls(tuple(rows), ignored)
-        if isinstance(data, Mapping) and data and all(str(key).lstrip("-").isdigit() for key in data):
-            return cls.from_labels({int(key): name if name is IGNORE else str(name) for key, name in data.items()})
-        shown = repr(data)
+        if isinstance(data, Mapping) and data and all(re.fullmatch("-?[0-9]{1,18}", str(key)) for key in data):
+            return cls.from_labels({int(key): name for key, name in data.items()})
         raise ValueError(
-            f"classes={shown[:60]}{' ...' if len(shown) > 60 else ''}: not a list of classes; write one as "
+            f"classes={reprlib.repr(data)}: not a list of classes; write one as "
             '{"classes": ["road", "car"], "void_id": 255} or as {"0": "road", "1": "car", "255": null}, which must be '
             "from numbers in the maps to names"
         )
@@ -198,7 +204,8 @@ class ClassTable:
             ValueError: for an id or name that is not declared.
         """
         if not self.has(original):
-            raise ValueError(f"{original!r} is not declared: add it to the classes, or map it to IGNORE; {self}")
+            shown = reprlib.repr(original)
+            raise ValueError(f"{shown} is not declared: add it to the classes, or map it to IGNORE; {self}")
         return self._index[original]
 
     def of_instances(self) -> "ClassTable":
@@ -303,6 +310,18 @@ class ClassTable:
 
 def _plain(name: str) -> str:
     return name.strip().casefold()
+
+
+def check_kinds(ids: Sequence, names: Sequence):
+    """Raise ValueError for ids that are no whole numbers and names that are no text: files declare anything."""
+    for number in ids:
+        if isinstance(number, bool) or not isinstance(number, int | np.integer):
+            raise ValueError(f"the id {reprlib.repr(number)} of a class must be a whole number: correct it")
+    for name in names:
+        try:
+            NAME.convert(name)
+        except ValueError:
+            raise ValueError(f"the name {reprlib.repr(name)} of a class must be {NAME.text}: correct it") from None
 
 
 def class_set_names() -> list[str]:

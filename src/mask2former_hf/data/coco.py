@@ -11,20 +11,17 @@ from .class_forms import class_table
 from .coco_json import (
     AREA,
     BOX,
-    FILE_NAME,
-    ID,
     IS_CROWD,
     MASK,
-    PIXELS,
     PNG_ID,
     SEGMENTS,
     categories_table,
     load_coco,
-    read_entry,
     same_id,
     say_if_mixed,
 )
 from .example import Example
+from .fields import FILE_NAME, ID, PIXELS, read_entry
 from .images import read_panoptic_ids, read_size
 from .paths import locate
 from .reader import FileReader, PackedRecords

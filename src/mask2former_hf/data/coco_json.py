@@ -1,61 +1,22 @@
 """What a COCO json says: lists whose fields are checked, and the dialects of annotation tools in one form."""
 
-import json
 import logging
 import math
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 from .classes import ClassTable
+from .fields import FLAG, LIST, Rule, is_flat, read_entry, whole
+from .text_files import read_json
 
-_NESTED = frozenset((list, dict))
 logger = logging.getLogger(__name__)
-
-
-class Rule(NamedTuple):
-    """How a field is read: `convert` gives its value or raises ValueError, `text` says what it must be."""
-
-    convert: Callable
-    text: str
-    needed: bool = True
-
-    def optional(self) -> "Rule":
-        """For a field that may be absent or null."""
-        return self._replace(needed=False)
-
-
-def _whole(value, least: float = -math.inf, below: float = math.inf) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or abs(value) == math.inf:
-        raise ValueError
-    if value != int(value) or not least <= value < below:
-        raise ValueError
-    return int(value)
-
-
-def _id(value) -> int | str:
-    if type(value) is int:  # nearly all of a million annotations
-        return value
-    return value if isinstance(value, str) and value else _whole(value)
-
-
-def _text(value) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError
-    return value
 
 
 def _area(value) -> int | float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise ValueError
     return value
-
-
-def _flag(value) -> int:
-    if not isinstance(value, int | float) or value not in (0, 1):
-        raise ValueError
-    return int(value)
 
 
 def _box(value) -> list | None:
@@ -67,35 +28,18 @@ def _box(value) -> list | None:
 
 def _mask(value) -> list | dict | None:
     """Its form alone: the numbers are checked where the mask is drawn, with the image's size."""
-    if not isinstance(value, list | dict) or not _is_flat(value, 2):  # [{"counts": [...]}]
+    if not isinstance(value, list | dict) or not is_flat(value, 2):  # [{"counts": [...]}]
         raise ValueError
     parts = value if isinstance(value, list) else value.values()
     return value if any(part not in ([], {}) for part in parts) else None
 
 
-def _is_flat(value: list | dict, levels: int) -> bool:
-    """Whether lists and dicts in it are nested no deeper than so many levels; pickling fails on thousands."""
-    values = value.values() if isinstance(value, dict) else value
-    if _NESTED.isdisjoint(map(type, values)):  # the types that json makes
-        return True
-    return levels > 0 and all(_is_flat(inner, levels - 1) for inner in values if type(inner) in _NESTED)
-
-
-def _list(value) -> list:
-    if not isinstance(value, list):
-        raise ValueError
-    return value
-
-
-ID = Rule(_id, "a whole number or a text")
-FILE_NAME = Rule(_text, "a path in the folder of the files")
-PIXELS = Rule(lambda value: _whole(value, 1), "a whole number of pixels, 1 or more")
 AREA = Rule(_area, "a number of pixels, 0 or more")
-IS_CROWD = Rule(_flag, "0 or 1")
+IS_CROWD = FLAG._replace(text="0 or 1")
 BOX = Rule(_box, "four numbers, x, y, width, height")
 MASK = Rule(_mask, "polygons [[x, y, x, y, ...], ...] or run lengths {size, counts}")
-SEGMENTS = Rule(_list, "a list of segments")
-PNG_ID = Rule(lambda value: _whole(value, 1, 2**24), "a whole number from 1 to 2**24 - 1, as the colours of the PNG")
+SEGMENTS = LIST._replace(text="a list of segments")
+PNG_ID = Rule(lambda value: whole(value, 1, 2**24), "a whole number from 1 to 2**24 - 1, as the colours of the PNG")
 
 
 def load_coco(path: Path, fields: Mapping[str, Mapping[str, Rule]]) -> dict[str, list[dict]]:
@@ -109,12 +53,7 @@ def load_coco(path: Path, fields: Mapping[str, Mapping[str, Rule]]) -> dict[str,
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such annotation file")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not a json file ({error})") from None
-    except RecursionError:
-        raise ValueError(f"{path}: lists are nested too deeply for a COCO json") from None
+    data = read_json(path)
     if not isinstance(data, dict):
         raise ValueError(f"{path}: not a COCO json, which has the lists {', '.join(fields)}; it is a list")
     categories = data.get("categories")
@@ -135,32 +74,6 @@ def _entries(value):
     """A list of entries; of a dict, as some tools write it by id, its values."""
     is_dict = isinstance(value, dict) and all(isinstance(entry, dict) for entry in value.values())
     return list(value.values()) if is_dict else value
-
-
-def read_entry(entry, rules: Mapping[str, Rule], where: str) -> dict:
-    """The fields of an entry that have rules and are there, converted.
-
-    Raises:
-        ValueError: for missing fields and values that break their rule.
-    """
-    if not isinstance(entry, dict):
-        raise ValueError(f"{where} is {reprlib.repr(entry)}; it must have the fields {', '.join(rules)}")
-    missing = [field for field, rule in rules.items() if rule.needed and field not in entry]
-    if missing:
-        raise ValueError(f"{where} has no {', '.join(missing)}; add it")
-    found = {}
-    for field, rule in rules.items():
-        value = entry.get(field)
-        if value is None and not rule.needed:
-            continue
-        try:
-            value = rule.convert(value)
-        except (ValueError, OverflowError):
-            shown = reprlib.repr(value)
-            raise ValueError(f"{where} has {field}={shown}; it must be {rule.text}: correct it") from None
-        if value is not None:
-            found[field] = value
-    return found
 
 
 def same_id(value: int | str) -> int | str:
@@ -207,7 +120,7 @@ def categories_table(categories: list, used: set, path: Path, isthing: bool | No
 
 def _number(value):
     try:
-        return _whole(same_id(value))
+        return whole(same_id(value))
     except ValueError:
         return value
 

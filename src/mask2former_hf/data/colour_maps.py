@@ -1,7 +1,9 @@
 """Reader of pictures of labels: an RGB image for each image, in which a colour is a class."""
 
 import csv
+import io
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,13 +14,16 @@ from .annotations import label_lookup, semantic_annotation
 from .class_forms import class_table
 from .classes import IGNORE, ClassTable, count_ids
 from .example import Example
+from .fields import NAME
 from .folders import FolderReader
 from .images import MAP_SUFFIXES, read_panoptic_ids
 from .palette import VOC_BORDER, voc_palette
+from .text_files import read_text
 
 VOID = ("void", "ignore", "ignored", "unlabeled", "unlabelled")  # names that stand for no class
 COLOUR_FILES = ("classes.json", "labelmap.txt", "class_dict.csv", "colors.json", "colours.json")
 
+_DIGITS = re.compile(r"\s*[0-9]{1,3}\s*")
 Colour = tuple[int, int, int]
 
 
@@ -111,38 +116,75 @@ def read_colours(given) -> list[tuple[str, Colour]] | None:
             return _labelmap(path)
         if path.suffix.lower() == ".csv":
             return _csv(path)
-        given = ClassTable.json_content(path) if path.suffix.lower() == ".json" else None
+        return _declared(ClassTable.json_content(path), f"{path}: ") if path.suffix.lower() == ".json" else None
+    return _declared(given, "")
+
+
+def _declared(given, where: str) -> list[tuple[str, Colour]] | None:
+    """What a json or a mapping says of colours, `where` before errors; None if it says nothing of them."""
     if isinstance(given, Mapping) and {"classes", "colors"} <= set(given):
-        names, colours = list(given["classes"]), list(given["colors"])
-        if len(colours) not in (len(names), len(names) + 1):
+        names, colours = given["classes"], given["colors"]
+        if not _is_list(names) or not _is_list(colours) or len(colours) not in (len(names), len(names) + 1):
             raise ValueError(
-                f"{len(names)} classes and {len(colours)} colors: give every class one, and void the last"
+                f"{where}{_count(names)} classes and {_count(colours)} colors: lists that give every class one, and "
+                "void the last"
             )
-        names += ["void"] * (len(colours) - len(names))
-        return [(name, _levels(colour)) for name, colour in zip(names, colours, strict=True)]
+        names = [*names, *["void"] * (len(colours) - len(names))]
+        return [_entry(name, colour, where) for name, colour in zip(names, colours, strict=True)]
     entries = given.get("categories", given.get("classes")) if isinstance(given, Mapping) else given
-    entries = list(entries) if isinstance(entries, Sequence) and not isinstance(entries, str) else []
+    entries = list(entries) if _is_list(entries) else []
     if entries and all(isinstance(entry, Mapping) and {"name", "color"} <= {*entry} for entry in entries):
-        return [(entry["name"], _levels(entry["color"])) for entry in entries]
+        return [_entry(entry["name"], entry["color"], where) for entry in entries]
     if isinstance(given, Mapping) and given and all(_is_colour(value) for value in given.values()):
-        return [(name, _levels(colour)) for name, colour in given.items()]
+        return [_entry(name, colour, where) for name, colour in given.items()]
     return None
 
 
+def _is_list(value) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _count(value) -> str:
+    return str(len(value)) if _is_list(value) else reprlib.repr(value)
+
+
+def _entry(name, colour, where: str) -> tuple[str, Colour]:
+    """Checked.
+
+    Raises:
+        ValueError: with `where`.
+    """
+    try:
+        NAME.convert(name)
+    except ValueError:
+        raise ValueError(f"{where}the class {reprlib.repr(name)} has no name, {NAME.text}; give it one") from None
+    try:
+        return name, _levels(colour)
+    except ValueError as error:
+        raise ValueError(f"{where}{name!r}: {error}") from None
+
+
 def _labelmap(path: Path) -> list[tuple[str, Colour]] | None:
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [line.strip() for line in read_text(path).splitlines()]
     fields = [line.split(":") for line in lines if line and not line.startswith("#")]
     if not all(len(row) > 1 and row[1] for row in fields):
         return None  # a name per line
-    return [(row[0], _levels(row[1].split(","))) for row in fields]
+    return [_entry(row[0], row[1].split(","), f"{path}: ") for row in fields]
 
 
 def _csv(path: Path) -> list[tuple[str, Colour]]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = [{key.strip().lower(): value for key, value in row.items() if key} for row in csv.DictReader(file)]
+    try:
+        rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
+    except csv.Error as error:
+        raise ValueError(f"{path}: not a csv file ({error}); save it anew") from None
+    rows = [{key.strip().lower(): value for key, value in row.items() if key} for row in rows]
     if not rows or not {"name", "r", "g", "b"} <= set(rows[0]):
         raise ValueError(f"{path}: a file of colours has a header with name, r, g, b")
-    return [(row["name"].strip(), _levels([row["r"], row["g"], row["b"]])) for row in rows]
+    found = []
+    for line, row in enumerate(rows, start=2):
+        name, colour = _entry(row["name"], [row["r"], row["g"], row["b"]], f"{path}, line {line}: ")
+        found.append((name.strip(), colour))
+    return found
 
 
 def _is_colour(value) -> bool:
@@ -154,17 +196,14 @@ def _is_colour(value) -> bool:
 
 
 def _levels(value) -> Colour:
-    """(R, G, B) of three levels from 0 to 255, as numbers or texts, or of "#rrggbb"."""
+    """(R, G, B) of three levels from 0 to 255, as numbers or texts, or of "#rrggbb"; a fourth is alpha."""
     if isinstance(value, str) and re.fullmatch("#[0-9a-fA-F]{6}", value):
         return tuple(int(value[k : k + 2], 16) for k in (1, 3, 5))
-    levels = list(value)[:3] if isinstance(value, Sequence) and not isinstance(value, str) else []
-    try:
-        numbers = tuple(int(level) for level in levels)
-    except (ValueError, TypeError):
-        numbers = ()
-    if len(numbers) != 3 or not all(0 <= number <= 255 for number in numbers):
-        raise ValueError(f'{value!r} is no colour; it is [red, green, blue] from 0 to 255, or "#rrggbb"')
-    return numbers
+    levels = value[:3] if _is_list(value) else ()
+    numbers = [int(level) if isinstance(level, str) and _DIGITS.fullmatch(level) else level for level in levels]
+    if len(numbers) != 3 or not all(type(level) is int and 0 <= level <= 255 for level in numbers):
+        raise ValueError(f'{reprlib.repr(value)} is no colour; it is [red, green, blue] from 0 to 255, or "#rrggbb"')
+    return tuple(numbers)
 
 
 def _code(colour: Sequence[int]) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class DataError(OSError, ValueError):
@@ -28,3 +29,14 @@ def data_errors(where: str = "") -> Iterator[None]:
         raise
     except (OSError, ValueError) as error:
         raise DataError(f"{where}: {error}" if where else str(error)) from error
+
+
+@contextmanager
+def naming(file: str | Path) -> Iterator[None]:
+    """What the block says is wrong with the content of a file gets the file's name, unless it has it."""
+    try:
+        yield
+    except ValueError as error:
+        if str(file) in str(error):
+            raise
+        raise ValueError(f"{file}: {error}") from None

@@ -1,19 +1,22 @@
 """Readers of folders: a map of labels per image, or a map of object ids per image."""
 
 import csv
-import json
+import io
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from .annotations import label_lookup, semantic_annotation
-from .class_forms import class_table
+from .class_forms import class_table, naming_classes
 from .classes import BACKGROUND_ID, ClassTable, count_ids, without_double_keys
+from .errors import naming
 from .example import Example
 from .images import IMAGE_SUFFIXES, MAP_SUFFIXES, read_map, read_size
 from .paths import files_by_name
 from .reader import FileReader
+from .text_files import read_json, read_text
 
 
 class FolderReader(FileReader):
@@ -95,7 +98,8 @@ class LabelMaps(FolderReader):
     ):
         self.classes = class_table(labels)
         super().__init__(images, maps, image_suffix, map_suffix)
-        self._lookup = label_lookup(self.classes)
+        with naming_classes(labels):
+            self._lookup = label_lookup(self.classes)
 
     def _annotate(self, ids, path, image_id, file_name):
         names = {"image_id": image_id, "file_name": file_name}
@@ -143,12 +147,17 @@ class InstanceMaps(FolderReader):
         if divisor is not None and divisor < 1:
             raise ValueError(f"divisor={divisor}: must be 1 or more, such as 1000")
         self.classes, self.divisor = classes, divisor
-        self._table = self._check_table(table if table is None or isinstance(table, Mapping) else read_table(table))
+        if isinstance(table, str | Path):
+            with naming(table):
+                table = self._check_table(read_table(table))
+        elif table is not None:
+            table = self._check_table(table)
+        self._table = table
 
-    def _check_table(self, table: Mapping | None) -> dict | None:
+    def _check_table(self, table: Mapping) -> dict:
         """Image name or `None` for all -> {id: index}."""
-        if table is None:
-            return None
+        if not isinstance(table, Mapping):
+            raise ValueError(f"table is {reprlib.repr(table)}; it must be {{id: class}} or {{image: {{id: class}}}}")
         nested = {image: rows for image, rows in table.items() if isinstance(rows, Mapping)}
         if nested and len(nested) < len(table):
             raise ValueError("table mixes {id: class} and {image: {id: class}}: use one form")
@@ -157,11 +166,20 @@ class InstanceMaps(FolderReader):
         if missing:
             raise ValueError(f"table has no entry for {len(missing)} images, the first is {missing[0]!r}; add them")
         return {
-            image: {int(number): self._index(label) for number, label in rows.items()}
+            image: {self._number(number): self._index(label) for number, label in rows.items()}
             for image, rows in images.items()
         }
 
+    @staticmethod
+    def _number(number) -> int:
+        try:
+            return int(number)
+        except (ValueError, TypeError):
+            raise ValueError(f"table has the id {reprlib.repr(number)}; it must be a whole number") from None
+
     def _index(self, label) -> int:
+        if not isinstance(label, str | int | np.integer):
+            raise ValueError(f"table has the class {reprlib.repr(label)}; it must be a name or an id of a class")
         index = self.classes.to_index(label)
         if index is None:
             raise ValueError(f"table: class {label!r} is ignored; leave the id out of the map, as 0")
@@ -205,12 +223,11 @@ def read_table(path: str | Path) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such table")
     if path.suffix.lower() == ".json":
-        try:
-            return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=without_double_keys)
-        except ValueError as error:
-            raise ValueError(f"{path}: not a json table ({error})") from None
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
+        return read_json(path, without_double_keys)
+    try:
+        rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
+    except csv.Error as error:
+        raise ValueError(f"{path}: not a csv file ({error}); save it anew") from None
     if not rows or not {"id", "class"} <= set(rows[0]):
         raise ValueError(f"{path}: a table is a json, or a csv with a header that has the columns id and class")
     table = {}

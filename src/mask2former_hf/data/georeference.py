@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from .images import open_image
+from .text_files import read_text
 
 _PIXEL_SCALE, _TIE_POINT, _TRANSFORMATION, _GEO_KEYS = 33550, 33922, 34264, 34735  # TIFF tags
 _RASTER_TYPE, _GEOGRAPHIC, _PROJECTED = 1025, 2048, 3072  # GeoKeys
@@ -73,7 +74,7 @@ def _of_world_file(path: Path) -> tuple | None:
         file = path.with_suffix(name)
         if len(ending) > 2 and file.is_file():
             try:
-                a, d, b, e, c, f = (float(line.replace(",", ".")) for line in file.read_text().split())
+                a, d, b, e, c, f = (float(line.replace(",", ".")) for line in read_text(file).split())
             except ValueError:
                 raise ValueError(f"{file}: not a world file, which has six numbers; correct or remove it") from None
             return _moved((a, b, c, d, e, f), -0.5)

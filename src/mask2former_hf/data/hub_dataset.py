@@ -21,9 +21,10 @@ from .annotations import (
 from .bands import to_pixels
 from .class_forms import class_table
 from .classes import ClassTable
-from .coco_json import AREA, BOX, ID, IS_CROWD, PNG_ID, read_entry
+from .coco_json import AREA, BOX, IS_CROWD, PNG_ID
 from .errors import data_errors
 from .example import Example, check_size
+from .fields import ID, read_entry
 from .images import open_image, to_map, to_panoptic_ids
 from .reader import Reader
 

@@ -12,11 +12,11 @@ from .hub_dataset import HubDataset
 from .reader import Reader
 from .recognise_tools import BESIDE_IMAGES, WITH_IMAGES
 from .scenes import Scenes
-from .yolo import YoloSegments, labels_of
+from .yolo import YoloSegments
 
 # What a split has; a setting is called <split>_<name>, or <name> where there is one split.
 OF_A_SPLIT = {
-    "images": "folder of the images",
+    "images": "folder of the images, or YOLO's list of them",
     "annotations": "json of COCO or Label Studio, Parquet table, or folder of YOLO's, labelme's or GeoJSON files",
     "maps": "folder of the PNGs: panoptic ids, labels, instance ids or colours",
     "split": "split of the Hub data set",
@@ -117,7 +117,7 @@ KINDS = {
     "yolo": Kind(
         ("images", "classes"),
         ("annotations",),
-        lambda o, split: YoloSegments(o["images"], o["annotations"] or labels_of(Path(o["images"])), o["classes"]),
+        lambda o, split: YoloSegments(o["images"], o["annotations"], o["classes"]),
         "instance",
     ),
     **{

@@ -1,30 +1,51 @@
 """Reader of what Label Studio exports as JSON: annotations, and predictions where nobody annotated."""
 
-import json
 from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 
-from .coco_json import SEGMENTS, Rule, read_entry
-from .object_files import ObjectFiles, ObjectRecord
+from .fields import FILE_NAME, FLAG, LIST, MAPPING, NAME, PIXELS, Rule, number, points, read_entry, whole
+from .object_files import FoundObject, ObjectFiles, ObjectRecord
 from .paths import locate
 from .polygons import fill_polygons
+from .text_files import read_json
 
-KINDS = ("brushlabels", "polygonlabels", "rectanglelabels")
+_FARTHEST = 1000  # hundredths of a side: outlines may leave the image, as far as those of COCO (`rle.read_polygons`)
 
 
-def _mapping(value) -> dict:
-    if not isinstance(value, dict):
+def _bytes(value) -> bytes:
+    if not isinstance(value, list) or not {int}.issuperset(map(type, value)):
         raise ValueError
-    return value
+    return bytes(value)  # ValueError for other numbers than 0 to 255
 
 
-_ANSWERS = SEGMENTS._replace(text="a list").optional()
-_TASK = {"data": Rule(_mapping, "a mapping"), "annotations": _ANSWERS, "predictions": _ANSWERS}
-_ANSWER = {
-    "result": SEGMENTS._replace(text="a list of results"),
-    "was_cancelled": Rule(bool, "true or false").optional(),
+def _corners(value) -> np.ndarray:
+    found = points(value, most=_FARTHEST)
+    if len(found) < 3:
+        raise ValueError
+    return found
+
+
+def _first(value) -> str:
+    if not isinstance(value, list) or not value:
+        raise ValueError
+    return NAME.convert(value[0])
+
+
+_TASK = {"data": MAPPING, "annotations": LIST.optional(), "predictions": LIST.optional()}
+_ANSWER = {"result": LIST._replace(text="a list of results"), "was_cancelled": FLAG.optional()}
+_SIZE = {"original_height": PIXELS, "original_width": PIXELS}
+_PART = Rule(lambda value: number(value, _FARTHEST), "a number in hundredths of the image's side, 0 to 100")
+_NOT_TURNED = Rule(lambda value: whole(value, 0, 1), "0: draw a turned rectangle as a polygon")
+_LABEL = Rule(_first, "a list of labels, of which the first counts")
+_VALUES = {  # kind of result -> what its value holds
+    "brushlabels": {"rle": Rule(_bytes, "a list of bytes")},
+    "polygonlabels": {"points": Rule(_corners, "a list of three or more points [x, y] in hundredths, 0 to 100")},
+    "rectanglelabels": {
+        **dict.fromkeys(("x", "y", "width", "height"), _PART),
+        "rotation": _NOT_TURNED.optional(),
+    },
 }
 
 
@@ -47,36 +68,30 @@ class LabelStudioTasks(ObjectFiles):
     def __init__(self, images: str | Path, annotations: str | Path, classes=None):
         source = Path(annotations)
         tasks = _tasks(source)
-        names = [file_name_of(task, f"{source}: task {number}") for number, task in enumerate(tasks)]
+        names = [file_name_of(task["data"], f"{source}: task {k}") for k, task in enumerate(tasks)]
         found = locate(Path(images), "images", names, source)
         records = []
-        for number, (task, name) in enumerate(zip(tasks, found, strict=True)):
-            objects, size = _results(task, f"{source}: task {number}")
+        for k, (task, name) in enumerate(zip(tasks, found, strict=True)):
+            objects, size = _objects(task, f"task {k}", source)
             stem = str(PurePosixPath(name).with_suffix(""))
             records.append(ObjectRecord(stem, Path(images) / name, size, objects, source))
-        labels = {label for record in records for label, _, _ in record.objects}
-        super().__init__(records, labels, classes, source)
+        super().__init__(records, classes, source)
 
-    def draw(self, objects, size, source):
+    def draw(self, outline, size, where):
+        kind, value = outline
+        if kind == "brushlabels":
+            return decode_brush(value["rle"], size, where)
         H, W = size
-        for label, kind, value in objects:
-            if kind == "brushlabels":
-                mask = decode_brush(value.get("rle"), size, source)
-            else:
-                mask = fill_polygons([np.array(_points(kind, value, source)) * (W / 100, H / 100)], size)
-            yield label, False, mask
+        return fill_polygons([_ring(kind, value) * (W / 100, H / 100)], size)
 
 
 def _tasks(source: Path) -> list[dict]:
     if not source.is_file():
         raise FileNotFoundError(f"{source}: no such export of Label Studio")
-    try:
-        content = json.loads(source.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{source}: not a json file ({error})") from None
+    content = read_json(source)
     if not is_export(content):
         raise ValueError(f"{source}: not Label Studio's export as JSON, a list of tasks with data and annotations")
-    return [read_entry(task, _TASK, f"{source}: task {number}") for number, task in enumerate(content)]
+    return [read_entry(task, _TASK, f"{source}: task {k}") for k, task in enumerate(content)]
 
 
 def is_export(content) -> bool:
@@ -87,55 +102,59 @@ def is_export(content) -> bool:
     )
 
 
-def file_name_of(task: dict, where) -> str:
-    """The path of the image in its address: of local files after ?d=, of uploads without the number before it."""
-    address = next((value for value in task["data"].values() if isinstance(value, str) and value), None)
+def file_name_of(data: dict, where) -> str:
+    """The path of the image in its address: of local files after ?d=, of uploads without the number before it.
+
+    Args:
+        data: of a task.
+        where: for errors.
+
+    Raises:
+        ValueError: if it has no address, or one that cannot be a file's.
+    """
+    address = next((value for value in data.values() if isinstance(value, str) and value), None)
     if address is None:
         raise ValueError(f"{where}: its data name no image; remove the task")
+    return read_entry({"data": address}, {"data": Rule(_file_name, "the address of an image")}, where)["data"]
+
+
+def _file_name(address: str) -> str:
     parts = urlsplit(address)
     name = parse_qs(parts.query).get("d", [unquote(parts.path)])[0].lstrip("/")
     folder, _, last = name.rpartition("/")
-    if "data/upload" in folder and last[8:9] == "-":
-        return last[9:]
-    return name
+    return FILE_NAME.convert(last[9:] if "data/upload" in folder and last[8:9] == "-" else name)
 
 
-def _results(task: dict, where: str) -> tuple[list[tuple[str, str, dict]], tuple[int, int] | None]:
-    """(label, kind, value) of each object, and (H, W) if an object says it."""
+def _objects(task: dict, place: str, source: Path) -> tuple[list[FoundObject], tuple[int, int] | None]:
+    """The objects of a task, and (H, W) if one says it."""
+    where = f"{source}: {place}"
     made = [read_entry(entry, _ANSWER, where) for entry in task.get("annotations", ())]
     made = [entry for entry in made if not entry.get("was_cancelled")]
     made = made or [read_entry(entry, _ANSWER, where) for entry in task.get("predictions", ())]
-    objects, size = [], None
-    for number, result in enumerate(made[-1]["result"] if made else ()):
-        kind, value = (result.get("type"), result.get("value")) if isinstance(result, dict) else (None, None)
-        if kind not in KINDS:
-            continue
-        problem = f"{where}, result {number}"
-        labels = value.get(kind) if isinstance(value, dict) else None
-        if not isinstance(labels, list) or not labels or not isinstance(labels[0], str):
-            raise ValueError(f"{problem}: a {kind} without a label; give it one")
-        if value.get("rotation"):
-            raise ValueError(f"{problem}: a turned rectangle; draw it as a polygon")
-        try:
-            size = int(result["original_height"]), int(result["original_width"])
-        except (KeyError, TypeError, ValueError):
-            raise ValueError(f"{problem}: has no original_width and original_height; export it anew") from None
-        objects.append((labels[0], kind, value))
-    return objects, size
+    objects, sizes = [], set()
+    for position, result in enumerate(made[-1]["result"] if made else ()):
+        kind = result.get("type") if isinstance(result, dict) else None
+        if not isinstance(kind, str) or kind not in _VALUES:
+            continue  # of text, of relations between results, ...
+        problem = f"{where}, result {position}, of {kind},"
+        size = read_entry(result, _SIZE, problem)
+        value = read_entry(result.get("value"), {kind: _LABEL, **_VALUES[kind]}, f"{problem} its value")
+        sizes.add((size["original_height"], size["original_width"]))
+        objects.append(FoundObject(value[kind], False, (kind, value), f"{place}, result {position}"))
+    if len(sizes) > 1:
+        raise ValueError(f"{where}: has results for images of the sizes {sorted(sizes)}; export it anew")
+    return objects, sizes.pop() if sizes else None
 
 
-def _points(kind: str, value: dict, source: Path) -> list[list[float]]:
-    """Points in hundredths of width and height."""
-    try:
-        if kind == "polygonlabels":
-            return [[float(x), float(y)] for x, y in value["points"]]
-        left, top, width, height = (float(value[name]) for name in ("x", "y", "width", "height"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{source}: a {kind} whose coordinates cannot be read ({error}); remove it") from None
-    return [[left, top], [left + width, top], [left + width, top + height], [left, top + height]]
+def _ring(kind: str, value: dict) -> np.ndarray:
+    """(N, 2) in hundredths of width and height."""
+    if kind == "polygonlabels":
+        return value["points"]
+    left, top, width, height = (value[name] for name in ("x", "y", "width", "height"))
+    return np.array([[left, top], [left + width, top], [left + width, top + height], [left, top + height]])
 
 
-def decode_brush(code: list[int], size: tuple[int, int], where) -> np.ndarray:
+def decode_brush(code: bytes, size: tuple[int, int], where) -> np.ndarray:
     """(H, W) bool: where the alpha of a brush's mask (`formats.label_studio.brush_code`) is not 0.
 
     Raises:
@@ -143,10 +162,7 @@ def decode_brush(code: list[int], size: tuple[int, int], where) -> np.ndarray:
     """
     H, W = size
     damaged = ValueError(f"{where}: a brush whose code does not fill {H} x {W} pixels; the mask is damaged")
-    try:
-        bits = np.unpackbits(np.frombuffer(bytes(code), dtype=np.uint8))
-    except (TypeError, ValueError):  # no list of bytes
-        raise damaged from None
+    bits = np.unpackbits(np.frombuffer(code, dtype=np.uint8))
     bits, place = (bits + ord("0")).tobytes().decode("ascii"), 0
 
     def read(count: int) -> int:

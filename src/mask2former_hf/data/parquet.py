@@ -3,9 +3,26 @@
 from pathlib import Path
 
 from .annotations import decode_mask
+from .fields import FILE_NAME, FLAG, NAME, PIXELS, Rule, read_entry
 from .images import IMAGE_SUFFIXES
-from .object_files import ObjectFiles, ObjectRecord
+from .object_files import FoundObject, ObjectFiles, ObjectRecord
 from .paths import files_by_name, locate
+
+
+def _counts(value) -> bytes | str:
+    if not isinstance(value, bytes | str):
+        raise ValueError
+    return value
+
+
+_ROW = {
+    "file_name": FILE_NAME,
+    "height": PIXELS,
+    "width": PIXELS,
+    "label": NAME,
+    "counts": Rule(_counts, "COCO's compressed run lengths, a text"),
+    "iscrowd": FLAG.optional(),
+}
 
 
 class ParquetRows(ObjectFiles):
@@ -32,44 +49,48 @@ class ParquetRows(ObjectFiles):
         files = dict(zip(names, locate(folder, "images", names, source), strict=True))
         objects = {file: [] for file in files_by_name(folder, "images", IMAGE_SUFFIXES).values()}
         sizes = {}
-        for row in rows:
-            file = files[row["file_name"]]
-            sizes[file] = row["height"], row["width"]
-            objects[file].append((row["label"], bool(row.get("iscrowd")), row["counts"]))
+        for number, row in enumerate(rows):
+            file, size = files[row["file_name"]], (row["height"], row["width"])
+            if sizes.setdefault(file, size) != size:
+                raise ValueError(
+                    f"{source}: row {number} says {size[0]} x {size[1]} pixels of {row['file_name']}, and an earlier "
+                    f"row {sizes[file][0]} x {sizes[file][1]}; correct one of them"
+                )
+            found = FoundObject(row["label"], bool(row.get("iscrowd")), row["counts"], f"row {number}")
+            objects[file].append(found)
         records = [
             ObjectRecord(str(Path(file).with_suffix("")), folder / file, sizes.get(file), entries, source)
             for file, entries in objects.items()
         ]
-        super().__init__(records, {row["label"] for row in rows}, classes, source)
+        super().__init__(records, classes, source)
 
-    def draw(self, objects, size, source):
-        for label, is_crowd, counts in objects:
-            yield label, is_crowd, decode_mask({"size": list(size), "counts": counts}, size, source)
+    def draw(self, outline, size, where):
+        return decode_mask({"size": list(size), "counts": outline}, size, where)
 
 
 def read_rows(source: Path, most: int | None = None) -> list[dict]:
-    """The rows of a table of segments, all or the first so many.
+    """The rows of a table of segments, all or the first so many, checked.
 
     Raises:
         ImportError, FileNotFoundError, ValueError: as `ParquetRows`.
     """
     try:
-        from pyarrow import ArrowInvalid, parquet
+        from pyarrow import ArrowException, parquet
     except ImportError as error:
         raise ImportError("Parquet needs pyarrow: pip install pyarrow") from error
     if not source.is_file():
         raise FileNotFoundError(f"{source}: no such table")
-    rows, needed, optional = [], ["file_name", "height", "width", "label", "counts"], ["iscrowd"]
+    rows = []
     try:
         table = parquet.ParquetFile(source)
         present = table.schema_arrow.names
-        if missing := [name for name in needed if name not in present]:
+        if missing := [name for name, rule in _ROW.items() if rule.needed and name not in present]:
             raise ValueError(f"{source}: has no column {', '.join(missing)}; it is no table of segments")
-        columns = needed + [name for name in optional if name in present]
+        columns = [name for name in _ROW if name in present]
         for batch in table.iter_batches(batch_size=most or 10_000, columns=columns):
             rows += batch.to_pylist()
             if most is not None and len(rows) >= most:
                 break
-        return rows[:most]
-    except ArrowInvalid as error:
+    except (ArrowException, OSError) as error:  # of a file whose first bytes are Parquet's, all kinds of them
         raise ValueError(f"{source}: not a Parquet file ({error})") from None
+    return [read_entry(row, _ROW, f"{source}: row {number}") for number, row in enumerate(rows[:most])]

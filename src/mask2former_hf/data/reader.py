@@ -83,8 +83,17 @@ class FileReader(Reader):
     def check_headers(self, progress: bool = True):
         self._check_all(self.check_header, progress)
 
-    def image_path(self, index: int) -> Path:
+    def image_path(self, index: int) -> Path | None:
+        """The image's file; None for an image that is in a file with other things."""
         raise NotImplementedError
+
+    def read_image(self, index: int) -> np.ndarray:
+        """(H, W, 3) uint8 RGB, or the bands of `channels`."""
+        return read_pixels(self.image_path(index), self.channels)
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        """(H, W) of the image file, by its header."""
+        return read_size(self.image_path(index))
 
     def _annotated_size(self, index: int) -> tuple[int, int]:
         """(H, W) of the annotation, without reading it."""
@@ -92,15 +101,18 @@ class FileReader(Reader):
 
     def check_header(self, index: int):
         """Of one image file; raises ValueError or OSError for what cannot be used."""
-        path = self.image_path(index)
-        check_size(read_size(path), self._annotated_size(index), path)
+        size, annotated = self.image_size(index), self._annotated_size(index)
+        check_size(size, annotated, self._place(index))
+
+    def _place(self, index: int) -> Path:
+        """Of the image, for errors."""
+        return self.image_path(index)
 
     @data_errors()
     def __getitem__(self, index: int) -> Example:
         self._check_index(index)
-        path = self.image_path(index)
-        image, annotation = read_pixels(path, self.channels), self.annotation(index)
-        check_size(image.shape[:2], annotation.size, path)
+        image, annotation = self.read_image(index), self.annotation(index)
+        check_size(image.shape[:2], annotation.size, self._place(index))
         return annotation.with_image(image)
 
 

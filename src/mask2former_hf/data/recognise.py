@@ -1,6 +1,5 @@
 """What kind of data lies in a folder, and where its splits are: the settings that a person would have typed."""
 
-import json
 import os
 import re
 from collections.abc import Iterable
@@ -8,14 +7,24 @@ from pathlib import Path
 
 from PIL import Image
 
+from .coco_json import MASK
 from .colour_maps import COLOUR_FILES, is_colour_map, read_colours
+from .fields import FILE_NAME, ID, LIST, read_entry
 from .images import IMAGE_SUFFIXES, MAP_SUFFIXES
 from .recognise_tools import TOOL_KINDS, recognise_tools
+from .text_files import read_json
 
 TRAIN, VAL = ("train", "training"), ("val", "valid", "validation")
 MAP_WORDS = ("label", "mask", "annotation", "map", "gt", "seg", "instance", "panoptic", "truth", "target")
 CLASS_FILES = ("classes.json", "classes.txt", "classes.yaml", "labels.json", "labels.txt", "categories.json")
 DEPTH = 4  # of folders that are looked into
+_IMAGE = {"file_name": FILE_NAME}
+_ANNOTATION = {
+    "image_id": ID.optional(),
+    "segments_info": LIST.optional(),
+    "segmentation": MASK.optional(),
+    "file_name": FILE_NAME.optional(),
+}
 
 
 def recognise(folder: str | Path, kind: str | None = None) -> dict:
@@ -95,15 +104,18 @@ def _coco(root: Path, files: dict[Path, list[str]], kind: str | None) -> dict:
 def _coco_kind(path: Path):
     """(kind, file name of an image, file name of its panoptic map) of a COCO json; three times None for others."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        image, annotation = data["images"][0]["file_name"], data["annotations"][0]
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        data = read_json(path)
+        first = [data[name][0] for name in ("images", "annotations")]
+        image = read_entry(first[0], _IMAGE, str(path))["file_name"]
+        annotation = read_entry(first[1], _ANNOTATION, str(path))
+        if "segments_info" not in annotation:
+            return ("coco-instances", image, None) if "segmentation" in annotation else (None, None, None)
+        entries = [entry for entry in data["images"] if isinstance(entry, dict)]
+        named = [entry.get("file_name") for entry in entries if entry.get("id") == annotation.get("image_id")]
+        image = read_entry({"file_name": (named or [image])[0]}, _IMAGE, str(path))["file_name"]
+    except (OSError, ValueError, LookupError, TypeError):
         return None, None, None
-    if isinstance(annotation, dict) and "segments_info" in annotation:
-        by_id = {entry.get("id"): entry.get("file_name") for entry in data["images"]}
-        image = by_id.get(annotation.get("image_id")) or image
-        return "coco-panoptic", image, annotation.get("file_name") or f"{os.path.splitext(image)[0]}.png"
-    return ("coco-instances", image, None) if "segmentation" in annotation else (None, None, None)
+    return "coco-panoptic", image, annotation.get("file_name") or f"{os.path.splitext(image)[0]}.png"
 
 
 def _folder_with(files: dict[Path, list[str]], name: str, split: str, maps: bool = False) -> Path | None:

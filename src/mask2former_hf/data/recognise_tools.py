@@ -1,15 +1,16 @@
 """What annotation tools export, recognised by its files: YOLO, labelme, GeoJSON, Label Studio, tables of segments."""
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
+from .fields import FILE_NAME
 from .geojson import GeoJsonFiles
 from .label_studio import LabelStudioTasks, file_name_of, is_export
 from .labelme import LabelmeFiles
 from .parquet import ParquetRows, read_rows
-from .yolo import labels_of
+from .text_files import read_json, read_yaml
+from .yolo import LIST_ENDING, labels_of
 
 DATA_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation")}
@@ -43,13 +44,11 @@ def recognise_tools(folder: Path, files: Files, kind: str | None, split_of: Spli
 
 def _yolo(files: Files) -> dict:
     """By the `data.yaml` nearest to the top."""
-    import yaml
-
     for place in sorted(files, key=lambda place: len(place.parts)):
         for name in [name for name in DATA_FILES if name in files[place]]:
             try:
-                content = yaml.safe_load((place / name).read_text(encoding="utf-8"))
-            except (OSError, ValueError, yaml.YAMLError):
+                content = read_yaml(place / name)
+            except (OSError, ValueError):
                 continue
             if isinstance(content, dict) and "names" in content and (found := _yolo_splits(place, content)):
                 return {"data": "yolo", **found, "classes": str(place / name)}
@@ -60,16 +59,24 @@ def _yolo_splits(place: Path, content: dict) -> dict:
     found = {}
     for split, keys in SPLITS.items():
         given = next((content[key] for key in keys if content.get(key)), None)
-        images = _yolo_folder(place, content.get("path"), given) if isinstance(given, str) else None
+        images = _yolo_images(place, content.get("path"), given)
         if images is not None and images != found.get("train_images"):  # one for both: nothing to measure on
-            found |= {f"{split}_images": images, f"{split}_annotations": labels_of(images)}
+            found[f"{split}_images"] = images
+            if images.suffix != LIST_ENDING:
+                found[f"{split}_annotations"] = labels_of(images)
     return found if "train_images" in found else {}
 
 
-def _yolo_folder(place: Path, root, given: str) -> Path | None:
-    """A folder of images: from the root that the file names, from its own folder, or as Roboflow "../train/images"."""
-    candidates = [place / str(root or "") / given, place / given, place / given.removeprefix("../")]
-    return next((Path(os.path.normpath(path)) for path in candidates if path.is_dir()), None)
+def _yolo_images(place: Path, root, given) -> Path | None:
+    """A folder of images or a list of their files: from the root that data.yaml names, from its own folder, or as
+    Roboflow "../train/images"."""
+    try:
+        given, root = FILE_NAME.convert(given), FILE_NAME.convert(root or ".")
+    except ValueError:
+        return None
+    candidates = [place / root / given, place / given, place / given.removeprefix("../")]
+    found = (path for path in candidates if path.is_dir() or (path.suffix == LIST_ENDING and path.is_file()))
+    return next((Path(os.path.normpath(path)) for path in found), None)
 
 
 def _beside_images(kind: str, folder: Path, files: Files, split_of: SplitOf) -> dict:
@@ -128,8 +135,8 @@ def _classes(kind: str, folder: Path, files: Files, found: dict) -> str | list[s
 
 def _json(path: Path):
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_json(path)
+    except (OSError, ValueError):
         return None
 
 
@@ -143,7 +150,7 @@ def _is_geojson(content) -> bool:
 
 def _label_studio_image(path: Path) -> str | None:
     content = _json(path)
-    return file_name_of(content[0], path) if is_export(content) else None
+    return file_name_of(content[0]["data"], path) if is_export(content) else None
 
 
 def _parquet_image(path: Path) -> str | None:

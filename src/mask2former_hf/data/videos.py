@@ -10,7 +10,8 @@ from torch.utils.data import Dataset
 from .annotations import decode_mask
 from .class_forms import class_table
 from .classes import ClassTable
-from .coco_json import BOX, ID, IS_CROWD, MASK, PIXELS, Rule, categories_table, load_coco, same_id
+from .coco_json import BOX, IS_CROWD, MASK, categories_table, load_coco, same_id
+from .fields import ID, PIXELS, Rule
 from .images import open_image, read_image
 from .paths import locate
 

@@ -64,9 +64,8 @@ def convert(
 
 def _image(dataset, index: int, writer: FormatWriter) -> tuple[Example, ImageFile]:
     """An example and the place of its image, which is there afterwards."""
-    in_files = isinstance(dataset, FileReader)
-    example = annotation(dataset, index) if in_files else Example.of(dataset[index])
-    source = dataset.image_path(index) if in_files else None
+    source = dataset.image_path(index) if isinstance(dataset, FileReader) else None
+    example = Example.of(dataset[index]) if source is None else annotation(dataset, index)
     if source is not None and (size := read_size(source)) != example.size:
         raise ValueError(
             f"{source}: is {size[0]}x{size[1]} and its annotation {example.size[0]}x{example.size[1]}: both must have "
