@@ -5,13 +5,17 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test gpu gpu-dry-run lint clean
+.PHONY: demo test docs gpu gpu-dry-run lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/mask2former-hf demo --output demo_output
 
 test: $(VENV)/installed-for-tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# The site, in docs/_build; a link that leads nowhere, or a docstring that cannot be read, is an error.
+docs: $(VENV)/installed-for-docs
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs/site . docs/_build
 
 # Needs a GPU, no network, and 8 minutes; PYTHON is one in which torch finds the GPU.
 gpu:
@@ -35,5 +39,9 @@ $(VENV)/installed-for-tests: $(VENV)/installed
 	$(BIN)/python -m pip install --disable-pip-version-check -e .[test]
 	touch $@
 
+$(VENV)/installed-for-docs: $(VENV)/installed
+	$(BIN)/python -m pip install --disable-pip-version-check -e .[docs]
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info demo_output
+	rm -rf $(VENV) build dist src/*.egg-info demo_output docs/_build

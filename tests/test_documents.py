@@ -3,14 +3,18 @@
 import ast
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote
 
 import pytest
 
+import mask2former_hf
+from mask2former_hf.inference.known_labels import task_of
+from mask2former_hf.training.recipes import recipe_names
+
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = sorted(
-    path for folder in ("", "docs", "examples", "benchmarks", "tests/golden") for path in (ROOT / folder).glob("*.md")
-)
+FOLDERS = ("", "docs", "docs/guides", "docs/notebooks", "docs/reference", "examples", "benchmarks", "tests/golden")
+DOCUMENTS = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("*.md"))
 
 
 def names_of_tests():
@@ -21,12 +25,9 @@ def names_of_tests():
 
 
 def differences():
-    """Rows of README's table of differences, as lists of cells."""
-    section = (
-        (ROOT / "README.md").read_text().split("## Different from transformers' Mask2Former")[1].split("\n## ")[0]
-    )
-    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("|")]
-    return rows[2:]  # below the header and its rule
+    """Rows of the table of differences, as lists of cells."""
+    lines = (ROOT / "docs" / "differences.md").read_text().splitlines()
+    return [line.strip("|").split("|") for line in lines if line.startswith("|")][2:]  # below the header and its rule
 
 
 def test_every_difference_to_stock_names_a_test_that_exists():
@@ -51,6 +52,22 @@ def test_links_to_files_and_headings_lead_somewhere(document):
         assert target.exists(), f"{link} leads nowhere"
         if heading:
             assert heading in headings(target.read_text()), f"{link}: no such heading"
+
+
+def test_every_public_name_is_in_the_reference():
+    pages = "".join(path.read_text() for path in (ROOT / "docs" / "reference").glob("*.md"))
+    named = re.findall(r"^\.\. (?:autoclass|autofunction|py:data):: (\w+)$", pages, flags=re.MULTILINE)
+    assert sorted(named) == mask2former_hf.__all__  # each once, and none that is gone
+
+
+def test_the_model_zoo_has_all_recipes_and_tells_the_task_of_every_checkpoint():
+    sections = (ROOT / "docs" / "model_zoo.md").read_text().split("\n## ")[1:]
+    recipes = [name for section in sections for name in re.findall(r"\| `([\w-]+)`", section)]
+    assert sorted(recipes) == sorted(recipe_names())
+    for section in sections:
+        title = section.splitlines()[0]
+        for name in re.findall(r"`(facebook/[\w-]+)`", section):
+            assert "Mapillary" in title or task_of(SimpleNamespace(_name_or_path=name)) in title, name
 
 
 def headings(text):

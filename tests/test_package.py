@@ -132,7 +132,7 @@ def test_sources_name_no_machine():
 
 
 def test_examples_and_documents_import_from_the_top_alone():
-    files = [*(REPOSITORY / "examples").glob("*.py"), *(REPOSITORY / "docs").glob("*.md"), REPOSITORY / "README.md"]
+    files = [*(REPOSITORY / "examples").glob("*.py"), *(REPOSITORY / "docs").rglob("*.md"), REPOSITORY / "README.md"]
     if not (REPOSITORY / "examples").is_dir():
         pytest.skip("not in a clone")
     inner = [(path.name, line) for path in files for line in path.read_text().splitlines() if INNER.match(line)]

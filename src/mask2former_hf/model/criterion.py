@@ -18,6 +18,8 @@ from .matcher import assign, matching_costs
 
 
 class LossSettings(NamedTuple):
+    """What `Mask2FormerLoss` computes, and at how many points; `from_config` reads it off a model's config."""
+
     num_labels: int  # K
     no_object_weight: float  # of the "no object" class in the cross-entropy
     weights: Mapping[str, float]  # of every term by name, in the matching cost (the terms returned are unweighted)

@@ -30,6 +30,8 @@ logger = logging.get_logger(__name__)
 
 
 class Mask2FormerPreTrainedModel(PreTrainedModel):
+    """What the models have in common: how they load, start, save and attend."""
+
     config: Mask2FormerConfig
     config_class = Mask2FormerConfig
     base_model_prefix = "model"

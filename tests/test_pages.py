@@ -1,0 +1,74 @@
+"""Every code block of README, Start and Guides runs, on tiny checkpoints and data that are generated here."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import tiny_config
+from pages import ROOT, run_page
+from PIL import Image
+
+from mask2former_hf import (
+    Mask2FormerForUniversalSegmentation,
+    Mask2FormerImageProcessor,
+    ScenesDataset,
+)
+from mask2former_hf.data.formats.convert import convert
+
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", DOCS / "start.md", DOCS / "how_it_works.md", *sorted((DOCS / "guides").glob("*.md"))]
+
+
+def checkpoint(folder: Path, **fields):
+    classes = ScenesDataset.classes
+    config = tiny_config(
+        "resnet", **{**classes.config_fields(), "num_labels": len(classes), "decoder_layers": 2, **fields}
+    )
+    Mask2FormerForUniversalSegmentation(config).save_pretrained(folder)
+    Mask2FormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}).save_pretrained(folder)
+
+
+FORMATS = {
+    "my_data": "coco-instances",
+    "my_panoptic": "coco-panoptic",
+    "my_maps": "label-maps",
+    "my_labelme": "labelme",
+}
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """What pages name: photos, annotated images in some formats, checkpoints of the Hub."""
+    folder = tmp_path_factory.mktemp("reader")
+    for task in ("panoptic", "instance", "semantic"):
+        checkpoint(folder / f"facebook/mask2former-swin-tiny-coco-{task}")
+    scenes = ScenesDataset(4, size=64)
+    for place, name in FORMATS.items():
+        convert(scenes, folder / place, name)
+    save(folder / "photo.jpg", scenes[0].image)
+    for number, example in enumerate(scenes):
+        save(folder / f"photos/{number}.jpg", example.image)
+        things = np.isin(example.segmentation, [s["id"] for s in example.segments if s["isthing"]])
+        for place, values in (("my_cells", example.segmentation * things), ("my_roads", ~things * 255)):
+            save(folder / place / f"images/train/{number}.png", example.image)
+            save(folder / place / f"maps/train/{number}.png", values)
+    (folder / "my_roads/classes.json").write_text('{"0": "background", "255": "road"}')
+    return folder
+
+
+def save(path: Path, pixels: np.ndarray):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+
+@pytest.fixture
+def in_workplace(workplace, tmp_path, monkeypatch):
+    """A working folder for one page, with links to what is there."""
+    for entry in workplace.iterdir():
+        (tmp_path / entry.name).symlink_to(entry)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_block_of_a_page_runs(page, in_workplace):
+    run_page(page)
