@@ -62,11 +62,9 @@ class LabelmeFiles(ObjectFiles):
         return np.logical_or.reduce([_mask(shape, size, f"{where}[{number}]") for number, shape in outline])
 
     def read_image(self, index: int) -> np.ndarray:
-        return (
-            super().read_image(index)
-            if self.image_path(index)
-            else self._embedded(index, lambda image, where: to_pixels(image, where, self.channels))
-        )
+        if self.image_path(index):
+            return super().read_image(index)
+        return self._embedded(index, lambda image, where: to_pixels(image, where, self.channels))
 
     def image_size(self, index: int) -> tuple[int, int]:
         if self.image_path(index):
