@@ -5,7 +5,6 @@ import sys
 import time
 from pathlib import Path
 
-from ..data.images import read_image
 from ..export.errors import ExportError
 from ..export.exporting import DTYPES, export_model
 from ..export.tracing import OPSETS
@@ -13,7 +12,7 @@ from ..inference.exported import LOGITS
 from ..model.result_defaults import TASKS
 from .loading import load
 from .main import UserError
-from .predict import find_images
+from .verify import read_images
 
 TARGETS = ("onnx", "openvino", "torch")
 MOST_IMAGES = 64  # of calibration: ranges no longer change
@@ -40,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--to {arguments.to}: must be one of {', '.join(TARGETS)}")
     if arguments.images and arguments.dtype != "int8":
         raise UserError("--images are for --dtype int8; leave them out")
-    calibration = [] if not arguments.images else read_images(arguments.images)
+    calibration = [] if not arguments.images else read_images(arguments.images, MOST_IMAGES)
     model, processor = load(arguments.checkpoint, "cpu", "CHECKPOINT")
     steps = Steps()
     common = {"size": arguments.size, "overwrite": arguments.overwrite, "on_step": steps}
@@ -88,18 +87,6 @@ def _with_flags(text: str) -> str:
     return text.replace("needs calibration: give", "needs --images: give").replace(
         "or overwrite it", "or add --overwrite to replace it"
     )
-
-
-def read_images(paths: list[Path]):
-    """Up to `MOST_IMAGES`, evenly spread."""
-    files, problems = find_images(paths)
-    if problems:
-        raise UserError(f"--images {problems[0]}")
-    step = max(1, len(files) // MOST_IMAGES)
-    try:
-        return [read_image(found.path) for found in files[::step][:MOST_IMAGES]]
-    except (OSError, ValueError) as error:
-        raise UserError(f"--images {error}") from error
 
 
 class Steps:
