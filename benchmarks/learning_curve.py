@@ -19,14 +19,13 @@ from plot import line_chart
 from tqdm import tqdm
 
 from mask2former_hf import Mask2FormerImageProcessor
-from mask2former_hf.data.scenes import ScenesDataset
+from mask2former_hf.data.scenes import HELD_OUT_SEED, ScenesDataset
 from mask2former_hf.evaluation.evaluator import evaluate
 from mask2former_hf.training.backbones import new_model
 from mask2former_hf.training.collation import SegmentationCollator
 from mask2former_hf.training.optimization import parameter_groups, polynomial_schedule
 
 SIZE, BATCH, LEARNING_RATE, GRADIENT_NORM = 128, 4, 1e-3, 1.0
-HELD_OUT_SEED = 1_000_003
 
 
 def run(name: str, seed: int, steps: int, every: int) -> dict[int, float]:

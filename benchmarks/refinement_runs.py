@@ -12,12 +12,11 @@ from mask2former_hf import Mask2FormerConfig, Mask2FormerForUniversalSegmentatio
 from mask2former_hf.data.augmentation import resize_crop
 from mask2former_hf.data.classes import BACKGROUND_ID, IGNORE
 from mask2former_hf.data.folders import InstanceMaps, LabelMaps
-from mask2former_hf.data.scenes import ID2LABEL, STUFF_LABEL_IDS, ScenesDataset
+from mask2former_hf.data.scenes import HELD_OUT_SEED, ID2LABEL, STUFF_LABEL_IDS, ScenesDataset
 from mask2former_hf.training.collation import SegmentationCollator
 from mask2former_hf.training.distillation import Distillation
 from mask2former_hf.training.optimization import parameter_groups, polynomial_schedule
 
-HELD_OUT_SEED = 1_000_003
 CHECKPOINT_STEPS = 100  # a run that was stopped loses fewer
 
 

@@ -19,6 +19,7 @@ from mask2former_hf import (
     ScenesDataset,
     new_model,
 )
+from mask2former_hf.data.scenes import HELD_OUT_SEED
 
 SIZE, BATCH = 128, 8
 
@@ -69,7 +70,7 @@ def train(precision: str, arguments) -> dict:
             ),
             processor=Mask2FormerImageProcessor(size={"height": SIZE, "width": SIZE}),
             train_dataset=ScenesDataset(arguments.steps * BATCH, size=SIZE, seed=0),
-            eval_dataset=ScenesDataset(arguments.eval_images, size=SIZE, seed=1_000_003),
+            eval_dataset=ScenesDataset(arguments.eval_images, size=SIZE, seed=HELD_OUT_SEED),
         )
         start = time.perf_counter()
         trainer.train()

@@ -29,13 +29,13 @@ from PIL import Image
 from scipy import ndimage
 
 from mask2former_hf.data.large_scenes import LargeScene
+from mask2former_hf.data.rle import coco_code
 from mask2former_hf.data.runs import runs_of_map
 from mask2former_hf.data.scenes import ID2LABEL, STUFF_LABEL_IDS, ScenesDataset
 from mask2former_hf.data.windows import ImageWindows
 from mask2former_hf.evaluation.average_precision import AveragePrecision
 from mask2former_hf.evaluation.evaluator import headline, run_evaluation
 from mask2former_hf.inference.rules import Rules
-from mask2former_hf.inference.segmentation import coco_code
 from mask2former_hf.inference.tile_merging import VOID, Thing, TileResult, segment_tiles
 from mask2former_hf.inference.tiles import OVERLAP, plan_tiles
 

@@ -9,6 +9,7 @@ from outlines import iou, ring_and_island, truncated_and_filled_with_its_outline
 from PIL import Image, TiffImagePlugin
 
 from mask2former_hf.data.formats.label_studio import brush_code, label_config
+from mask2former_hf.data.formats.labelled_mask import cut_out
 from mask2former_hf.data.formats.parquet import RowFile
 from mask2former_hf.data.formats.yolo import data_yaml
 from mask2former_hf.data.georeference import Georeference, read_georeference
@@ -24,6 +25,17 @@ def masks_of_two():
     return np.stack([ring_and_island(), (row - 40) ** 2 + (column - 55) ** 2 <= 17**2])
 
 
+def seen(mask, size):
+    """A `LabelledMask` in its image."""
+    whole = np.zeros(size, bool)
+    mask.paint(whole)
+    return whole
+
+
+def code_of(mask):
+    return brush_code(cut_out(mask, label_id=0, label="").row_counts(mask.shape))
+
+
 @pytest.fixture(scope="module")
 def result():
     masks = masks_of_two()
@@ -32,14 +44,14 @@ def result():
 
 def test_every_kind_of_result_gives_its_segments_cut_out(result):
     for mask, whole, segment in zip(result.labelled_masks(), masks_of_two(), result.segments, strict=True):
-        assert np.array_equal(mask.whole(result.size), whole) and mask.area == segment.area
+        assert np.array_equal(seen(mask, result.size), whole) and mask.area == segment.area
         assert (mask.label, mask.score, mask.isthing) == (segment.label, segment.score, True)
     segments = [{"id": 1, "label_id": 1, "score": 0.9, "area": 0}, {"id": 2, "label_id": 2, "score": 0.8, "area": 0}]
     panoptic = list(panoptic_result(result.map, segments, ID2LABEL, (2,)).labelled_masks())
     semantic = list(semantic_result(result.map, ID2LABEL, (2,)).labelled_masks())
     assert [mask.isthing for mask in panoptic] == [True, False] and [mask.score for mask in semantic] == [None] * 3
     for masks, first in ((panoptic, 1), (semantic, 0)):
-        assert all(np.array_equal(mask.whole(result.size), result.map == k) for k, mask in enumerate(masks, first))
+        assert all(np.array_equal(seen(mask, result.size), result.map == k) for k, mask in enumerate(masks, first))
 
 
 # GeoJSON
@@ -191,13 +203,13 @@ def test_label_studio_s_brushes_hold_the_masks(result):
 
 @pytest.mark.parametrize("mask", [np.zeros((3, 5), bool), np.ones((300, 400), bool)], ids=["empty", "long runs"])
 def test_brushes_of_one_run(mask):
-    assert np.array_equal(unpacked(brush_code(mask)).reshape(*mask.shape, 4)[..., 3] > 0, mask)
+    assert np.array_equal(unpacked(code_of(mask)).reshape(*mask.shape, 4)[..., 3] > 0, mask)
 
 
 def test_label_studio_s_own_code_decodes_the_brushes():
     brush = pytest.importorskip("label_studio_sdk.converter.brush")
     for mask in masks_of_two():
-        assert np.array_equal(brush.decode_rle(brush_code(mask)).reshape(60, 80, 4)[..., 3] > 0, mask)
+        assert np.array_equal(brush.decode_rle(code_of(mask)).reshape(60, 80, 4)[..., 3] > 0, mask)
 
 
 # Tables and libraries

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from outlines import iou, ring_and_island, truncated_and_filled_with_its_outline
-from scipy import ndimage
+from scipy import ndimage, spatial
 
 from mask2former_hf.data.polygons import INSET, fill_polygons, one_ring, polygons_of
 
@@ -81,6 +81,36 @@ def test_simplified_outlines_have_a_third_of_the_points_and_an_iou_of_98_percent
     assert simple < exact / 2.5
     slope = np.tri(40, dtype=bool)  # steps become a line
     assert len(polygons_of(slope, tolerance=0.5)[0][0]) <= 5
+
+
+def test_the_work_of_joining_thousands_of_rings_grows_with_their_points_alone(monkeypatch):
+    """Counted are the elements that are copied, and the points that the search for neighbours sees."""
+    counted, concatenate, delaunay = [], np.concatenate, spatial.Delaunay
+
+    def counting(parts, *arguments, **options):
+        joined = concatenate(parts, *arguments, **options)
+        counted.append(joined.size)
+        return joined
+
+    def per_point(side):
+        mask = np.random.default_rng(0).random((side, side)) < 0.5
+        polygons = polygons_of(mask, inset=INSET)
+        with monkeypatch.context() as patched:
+            patched.setattr(np, "concatenate", counting)
+            patched.setattr(spatial, "Delaunay", lambda points: counted.append(points.size) or delaunay(points))
+            counted.clear()
+            ring = one_ring(polygons)
+        assert np.array_equal(fill_polygons([ring], mask.shape), mask)
+        return sum(counted) / sum(map(len, rings_of(polygons)))
+
+    assert per_point(160) < 1.2 * per_point(40)
+
+
+def test_parts_that_are_far_apart_are_all_joined():
+    corner = np.array([[0, 0], [0.5, 0], [0.5, 0.5], [0, 0.5]])
+    places = [(0, 0), (0.75, 0), (99_999, 0), (0, 99_999), (0.75, 0.75), (99_999, 99_998.25)]
+    ring = one_ring([[corner + place] for place in places])
+    assert {tuple(point) for place in places for point in corner + place} == {tuple(point) for point in ring}
 
 
 def test_a_wrong_tolerance_is_refused():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from mask2former_hf.data.rle import coco_code
 from mask2former_hf.data.runs import NOTHING, Runs, joined, paint, runs_of_map, visible
 from mask2former_hf.model.run_lengths import mask_to_rle
 
@@ -27,6 +28,14 @@ def masks():
 
 def dense(runs, size=(23, 31)):
     return runs.crop((0, 0, size[1], size[0]))
+
+
+def test_their_code_is_that_of_the_coco_package(masks):
+    pycocotools = pytest.importorskip("pycocotools.mask")
+    noise = np.random.default_rng(1).random((40, 23, 31)) < 0.5
+    for mask in [*masks, *noise, np.ones((700, 900), bool)]:
+        code = coco_code(Runs.of_mask(mask), mask.shape)
+        assert code["counts"] == pycocotools.encode(np.asfortranarray(mask, np.uint8))["counts"].decode()
 
 
 def test_a_mask_comes_back_with_its_area_and_box(masks):

@@ -353,6 +353,11 @@ def test_predict_in_tiles_writes_what_the_segmenter_gives(network, raster, tmp_p
     assert [{**entry, "file_name": "field.tif"} for entry in found.to_coco(1)] == written
     assert main([*given, "--overwrite", "--overlap", "0.7"]) == 2
     assert "--overlap 0.7: must be between 0 and 0.5" in capsys.readouterr().err
+    for command in ([*given, "--overwrite"], ["evaluate", "--model", str(tmp_path), "--data", "scenes"]):
+        assert main([*command, "--overlap", "0.2"]) == 2
+        assert "--overlap 0.2: only tiles overlap; add --tile, or leave it out" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="overlap=0.3: only tiles overlap; give tile"):
+        Segmenter.of(model, processor, overlap=0.3)
 
 
 def test_a_large_result_is_drawn_smaller(monkeypatch):

@@ -84,7 +84,7 @@ LABEL_STUDIO = [
             {
                 "was_cancelled": False,
                 "result": [
-                    _result("brushlabels", rle=brush_code(np.eye(H, W, dtype=bool))),
+                    _result("brushlabels", rle=brush_code(np.array([7, 5, 12]))),
                     _result("polygonlabels", points=[[10, 10], [80, 10], [80, 80]]),
                     _result("rectanglelabels", x=1, y=2, width=50, height=50, rotation=0),
                 ],

@@ -12,20 +12,19 @@ from transformers.utils import logging as transformers_logging
 
 from ..data.example import Example
 from ..data.json_files import write_json
-from ..data.scenes import Scenes, ScenesDataset
+from ..data.scenes import HELD_OUT_SEED, Scenes, ScenesDataset
 from ..evaluation.evaluator import evaluate
 from ..inference.drawing import draw_panoptic, side_by_side
 from ..inference.loading import default_device
 from ..model.image_processing_mask2former import Mask2FormerImageProcessor
 from ..training.backbones import new_model
-from ..training.collation import SegmentationCollator
+from ..training.collation import SegmentationCollator, on_device
 from ..training.optimization import FROM_RANDOM, parameter_groups, polynomial_schedule
 from ..training.threads import fewer_threads
 from . import demo_video
 from .main import UserError
 
 SIZE = 128
-HELD_OUT_SEED = 1_000_003  # scenes of another seed are other scenes
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -110,7 +109,7 @@ def train(model, processor, arguments) -> int:
     try:
         with tqdm(loader, desc="training", unit="step") as progress:
             for batch in progress:
-                batch = {name: _to(value, arguments.device) for name, value in batch.items()}
+                batch = on_device(batch, arguments.device)
                 output = model(**batch)
                 optimizer.zero_grad()
                 output.loss.backward()
@@ -123,10 +122,6 @@ def train(model, processor, arguments) -> int:
     except KeyboardInterrupt:
         pass
     return done
-
-
-def _to(value, device):
-    return [x.to(device) for x in value] if isinstance(value, list) else value.to(device)
 
 
 def save(model, processor, folder: Path):

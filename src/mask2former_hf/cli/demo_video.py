@@ -14,6 +14,7 @@ from ..data.clips import ClipDataset, ClipRecipe
 from ..data.json_files import write_json
 from ..data.moving_scenes import MovingScenes
 from ..data.rle import coco_tools
+from ..data.scenes import HELD_OUT_SEED
 from ..data.videos import Video
 from ..evaluation.videos import evaluate_videos
 from ..inference.drawing import draw_tracks, side_by_side
@@ -27,7 +28,6 @@ from .main import UserError
 
 SIZE, FRAMES, RATE = 96, 16, 6  # pixels, of a video, and a second
 STRIP = 6  # frames of a picture
-HELD_OUT_SEED = 1_000_003  # scenes of another seed are other scenes
 BY_OVERLAP = {"look": 0.0, "same_label": 0.0, "likeness": 2.0}  # of `Tracker`: no embedding counts
 
 

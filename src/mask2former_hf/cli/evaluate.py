@@ -11,15 +11,14 @@ from ..evaluation.evaluator import KNOWN_METRICS, evaluate, headline
 from ..evaluation.processes import process_group, process_rank
 from ..inference.loading import default_device
 from ..inference.rules import METHODS
-from ..inference.tiles import OVERLAP
 from ..training.settings import MOST_IMAGES, MOST_WORKERS
 from .datasets import add_data_arguments, load_split
 from .loading import load
 from .main import UserError
 from .settings import add_flag, check_numbers, in_flags, read_settings
-from .tiling import add_tile_arguments
+from .tiling import add_tile_arguments, overlap_of
 
-DEFAULTS = {"batch_size": 4, "num_workers": 0, "device": default_device(), "overlap": OVERLAP}
+DEFAULTS = {"batch_size": 4, "num_workers": 0, "device": default_device()}
 OPTIONS = ("threshold", "overlap_threshold", "top_k", "refine", "max_detections")  # of `SegmentationEvaluator`
 
 
@@ -50,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_numbers(settings, 1, ("batch_size", "top_k", "max_detections"), most=MOST_IMAGES)
     check_numbers(settings, 0, ("num_workers",), most=MOST_WORKERS)
     check_numbers(settings, 0, ("threshold", "overlap_threshold"), most=1)
-    check_numbers(settings, 0, ("overlap",), most=0.5)
+    settings.overlap = overlap_of(settings.tile, settings.overlap)
     with process_group("gloo"):  # under a launcher the processes share the images, and only counts travel
         if settings.device == "cuda" and process_rank()[1] > 1:
             settings.device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"

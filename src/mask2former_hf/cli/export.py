@@ -5,7 +5,6 @@ import sys
 import time
 from pathlib import Path
 
-from ..data.bands import read_pixels
 from ..export.errors import ExportError
 from ..export.exporting import DTYPES, export_model
 from ..export.tracing import OPSETS
@@ -14,7 +13,7 @@ from ..model.channels import image_channels
 from ..model.result_defaults import TASKS
 from .loading import load
 from .main import UserError
-from .predict import find_images
+from .verify import read_images
 
 TARGETS = ("onnx", "openvino", "torch")
 MOST_IMAGES = 64  # of calibration: ranges no longer change
@@ -42,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.images and arguments.dtype != "int8":
         raise UserError("--images are for --dtype int8; leave them out")
     model, processor = load(arguments.checkpoint, "cpu", "CHECKPOINT")
-    calibration = read_images(arguments.images, image_channels(processor)) if arguments.images else []
+    calibration = read_images(arguments.images, image_channels(processor), MOST_IMAGES) if arguments.images else []
     steps = Steps()
     common = {"size": arguments.size, "overwrite": arguments.overwrite, "on_step": steps}
     try:
@@ -89,18 +88,6 @@ def _with_flags(text: str) -> str:
     return text.replace("needs calibration: give", "needs --images: give").replace(
         "or overwrite it", "or add --overwrite to replace it"
     )
-
-
-def read_images(paths: list[Path], channels: int | None):
-    """Up to `MOST_IMAGES`, evenly spread."""
-    files, problems = find_images(paths)
-    if problems:
-        raise UserError(f"--images {problems[0]}")
-    step = max(1, len(files) // MOST_IMAGES)
-    try:
-        return [read_pixels(found.path, channels) for found in files[::step][:MOST_IMAGES]]
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"--images {error}") from error
 
 
 class Steps:

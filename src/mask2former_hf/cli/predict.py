@@ -29,14 +29,13 @@ from ..inference.loading import default_device
 from ..inference.rules import METHODS, Rules
 from ..inference.segmentation import Segmentation
 from ..inference.segmenter import Segmenter
-from ..inference.tiles import OVERLAP
 from ..inference.video_files import is_video
 from ..model.result_defaults import TASKS
 from . import predict_video
 from .loading import load
 from .main import UserError
 from .settings import in_flags
-from .tiling import add_tile_arguments
+from .tiling import add_tile_arguments, overlap_of
 
 COCO = "coco"
 RESULTS = ("overlays", "panoptic", "semantic", "panoptic.json", "instances.json", "categories.json", *TOOL_WRITERS)
@@ -99,8 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--tolerance {arguments.tolerance}: must be 0 (exact) or more pixels")
     if arguments.batch_size < 1:
         raise UserError(f"--batch-size {arguments.batch_size}: must be at least 1")
-    if arguments.overlap is not None and not 0 <= arguments.overlap <= 0.5:
-        raise UserError(f"--overlap {arguments.overlap}: must be between 0 and 0.5")
+    overlap_of(arguments.tile, arguments.overlap)
     if arguments.video or any(is_video(path) for path in arguments.images):
         if len(arguments.images) > 1:
             raise UserError(f"{len(arguments.images)} inputs, of which one is a video: give one video at a time")
@@ -135,7 +133,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _segmenter(arguments) -> tuple[Segmenter, Rules]:
     options = {name: getattr(arguments, name) for name in ("task", "refine", "tta", "tile")}
     try:
-        options["overlap"] = OVERLAP if arguments.overlap is None else arguments.overlap
+        options["overlap"] = overlap_of(arguments.tile, arguments.overlap)
         if is_exported(arguments.model):
             device = None if arguments.device == default_device() else arguments.device  # onnxruntime has its own
             segmenter = Segmenter(arguments.model, device=device, **options)

@@ -3,6 +3,7 @@
 import argparse
 
 from ..inference.tiles import MIN_TILE, OVERLAP
+from .main import UserError
 
 
 def add_tile_arguments(parser: argparse.ArgumentParser):
@@ -13,8 +14,23 @@ def add_tile_arguments(parser: argparse.ArgumentParser):
         help="segment larger images in overlapping tiles of this side; auto: of the size the model was made for",
     )
     parser.add_argument(
-        "--overlap", type=float, help=f"share of a tile that its neighbour sees too (default: {OVERLAP})"
+        "--overlap", type=float, help=f"with --tile: share of a tile that its neighbour sees too (default: {OVERLAP})"
     )
+
+
+def overlap_of(tile: int | str | None, overlap: float | None) -> float:
+    """The share, of the flags or of a settings file.
+
+    Raises:
+        UserError: for a share that is out of range, or of images that are taken whole.
+    """
+    if overlap is None:
+        return OVERLAP
+    if not isinstance(overlap, int | float) or not 0 <= overlap <= 0.5:
+        raise UserError(f"--overlap {overlap}: must be between 0 and 0.5")
+    if tile is None:
+        raise UserError(f"--overlap {overlap:g}: only tiles overlap; add --tile, or leave it out")
+    return overlap
 
 
 def tile_side(text: str) -> int | str:

@@ -83,15 +83,16 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if report["equal"] else 1
 
 
-def read_images(paths: list[Path] | None, channels: int | None) -> list[np.ndarray]:
-    """The images, or one of noise that is the same every time."""
+def read_images(paths: list[Path] | None, channels: int | None, most: int | None = None) -> list[np.ndarray]:
+    """The images, or so many of them, evenly spread; without paths one of noise that is the same every time."""
     if not paths:
         return [np.random.default_rng(0).integers(0, 256, (*NOISE_SIZE, channels or 3), dtype=np.uint8)]
     files, problems = find_images(paths)
     if problems:
         raise UserError(f"--images {problems[0]}")
+    step = 1 if most is None else max(1, len(files) // most)
     try:
-        return [read_pixels(found.path, channels) for found in files]
+        return [read_pixels(found.path, channels) for found in files[::step][:most]]
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"--images {error}") from error
 

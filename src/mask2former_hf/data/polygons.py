@@ -6,7 +6,7 @@ takes 10 MB; rasterio is ten times as fast on large noisy masks and takes 110 MB
 through the centres of pixels and lose half of one on every side.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -112,22 +112,66 @@ def fill_polygons(rings: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndar
 def one_ring(polygons: Sequence[Polygon]) -> np.ndarray:
     """(N, 2): all rings as one, for formats that have no holes or no parts.
 
-    Rings are joined by cuts of no width between their nearest points, passed there and back, as Ultralytics joins the
-    parts of COCO's objects. Filled by the even-odd rule the mask is the same.
+    Rings are joined by cuts of no width between points that are near, passed there and back, as Ultralytics joins the
+    parts of COCO's objects. Filled by the even-odd rule the mask is the same. All cuts together are as short as they
+    can be between neighbours of the Delaunay triangulation, which costs N log N for masks of any shape.
     """
     rings = [ring for polygon in polygons for ring in polygon]
-    joined = rings[0]
-    for ring in rings[1:]:
-        here, there = _nearest(joined, ring)
-        loop = np.concatenate([ring[there:], ring[: there + 1]])
-        joined = np.concatenate([joined[: here + 1], loop, joined[here:]])
-    return joined
+    cuts = _cuts(rings) if len(rings) > 1 else {}
+    pieces, path = [], [_walk(rings[0], 0, False, cuts.get(0, ()))]
+    while path:  # around a ring up to a cut, around the ring beyond it, and on
+        piece, beyond = next(path[-1], (None, None))
+        if piece is None:
+            path.pop()
+            continue
+        pieces.append(piece)
+        if beyond is not None:
+            number, entry = beyond
+            path.append(_walk(rings[number], entry, True, cuts.get(number, ())))
+    return np.concatenate(pieces)
 
 
-def _nearest(one: np.ndarray, other: np.ndarray) -> tuple[int, int]:
-    """Positions of the nearest points of two rings."""
-    from scipy.spatial import cKDTree
+def _walk(ring: np.ndarray, entry: int, back: bool, cuts: Iterable[tuple[int, int, int]]):
+    """The pieces of a ring between its cuts, each with the ring that is beyond it and the position of its entry.
 
-    distances, positions = cKDTree(one).query(other)
-    there = int(np.argmin(distances))
-    return int(positions[there]), there
+    Args:
+        entry: position at which the ring is entered, and left if `back`.
+        cuts: own position, other ring, position on that.
+    """
+    around = np.concatenate([ring[entry:], ring[: entry + back]])
+    here = 0
+    for own, number, position in sorted(((own - entry) % len(ring), *other) for own, *other in cuts):
+        yield around[here : own + 1], (number, position)
+        here = own
+    yield around[here:], None
+
+
+def _cuts(rings: Sequence[np.ndarray]) -> dict[int, list[tuple[int, int, int]]]:
+    """A tree of cuts from the first ring to all: ring → own position, next ring, position on that."""
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import breadth_first_order, minimum_spanning_tree
+    from scipy.spatial import Delaunay
+
+    lengths = [len(ring) for ring in rings]
+    owner, position = np.repeat(np.arange(len(rings)), lengths), np.concatenate([np.arange(n) for n in lengths])
+    points, first, place = np.unique(np.concatenate(rings), axis=0, return_index=True, return_inverse=True)
+    triangles = Delaunay(points).simplices
+    edges = first[np.concatenate([triangles[:, pair] for pair in ([0, 1], [1, 2], [2, 0])])]
+    edges = np.concatenate([edges, np.stack([first[place.ravel()], np.arange(len(owner))], 1)])  # points of two rings
+    edges = edges[owner[edges[:, 0]] != owner[edges[:, 1]]]
+    corners = np.concatenate(rings)
+    distance = 1 + np.hypot(*(corners[edges[:, 0]] - corners[edges[:, 1]]).T)  # csgraph takes 0 for no edge
+    low, high = np.sort(owner[edges], axis=1).T
+    order = np.lexsort((distance, high, low))
+    best = order[np.r_[True, (np.diff(low[order]) != 0) | (np.diff(high[order]) != 0)]]  # of two rings the nearest
+    graph = csr_array((distance[best], (low[best], high[best])), shape=(len(rings), len(rings)))
+    order, parents = breadth_first_order(minimum_spanning_tree(graph), 0, directed=False)
+    nearest = dict(zip(zip(low[best], high[best], strict=True), best, strict=True))
+    cuts = {}
+    for ring in order[1:].tolist():
+        parent = int(parents[ring])
+        here, there = edges[nearest[min(ring, parent), max(ring, parent)]].tolist()
+        if owner[here] != parent:
+            here, there = there, here
+        cuts.setdefault(parent, []).append((int(position[here]), ring, int(position[there])))
+    return cuts

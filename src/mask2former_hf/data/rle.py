@@ -1,10 +1,12 @@
-"""Compressed COCO run lengths through whichever COCO package is installed: faster-coco-eval, else pycocotools."""
+"""COCO's run lengths: of masks by faster-coco-eval or pycocotools, whichever is installed, and of runs by NumPy."""
 
 import reprlib
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 
 import numpy as np
+
+from .runs import Runs
 
 MAX_AREA = 2**40  # pixels: more than any image; int64 holds the sum of two of them, and a shift never leaves it
 MAX_GROUPS = 9  # of 5 bits in a number of compressed run lengths: 2**40 with its sign
@@ -44,6 +46,12 @@ def encode_masks(masks: np.ndarray) -> list[dict]:
         return []
     columns = np.asfortranarray((masks != 0).transpose(1, 2, 0), dtype=np.uint8)  # (H, W, N)
     return [_plain(rle) for rle in coco_tools().mask.encode(columns)]
+
+
+def coco_code(runs: Runs, size: tuple[int, int]) -> dict:
+    """COCO's compressed run lengths of a mask in an image of (height, width), with text: as they stand in json."""
+    H, W = size
+    return {"size": [H, W], "counts": _encode(runs.counts((0, 0, W, H))).decode("ascii")}
 
 
 def to_rle(segmentation, size: tuple[int, int] | None = None) -> dict:
@@ -148,6 +156,19 @@ def _decode(text: bytes, area: int, where) -> np.ndarray:
     numbers[2::2] = np.cumsum(numbers[2::2])
     _check_bounds(numbers, area, where)
     return numbers
+
+
+def _encode(counts: np.ndarray) -> bytes:
+    """The inverse of `_decode`; a second one is `model/run_lengths.py`'s, which travels without this folder."""
+    numbers = counts.astype(np.int64)
+    numbers[3:] -= counts[1:-2]
+    text, going = np.zeros((len(numbers), MAX_GROUPS), dtype=np.uint8), np.ones(len(numbers), dtype=bool)
+    for group in range(MAX_GROUPS):
+        bits, numbers = numbers & 31, numbers >> 5
+        more = numbers != np.where(bits & 16, -1, 0)
+        text[going, group] = (bits + 32 * more + 48)[going]
+        going &= more
+    return text[text > 0].tobytes()
 
 
 def read_polygons(segmentation, size: tuple[int, int], where) -> list[list[float]]:

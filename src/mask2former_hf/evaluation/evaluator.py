@@ -10,12 +10,13 @@ from tqdm import tqdm
 
 from ..data.example import Example
 from ..data.reader import read_bands_of
+from ..data.rle import coco_code
 from ..data.runs import NOTHING, joined, runs_of_map
 from ..data.windows import ImageWindows
 from ..inference.known_labels import task_of
 from ..inference.results import segment_outputs
 from ..inference.rules import rules_of
-from ..inference.segmentation import Segmentation, coco_code
+from ..inference.segmentation import Segmentation
 from ..inference.segmenter import Segmenter
 from ..inference.tiles import OVERLAP
 from ..model.channels import check_same_channels, image_channels

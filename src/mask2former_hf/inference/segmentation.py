@@ -13,9 +13,9 @@ from ..data.bands import read_picture, to_picture
 from ..data.formats import geojson, label_studio, labelme, libraries, parquet, yolo
 from ..data.formats.labelled_mask import LabelledMask
 from ..data.georeference import Georeference
+from ..data.rle import coco_code
 from ..data.runs import NOTHING, Runs, paint, runs_of_map, visible
 from ..data.windows import ImageWindows
-from ..model.run_lengths import counts_to_text
 
 LARGEST_PICTURE = 4096  # pixels of the longer side; drawing one takes 0.3 GB
 
@@ -202,12 +202,6 @@ class Segmentation:
             "bbox": [left, top, right - left, bottom - top],
         }
         return entry if segment.score is None else {**entry, "score": segment.score}
-
-
-def coco_code(runs: Runs, size: tuple[int, int]) -> dict:
-    """COCO's compressed run lengths of a mask in an image of (height, width)."""
-    H, W = size
-    return {"size": [H, W], "counts": counts_to_text(runs.counts((0, 0, W, H)))}
 
 
 def panoptic_result(ids: np.ndarray, segments: Iterable[Mapping], id2label, stuff_label_ids=()) -> Segmentation:

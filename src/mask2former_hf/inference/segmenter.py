@@ -114,6 +114,8 @@ class Segmenter:
         self.tile, self._whole = trained_sides(processor.size) if tile == "auto" else (tile, tile)
         if tile is not None:
             check_tiling(self.tile, overlap)
+        elif overlap != OVERLAP:
+            raise ValueError(f"overlap={overlap!r}: only tiles overlap; give tile, or leave it out")
 
     @property
     def model(self):

@@ -1,6 +1,7 @@
 """Results of a whole video: the masks of its objects by frame, as YouTube-VIS writes them."""
 
-from .segmentation import Segmentation, coco_code
+from ..data.rle import coco_code
+from .segmentation import Segmentation
 from .video_segmenter import FrameStream, WindowStream
 
 

@@ -10,6 +10,7 @@ from ..data.clips import NO_LABEL, Clip, ClipDataset
 from ..model.modeling_mask2former import Mask2FormerForUniversalSegmentation
 from ..model.modeling_mask2former_video import Mask2FormerForVideoSegmentation
 from ..model.video_processing_mask2former import Mask2FormerVideoProcessor
+from .collation import on_device
 from .optimization import FROM_PRETRAINED, parameter_groups, polynomial_schedule
 
 
@@ -99,7 +100,7 @@ def train_clips(
     done = 0
     try:
         for step, batch in zip(progress(range(steps)), batches, strict=False):
-            batch = {name: _to(value, model.device) for name, value in batch.items()}
+            batch = on_device(batch, model.device)
             loss = model(**batch).loss
             optimizer.zero_grad()
             loss.backward()
@@ -112,7 +113,3 @@ def train_clips(
     except KeyboardInterrupt:
         pass
     return done
-
-
-def _to(value, device):
-    return [x.to(device) for x in value] if isinstance(value, list) else value.to(device)

@@ -83,3 +83,11 @@ def processor_for(classes: ClassTable, shortest_edge: int, longest_edge: int, **
         label_ids_to_fuse=list(classes.stuff_label_ids),
         **fields,
     )
+
+
+def on_device(batch: dict, device) -> dict:
+    """A batch with its tensors, and those of its lists, on a device."""
+    return {
+        name: [x.to(device) for x in value] if isinstance(value, list) else value.to(device)
+        for name, value in batch.items()
+    }

@@ -10,6 +10,7 @@ from ..data.clips import ClipDataset, ClipRecipe
 from ..data.json_files import write_json
 from ..data.moving_scenes import MovingScenes
 from ..data.rle import coco_tools
+from ..data.scenes import HELD_OUT_SEED
 from ..data.videos import VideoReader, YoutubeVis
 from ..evaluation.videos import evaluate_videos
 from ..inference.loading import default_device
@@ -136,7 +137,7 @@ class VideoRun:
 def load_videos(settings, split: str) -> VideoReader | None:
     """The videos of a split that settings describe; None if they name no files."""
     if settings.data == "moving-scenes":
-        return MovingScenes(2000) if split == "train" else MovingScenes(40, seed=1_000_003)
+        return MovingScenes(2000) if split == "train" else MovingScenes(40, seed=HELD_OUT_SEED)
     images, annotations = (getattr(settings, f"{split}_{name}") for name in ("images", "annotations"))
     if images is None and annotations is None:
         return None

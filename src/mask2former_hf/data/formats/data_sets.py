@@ -8,7 +8,7 @@ from PIL import Image
 
 from ..json_files import write_json
 from ..palette import voc_palette
-from ..rle import encode_masks
+from ..rle import coco_code
 from .labelled_mask import LabelledMask, without_overlaps
 from .writers import TOOL_WRITERS, FormatWriter, ImageFile
 
@@ -17,8 +17,6 @@ HIDDEN = "pixels of segments are hidden: the format has one segment at each pixe
 
 class CocoInstancesWriter(FormatWriter):
     """COCO's json of instances, with run lengths."""
-
-    needs = ("pycocotools",)
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
@@ -29,7 +27,6 @@ class CocoInstancesWriter(FormatWriter):
         self._images.append(_image_entry(number, image))
         for mask in masks:
             left, top, right, bottom = mask.box
-            code = encode_masks(mask.whole(image.size)[None])[0]
             entry = {
                 "id": len(self._annotations) + 1,
                 "image_id": number,
@@ -37,7 +34,7 @@ class CocoInstancesWriter(FormatWriter):
                 "iscrowd": int(mask.iscrowd),
                 "area": mask.area,
                 "bbox": [left, top, right - left, bottom - top],
-                "segmentation": {"size": code["size"], "counts": code["counts"].decode("ascii")},
+                "segmentation": coco_code(mask.runs, image.size),
             }
             self._annotations.append(entry)
 

@@ -32,7 +32,7 @@ def task(masks: Iterable[LabelledMask], size: tuple[int, int], image: str, model
             "original_width": width,
             "original_height": height,
             "image_rotation": 0,
-            "value": {"format": "rle", "rle": brush_code(mask.whole(size)), "brushlabels": [mask.label]},
+            "value": {"format": "rle", "rle": brush_code(mask.row_counts(size)), "brushlabels": [mask.label]},
         }
         if mask.score is not None:
             result["score"] = mask.score
@@ -55,13 +55,15 @@ def label_config(names: Sequence[str]) -> str:
     )
 
 
-def brush_code(mask: np.ndarray) -> list[int]:
-    """The bytes of a brush's mask: run lengths of red, green, blue and alpha, all 255 inside and 0 outside."""
-    flat = mask.ravel()
-    bounds = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1, [len(flat)]])
-    head = f"{4 * len(flat):032b}{_WORD_BITS - 1:05b}" + "".join(f"{bits - 1:04b}" for bits in _LENGTH_BITS)
-    runs = zip(np.diff(bounds).tolist(), flat[bounds[:-1]].tolist(), strict=True)
-    bits = head + "".join(code for length, inside in runs for code in _run(4 * length, inside))
+def brush_code(counts: np.ndarray) -> list[int]:
+    """The bytes of a brush's mask: run lengths of red, green, blue and alpha, all 255 inside and 0 outside.
+
+    Args:
+        counts: pixels outside and inside in turn, along the rows, as `LabelledMask.row_counts` gives them.
+    """
+    head = f"{4 * int(counts.sum()):032b}{_WORD_BITS - 1:05b}" + "".join(f"{bits - 1:04b}" for bits in _LENGTH_BITS)
+    lengths = enumerate((4 * counts).tolist())
+    bits = head + "".join(code for position, length in lengths for code in _run(length, position % 2 == 1))
     bits += "0" * (-len(bits) % 8)
     return np.packbits(np.frombuffer(bits.encode(), dtype=np.uint8) - ord("0")).tolist()
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from ..example import Example
 from ..polygons import Polygon, polygons_of
+from ..runs import Runs
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +37,20 @@ class LabelledMask:
         """Pixels that belong to it."""
         return int(np.count_nonzero(self.mask))
 
-    def whole(self, size: tuple[int, int]) -> np.ndarray:
-        """(H, W) bool: the mask in its image of this size."""
+    @property
+    def runs(self) -> Runs:
+        """Its runs of pixels in the image."""
+        return Runs.of_mask(self.mask).moved(*self.box[:2])
+
+    def row_counts(self, size: tuple[int, int]) -> np.ndarray:
+        """Pixels outside and inside in turn, along the rows of its image of (H, W)."""
+        left, top = self.box[:2]
+        return Runs.of_mask(self.mask.T).moved(top, left).counts((0, 0, *size))
+
+    def paint(self, whole: np.ndarray):
+        """Set the pixels that belong to it in an (H, W) bool array of its image."""
         left, top, right, bottom = self.box
-        mask = np.zeros(size, dtype=bool)
-        mask[top:bottom, left:right] = self.mask
-        return mask
+        whole[top:bottom, left:right] |= self.mask
 
     def polygons(self, tolerance: float = 0.0, inset: float = 0.0) -> list[Polygon]:
         """As `data.polygons.polygons_of`, in pixels of the image."""

@@ -22,10 +22,15 @@ def supervision_detections(masks: Sequence[LabelledMask], size: tuple[int, int])
         raise ImportError("to_supervision needs supervision: pip install supervision") from error
     if not masks:
         return supervision.Detections.empty()
-    scores = [mask.score for mask in masks]
+    scores, wholes = (
+        [mask.score for mask in masks],
+        np.zeros((len(masks), *size), dtype=bool),
+    )  # as supervision has them
+    for mask, whole in zip(masks, wholes, strict=True):
+        mask.paint(whole)
     return supervision.Detections(
         xyxy=np.array([mask.box for mask in masks], dtype=np.float32),
-        mask=np.stack([mask.whole(size) for mask in masks]),
+        mask=wholes,
         confidence=None if None in scores else np.array(scores, dtype=np.float32),
         class_id=np.array([mask.label_id for mask in masks]),
         data={"class_name": np.array([mask.label for mask in masks])},

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..rle import encode_masks
+from ..rle import coco_code
 from .labelled_mask import LabelledMask
 
 
@@ -22,7 +22,7 @@ def rows(masks: Iterable[LabelledMask], size: tuple[int, int], image_id: int | s
             "iscrowd": mask.iscrowd,
             "area": mask.area,
             "box": list(mask.box),
-            "counts": encode_masks(mask.whole(size)[None])[0]["counts"].decode("ascii"),
+            "counts": coco_code(mask.runs, size)["counts"],
         }
         for mask in masks
     ]

@@ -163,7 +163,7 @@ class LabelStudio(FormatWriter):
 class Parquet(FormatWriter):
     """One table with a row per segment."""
 
-    needs = ("pyarrow", "pycocotools")
+    needs = ("pyarrow",)
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
