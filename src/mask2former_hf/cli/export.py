@@ -99,7 +99,7 @@ def read_images(paths: list[Path], channels: int | None):
     step = max(1, len(files) // MOST_IMAGES)
     try:
         return [read_pixels(found.path, channels) for found in files[::step][:MOST_IMAGES]]
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"--images {error}") from error
 
 

@@ -92,7 +92,7 @@ def read_images(paths: list[Path] | None, channels: int | None) -> list[np.ndarr
         raise UserError(f"--images {problems[0]}")
     try:
         return [read_pixels(found.path, channels) for found in files]
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"--images {error}") from error
 
 
