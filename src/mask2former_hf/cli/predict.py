@@ -17,11 +17,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..data.bands import shown_bands
 from ..data.errors import DataError, data_errors
 from ..data.formats.writers import TOOL_WRITERS, ImageFile
-from ..data.images import IMAGE_SUFFIXES
+from ..data.images import ARRAY_SUFFIX, IMAGE_SUFFIXES
 from ..data.json_files import write_json
+from ..data.pictures import shown_bands
 from ..data.windows import ImageWindows
 from ..inference.exported import is_exported
 from ..inference.known_labels import stuff_of
@@ -201,6 +201,8 @@ def find_images(paths: list[Path]) -> tuple[list[Found], list[str]]:
     for path in paths:
         if path.is_dir():
             found = sorted(child for child in path.iterdir() if child.suffix.lower() in IMAGE_SUFFIXES)
+            pictures = {child.stem for child in found if child.suffix.lower() != ARRAY_SUFFIX}
+            found = [child for child in found if child.suffix.lower() != ARRAY_SUFFIX or child.stem not in pictures]
             if not found:
                 problems.append(f"{path}: the folder has no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
             files += found

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
-from ..data.bands import shown_bands
 from ..data.errors import DataError
+from ..data.pictures import shown_bands
 from ..evaluation.processes import process_group
 from ..training.run import TrainingRun
 from ..training.run_folder import how_to_go_on, steps_with_results

@@ -8,8 +8,8 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
-from ..data.bands import to_picture
 from ..data.example import Example
+from ..data.pictures import to_picture
 from ..inference.drawing import draw_instances
 from ..model.mask_losses import WEIGHT_FIELDS, short_name
 from ..training.optimization import FROM_RANDOM, parts_table

@@ -93,7 +93,7 @@ def read_images(paths: list[Path] | None, channels: int | None, most: int | None
     step = 1 if most is None else max(1, len(files) // most)
     try:
         return [read_pixels(found.path, channels) for found in files[::step][:most]]
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"--images {error}") from error
 
 

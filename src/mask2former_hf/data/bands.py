@@ -1,10 +1,11 @@
-"""Images of any number of bands: from files and arrays, their numbers as they are, and pictures of them.
+"""Images of any number of bands, from files and arrays, their numbers as they are.
 
 Bands are counted from 1, as GDAL, rasterio and QGIS do, in the order of the file. A file is a TIFF whose samples are
 the bands, or whose pages are; an array of NumPy (`.npy`); or any picture that Pillow opens with so many bands.
 """
 
-from collections.abc import Sequence
+import contextlib
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ from .images import ARRAY_SUFFIX, MOST_BANDS, is_tiff, load_array, load_rasterio
 from .rle import to_numpy
 
 LARGEST_EXACT = 2**24  # integers up to here are exact in float32
-PERCENTILES = (2, 98)  # of a band that become black and white in a picture, as QGIS stretches it
 _SAMPLES_PER_PIXEL, _PLANAR, _GDAL_NODATA = 277, 284, 42113  # TIFF tags
 CHOOSE = "{} are wanted, the model's or those of channels=: choose bands with gdal_translate -b 1 -b 2 ..., or NumPy"
 
@@ -25,18 +25,35 @@ def read_pixels(path: str | Path, channels: int | None = None) -> np.ndarray:
     Pixels of the value that the file declares to be "no data" (GDAL's tag) become 0, which is said once.
 
     Raises:
-        OSError: for files that are missing or damaged.
+        OSError: for files that are missing or damaged, and for a TIFF that Pillow cannot read if rasterio is missing.
         ValueError: for another number of bands or pages.
-        ImportError: for a TIFF that Pillow cannot read, without rasterio.
     """
     path = Path(path)
     if channels is None:
         return read_image(path)
     if path.suffix.lower() == ARRAY_SUFFIX:
         return to_bands(load_array(path), channels, path)
-    if is_tiff(path) and not _is_for_pillow(path):
-        return _read_raster(path, channels)
+    if is_tiff(path) and not is_for_pillow(path):
+        return read_raster(path, channels)
     return read_as(path, lambda image, where: to_bands(image, channels, where))
+
+
+def check_bands(path: str | Path, channels: int | None):
+    """Whether an image file can be opened as `read_pixels` would; of a raster or an array no pixel is read.
+
+    Raises:
+        OSError, ValueError: as `read_pixels`.
+    """
+    path = Path(path)
+    if channels is None and path.suffix.lower() != ARRAY_SUFFIX:
+        read_as(path, lambda image, where: None, whole=False)
+    elif channels is not None and path.suffix.lower() == ARRAY_SUFFIX:
+        shape = load_array(path, header=True).shape
+        if (shape[2] if len(shape) == 3 else 1) != channels and (len(shape) == 2 or shape[0] != channels):
+            raise ValueError(f"{path}: has shape {shape}, but {CHOOSE.format(channels)}")
+    elif channels is not None and is_tiff(path) and not is_for_pillow(path):
+        with _opened_raster(path, channels):
+            pass
 
 
 def to_pixels(image, where: str | Path, channels: int | None = None) -> np.ndarray:
@@ -64,7 +81,8 @@ def to_bands(image, channels: int, where: str | Path) -> np.ndarray:
         array = array.transpose(1, 2, 0)
     array = array[..., None] if array.ndim == 2 else array
     if array.ndim != 3 or 0 in array.shape or array.shape[2] != channels:
-        found = f"{array.shape[2]} bands" if array.ndim == 3 else f"shape {array.shape}"
+        sides = [side for side in array.shape[::-2] if side <= MOST_BANDS]  # the last one, or the first
+        found = f"{sides[0]} bands" if array.ndim == 3 and sides else "other sides"
         raise ValueError(f"{where}: has {found} ({array.dtype} of shape {array.shape}), but {CHOOSE.format(channels)}")
     array = np.ascontiguousarray(_plain_numbers(array, where))
     return array if array.flags.writeable else array.copy()
@@ -114,7 +132,7 @@ def _of_picture(image: Image.Image, where) -> np.ndarray:
     return array
 
 
-def _is_for_pillow(path: Path) -> bool:
+def is_for_pillow(path: Path) -> bool:
     """Whether Pillow sees all of a TIFF's bands."""
     try:
         with Image.open(path) as image:
@@ -125,10 +143,17 @@ def _is_for_pillow(path: Path) -> bool:
         return False
 
 
-def _read_raster(path: Path, channels: int | None) -> np.ndarray:
-    rasterio = load_rasterio(path)
+@contextlib.contextmanager
+def _opened_raster(path: Path, channels: int | None):
     try:
-        with rasterio.open(path) as file:
+        rasterio = load_rasterio(path)
+    except ImportError as error:  # one more thing that a file needs, said with the others
+        raise OSError(str(error)) from error
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Dataset has no geotransform")
+            file = rasterio.open(path)
+        with file:
             if file.subdatasets:
                 raise ValueError(
                     f"{path}: has {len(file.subdatasets)} pages of {file.count} bands, of which a model would see the "
@@ -136,9 +161,15 @@ def _read_raster(path: Path, channels: int | None) -> np.ndarray:
                 )
             if channels is not None and file.count != channels:
                 raise ValueError(f"{path}: has {file.count} bands, but {CHOOSE.format(channels)}")
-            pixels, nodata = file.read(), file.nodata
+            yield file
     except rasterio.errors.RasterioError as error:
         raise OSError(f"{path}: not a readable image ({error}); replace the file or leave it out") from error
+
+
+def read_raster(path: Path, channels: int | None = None) -> np.ndarray:
+    """`read_pixels` by rasterio; None for all bands, however many."""
+    with _opened_raster(path, channels) as file:
+        pixels, nodata = file.read(), file.nodata
     return to_bands(without_nodata(pixels.transpose(1, 2, 0), nodata, path), len(pixels), path)
 
 
@@ -173,60 +204,3 @@ def resize_bands(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     ]
     result = np.stack(resized, axis=-1)
     return np.rint(result).astype(np.uint16) if whole else result
-
-
-def shown_bands(channels: int, show: Sequence[int] | None = None) -> Sequence[int]:
-    """Three bands for red, green and blue, or one for grey, counted from 1: those given, or the first three, or the
-    first of fewer.
-
-    Raises:
-        ValueError: naming `show_bands`, for others than the image has.
-    """
-    if show is None:
-        return (1, 2, 3) if channels >= 3 else (1,)
-    if len(show) not in (1, 3) or not all(1 <= band <= channels for band in show):
-        raise ValueError(
-            f"show_bands={list(show)}: must be three bands, for red, green and blue, or one, each from 1 to {channels}"
-        )
-    return show
-
-
-def picture(image: np.ndarray, show: Sequence[int] | None = None) -> np.ndarray:
-    """(H, W, 3) uint8 of an (H, W, C) image, to be looked at.
-
-    8 bits are shown as they are. Others are stretched, each band for itself, from its 2nd to its 98th percentile.
-
-    Args:
-        show: see `shown_bands`.
-    """
-    chosen = [image[..., band - 1] for band in shown_bands(image.shape[2], show)]
-    if image.dtype != np.uint8:
-        chosen = [_stretched(band) for band in chosen]
-    return np.stack(chosen * (3 // len(chosen)), axis=-1)
-
-
-def to_picture(image, show: Sequence[int] | None = None, where: str | Path = "image") -> np.ndarray:
-    """(H, W, 3) uint8 of an image in any form: `images.to_rgb` of a photo; `picture` of floats, of more than 4 bands,
-    and where bands are chosen."""
-    pixels = np.asarray(image) if isinstance(image, Image.Image) else to_numpy(image)
-    channels = pixels.shape[2] if pixels.ndim == 3 else 1
-    if show is None and pixels.dtype.kind != "f" and channels <= 4:
-        return to_rgb(image, where)
-    return picture(to_bands(image, channels, where), show)
-
-
-def read_picture(path: Path, show: Sequence[int] | None = None) -> np.ndarray:
-    """`to_picture` of an image file."""
-    if path.suffix.lower() == ARRAY_SUFFIX:
-        array = load_array(path)
-        bands_first = array.ndim == 3 and array.shape[2] > MOST_BANDS >= array.shape[0]
-        return to_picture(array.transpose(1, 2, 0) if bands_first else array, show, path)
-    if is_tiff(path) and not _is_for_pillow(path):
-        return picture(_read_raster(path, None), show)
-    return read_image(path) if show is None else read_as(path, lambda image, where: to_picture(image, show, where))
-
-
-def _stretched(band: np.ndarray) -> np.ndarray:
-    dark, bright = np.percentile(band, PERCENTILES)
-    levels = (band.astype(np.float32) - dark) / max(bright - dark, 1e-12)
-    return np.rint(levels.clip(0, 1) * 255).astype(np.uint8)

@@ -8,7 +8,7 @@ import numpy as np
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from .bands import read_pixels
+from .bands import check_bands, read_pixels
 from .classes import ClassTable
 from .errors import data_errors
 from .example import Example, check_size
@@ -101,6 +101,9 @@ class FileReader(Reader):
 
     def check_header(self, index: int):
         """Of one image file; raises ValueError or OSError for what cannot be used."""
+        path = self.image_path(index)
+        if path is not None:
+            check_bands(path, self.channels)
         size, annotated = self.image_size(index), self._annotated_size(index)
         check_size(size, annotated, self._place(index))
 

@@ -75,7 +75,10 @@ class RasterWindows(ImageWindows):
             shown = f"{colours[0]}{', 0 is white' if inverted else ''}"
             raise ValueError(f"{self.path}: {shown}: windows must be grey or RGB")
         bands = [1, 2, 3] if colours[:3] == ("red", "green", "blue") else [1]
-        if len(colours) > len(bands) + ("alpha" in colours):
+        more = len(colours) > len(bands) + ("alpha" in colours)
+        if more and len(bands) == 1:
+            raise ValueError(f"{self.path}: has {len(colours)} bands and no colours: a photo is grey or RGB")
+        if more:
             say_once("bands", f"{self.path} has {len(colours)} bands, of which the first {len(bands)} are used")
         return bands
 

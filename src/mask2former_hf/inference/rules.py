@@ -78,9 +78,9 @@ def rules_of(
     if task not in TASKS:
         raise ValueError(f"task={task!r}: must be one of {', '.join(TASKS)}, or None for the checkpoint's own")
     given = {name: value for name, value in numbers.items() if value is not None}
-    check_refinement(task, given.get("refine"))
     if given.get("refine") == "crf" and (channels := image_channels(processor)) is not None:
         raise ValueError(f"refine='crf': compares the colours of photos, and these images have {channels} bands")
+    check_refinement(task, given.get("refine"))
     _check_read(task, given)
     if task == "panoptic":
         of_checkpoint = {name: getattr(processor, field, None) for name, field in OF_PROCESSOR.items()}

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..data.bands import read_picture, to_picture
 from ..data.formats import geojson, label_studio, labelme, libraries, parquet, yolo
 from ..data.formats.labelled_mask import LabelledMask
 from ..data.georeference import Georeference
+from ..data.pictures import read_picture, to_picture
 from ..data.rle import coco_code
 from ..data.runs import NOTHING, Runs, paint, runs_of_map, visible
 from ..data.windows import ImageWindows
@@ -112,7 +112,7 @@ class Segmentation:
             image: what was segmented: PIL, a path, an array as `data.images.to_rgb` takes it or of bands, or
                 `data.windows.ImageWindows`; a grey ground by default.
             show_bands: of an image of bands, three for red, green and blue, or one, counted from 1; by default the
-                first three (`data.bands.picture`).
+                first three (`data.pictures.picture`).
         """
         from .drawing import draw_segmentation
 

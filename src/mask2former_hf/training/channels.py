@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..data.bands import shown_bands
+from ..data.pictures import shown_bands
 from ..data.statistics import measure_bands
 from ..inference.loading import load_processor
 from ..model.channels import MOST_CHANNELS, image_channels, model_channels
