@@ -57,7 +57,7 @@ def _logits(model, processor, images: Sequence[np.ndarray], rules: Rules, tta: b
     # As pictures: of an array of 1, 3 or 4 rows the processor would guess that they are channels.
     pictures = [Image.fromarray(image) for image in images]
     sizes = [image.shape[:2] for image in images]
-    window = getattr(model.config, "sliding_window", None) if rules.task == "semantic" else None
+    window = model.config.sliding_window if rules.task == "semantic" else None
     if window is None and not tta:
         inputs = processor(pictures, return_tensors="pt")  # its pixel_mask is read on the host
         inputs["pixel_values"] = inputs["pixel_values"].to(model.device)
