@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 from helpers import GOLDEN, needs_golden, tiny_model
+from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from mask2former_hf import Mask2FormerImageProcessor, Segmenter
+from mask2former_hf import Mask2FormerImageProcessor, Segmenter, VideoSegmenter
 from mask2former_hf.data.example import Example
 from mask2former_hf.evaluation.evaluator import SegmentationEvaluator, headline, run_evaluation
+from mask2former_hf.hub.segmentation_pipeline import Mask2FormerSegmentationPipeline
 from mask2former_hf.inference.segmentation import semantic_result
 from mask2former_hf.inference.sliding_window import pass_size, sliding_scores, window_scores, windows_of
 
@@ -106,3 +108,18 @@ def test_evaluation_measures_what_segmenter_gives(windowed):
     evaluator = SegmentationEvaluator(model.config, processor, ["miou"])
     run_evaluation(model, [[(0, example)]], evaluator, progress=False)
     assert headline(evaluator.compute())["miou"] == 1
+
+
+def test_pipeline_and_video_give_what_segmenter_gives(windowed):
+    model, processor, image = windowed
+    images = [image, image[:, ::-1].copy(), image[:, :70].copy()]
+    expected = [Segmenter.of(model, processor)(one) for one in images]
+    pipe = Mask2FormerSegmentationPipeline(model=model, image_processor=processor)
+    pictures = [Image.fromarray(one) for one in images]
+    for results in (pipe(pictures), pipe(pictures, batch_size=2)):
+        for result, one in zip(results, expected, strict=True):
+            assert {s["label"]: np.asarray(s["mask"]).sum() for s in result} == {
+                s.label: 255 * (one.map == s.label_id).sum() for s in one.segments
+            }
+    frames = VideoSegmenter.of(model, processor)(images[:2])
+    assert all(np.array_equal(a.map, b.map) for a, b in zip(frames, expected[:2], strict=True))

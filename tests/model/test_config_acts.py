@@ -58,6 +58,8 @@ OTHERS = {  # read by others than a forward: data pipelines, initialisation, inf
     "init_xavier_std": 3.0,
     "task": "instance",
     "stuff_label_ids": [1],
+    "sliding_window": {"side": 64, "stride": 40},
+    "weights_license": "dinov3-license",
 }
 RETURNS = {"output_auxiliary_logits"}  # tested with the outputs
 

@@ -59,6 +59,9 @@ def test_every_field_with_every_wrong_value_makes_a_model_or_is_refused_by_name(
         ({"num_queries": True}, "num_queries"),
         ({"feature_strides": []}, r"feature_strides=\[\]: must be four whole numbers"),
         ({"stuff_label_ids": [True]}, "stuff_label_ids"),
+        ({"sliding_window": {"side": 64}}, "sliding_window={'side': 64}: must be {'side': pixels, 'stride'"),
+        ({"sliding_window": {"side": 64, "stride": 65}}, "stride': 65}: must be .* at most the side"),
+        ({"weights_license": "../x"}, "weights_license='../x': must be a name of letters"),
         ({"label2id": "x"}, "label2id='x': must be a map of names to labels"),
     ],
 )

@@ -1,13 +1,17 @@
-"""Every backbone of transformers that can serve does: forward, backward, save and load, whoever is in the batch."""
+"""Every backbone of transformers that can serve does, and timm's: forward, backward, save and load, whoever is in the
+batch, ONNX."""
 
 import pytest
 import torch
 from helpers import BACKBONES, padded_batch, random_targets, randomise, relative_difference, tiny_fields
 from safetensors.torch import load_file
-from tiny_backbones import HIERARCHICAL, ONE_MAP, PLAIN, backbone_config
+from tiny_backbones import HIERARCHICAL, ONE_MAP, PLAIN, TIMM, TIMM_PLAIN, backbone_config, needs_timm
 from transformers import AutoBackbone
 
 from mask2former_hf import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
+from mask2former_hf.export.modules import Network
+from mask2former_hf.export.tracing import save, trace
+from mask2former_hf.model.backbone import feature_maps
 
 CASES = [
     *((name, None) for name in (*BACKBONES, *HIERARCHICAL)),
@@ -16,6 +20,7 @@ CASES = [
     ("dinov2", "adapter"),  # patches of 14 pixels
     *((name, "pyramid") for name in ONE_MAP),
 ]
+OF_TIMM = [*((name, None) for name in TIMM), *((name, "pyramid") for name in TIMM_PLAIN)]
 PREFIX = "model.pixel_level_module.encoder."
 
 
@@ -24,7 +29,11 @@ def make_model(name, neck):
     return randomise(Mask2FormerForUniversalSegmentation(config))
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(filter(None, case)))
+@pytest.fixture(
+    scope="module",
+    params=[*CASES, *(pytest.param(case, marks=needs_timm) for case in OF_TIMM)],
+    ids=lambda case: "-".join(filter(None, case)),
+)
 def case(request):
     return *request.param, make_model(*request.param)
 
@@ -39,7 +48,14 @@ def test_maps_of_any_size_are_at_strides_4_to_32(case):
     output = run(model, *padded_batch([(70, 100)]))
     assert [tuple(x.shape[-2:]) for x in output.encoder_hidden_states] == [(24, 32), (12, 16), (6, 8), (3, 4)]
     assert output.masks_queries_logits[-1].shape == (1, 10, 24, 32)
-    if name in (*PLAIN, *ONE_MAP, "beit with add_fpn", "hiera"):  # others have ways of their own with odd sizes
+    if name in (
+        *PLAIN,
+        *ONE_MAP,
+        *TIMM,
+        *TIMM_PLAIN,
+        "beit with add_fpn",
+        "hiera",
+    ):  # others have ways of their own with odd sizes
         output = run(model, torch.randn(1, 3, 70, 100))
         assert [tuple(x.shape[-2:]) for x in output.encoder_hidden_states] == [(18, 25), (9, 13), (5, 7), (3, 4)]
 
@@ -77,3 +93,30 @@ def test_no_map_depends_on_batch_mates(case):
     for ours, theirs in zip(together.encoder_hidden_states, alone.encoder_hidden_states, strict=True):
         h, w = theirs.shape[-2:]
         assert relative_difference(ours[:1, :, :h, :w], theirs) < 1e-4
+
+
+class Maps(torch.nn.Module):
+    """The four maps of a model that is prepared for an export; the rest of it is exported in tests/export."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.level = Network(model).model.model.pixel_level_module
+
+    def forward(self, pixels):
+        return feature_maps(self.level.encoder, self.level.neck, pixels)
+
+
+def test_one_onnx_graph_has_its_maps_at_every_size(case, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    _, _, model = case
+    maps = Maps(model)
+    axes = {"pixels": {0: "batch", 2: "height", 3: "width"}}
+    graph = trace(maps, (torch.randn(2, 3, 96, 160),), ["pixels"], list("abcd"), axes, 17)
+    save(graph, tmp_path / "maps.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "maps.onnx"))
+    for size in ((1, 3, 64, 64), (2, 3, 128, 224)):
+        pixels = torch.randn(size)
+        with torch.no_grad():
+            expected = maps(pixels)
+        for ours, theirs in zip(session.run(None, {"pixels": pixels.numpy()}), expected, strict=True):
+            assert relative_difference(torch.from_numpy(ours), theirs) < 1e-4

@@ -1,7 +1,11 @@
-"""A tiny config of every backbone of transformers that can serve Mask2Former."""
+"""A tiny config of every backbone of transformers that can serve Mask2Former, and of some of timm's families."""
 
+import pytest
 from helpers import BACKBONES, STAGES
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, TimmBackboneConfig
+from transformers.utils import is_timm_available
+
+needs_timm = pytest.mark.skipif(not is_timm_available(), reason="timm (extra [timm]) is not there")
 
 _DEPTHS = {"depths": [1, 1, 1, 1], "out_features": STAGES}
 _HEADS = {"num_heads": [1, 2, 4, 8]}
@@ -66,10 +70,27 @@ PLAIN = {  # maps of one stride, behind a neck
 }
 ONE_MAP = {"tipsv2_vision_model": dict(image_size=56, **_VIT | {"out_indices": [4]}, **_MLP)}  # for the pyramid alone
 
+TIMM = {  # names that timm knows, of its smallest; with maps of their own at these indices
+    "timm efficientnet": ("test_efficientnet", [1, 2, 3, 4]),
+    "timm tf_efficientnet": ("tf_efficientnet_lite0", [1, 2, 3, 4]),  # padded as TensorFlow does
+    "timm mobilenetv3": ("mobilenetv3_small_050", [1, 2, 3, 4]),
+    "timm mobilenetv4": ("mobilenetv4_conv_small_035", [1, 2, 3, 4]),
+    "timm convnext": ("test_convnext", [0, 1, 2, 3]),
+    "timm hgnet_v2": ("hgnetv2_b0", [0, 1, 2, 3]),
+    "timm resnet": ("test_resnet", [1, 2, 3, 4]),
+}
+TIMM_PLAIN = {  # behind a neck
+    "timm vit": ("test_vit", [0, 1, 2, 5]),
+    "timm eva02": ("eva02_tiny_patch14_224", [2, 5, 8, 11]),  # patches of 14 pixels, rotary positions
+}
+
 
 def backbone_config(name):
     """A new config of one of the backbones above, or of those in `helpers`."""
     if name in BACKBONES:
         return BACKBONES[name]()
+    if name in TIMM | TIMM_PLAIN:
+        architecture, maps = (TIMM | TIMM_PLAIN)[name]
+        return TimmBackboneConfig(backbone=architecture, out_indices=maps)
     fields = dict((HIERARCHICAL | PLAIN | ONE_MAP)[name])
     return CONFIG_MAPPING[fields.pop("model_type", name)](**fields)

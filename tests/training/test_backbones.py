@@ -155,7 +155,7 @@ def test_a_folder_of_a_plain_vit_keeps_its_names_and_weights_through_saving(vit_
         str(vit_folder), Scenes.classes, "panoptic", True, vit_neck=neck, hidden_dim=32, num_attention_heads=4
     )
     licence = {"dinov3_vit": "dinov3-license"}.get(model.config.backbone_config.model_type)
-    assert getattr(model.config, "weights_license", None) == licence and not hasattr(resumed.config, "weights_license")
+    assert model.config.weights_license == licence and resumed.config.weights_license is None
     assert not resumed.load_state_dict(saved).missing_keys  # as Trainer does, with the names in the file
     assert all(torch.equal(x, resumed.state_dict()[name]) for name, x in model.state_dict().items())
 

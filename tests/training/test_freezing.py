@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers import BACKBONES, GOLDEN, needs_golden, random_targets, tiny_fields, tiny_model
 from safetensors.torch import load_file
-from tiny_backbones import HIERARCHICAL, ONE_MAP, PLAIN, backbone_config
+from tiny_backbones import HIERARCHICAL, ONE_MAP, PLAIN, TIMM, TIMM_PLAIN, backbone_config, needs_timm
 from transformers import AutoBackbone, DINOv3ViTConfig, DINOv3ViTModel
 
 from mask2former_hf import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
@@ -55,7 +55,10 @@ def test_layer_decay_is_that_of_its_sources(source):
         assert rates[last_norm] == 1 and rates[model.class_predictor.weight] == 1
 
 
-@pytest.mark.parametrize("name", [*BACKBONES, *HIERARCHICAL, *PLAIN, *ONE_MAP])
+OF_TIMM = [pytest.param(name, marks=needs_timm) for name in (*TIMM, *TIMM_PLAIN)]
+
+
+@pytest.mark.parametrize("name", [*BACKBONES, *HIERARCHICAL, *PLAIN, *ONE_MAP, *OF_TIMM])
 def test_every_backbone_has_stages_of_which_each_lies_deeper(name):
     depths, count = depths_of(AutoBackbone.from_config(backbone_config(name)))
     assert {depth for depth in depths.values() if 1 <= depth <= count} == set(range(1, count + 1))

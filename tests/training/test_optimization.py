@@ -65,3 +65,20 @@ def test_golden_schedules():
         for step, rate in case["values"]:
             assert 1e-4 * schedule.lr_lambdas[0](step) == pytest.approx(rate, rel=1e-6), name
     assert kinds == {"WarmupPolyLR", "LRMultiplier"}
+
+
+@needs_golden
+def test_warm_up_is_eomt_s_of_new_parameters():
+    for case in json.loads((GOLDEN / "vit_adapter" / "schedules.json").read_text())["two_stage_warmup"]:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=case["base"]["other"])
+        total, (warmup, _) = case["total_steps"], case["warmup_steps"]
+        schedule = polynomial_schedule(optimizer, total, case["poly_power"], warmup=warmup)
+        for step, (_, expected) in case["lr_by_step_backbone_other"].items():
+            ours = case["base"]["other"] * schedule.lr_lambdas[0](int(step))
+            assert ours == pytest.approx(expected, rel=1e-6), step
+
+
+def test_warm_up_comes_before_the_drops_of_a_multi_step_schedule():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    factor = multi_step_schedule(optimizer, [6, 8], warmup=4).lr_lambdas[0]
+    assert [factor(step) for step in range(10)] == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1, 0.1, 0.1, 0.01, 0.01])

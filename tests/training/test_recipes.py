@@ -9,6 +9,8 @@ from helpers import GOLDEN, SHARED, needs_golden
 from mask2former_hf import Mask2FormerConfig
 from mask2former_hf.data.classes import ClassTable
 from mask2former_hf.training.recipes import load_recipe, recipe_names
+from mask2former_hf.training.settings import TrainingSettings, check, complete
+from mask2former_hf.training.vit_recipes import vit_recipe, vit_recipe_names
 
 BEHAVIOUR = SHARED / "reference" / "original_behaviour.md"
 needs_table = pytest.mark.skipif(
@@ -132,3 +134,42 @@ def test_fields_make_a_configuration(name):
         config.backbone_config.depths
         == {"r101": [3, 4, 23, 3], "s": [2, 2, 18, 2], "r50": [3, 4, 6, 3]}[name.rpartition("-")[2]]
     )
+
+
+@pytest.mark.parametrize("name", vit_recipe_names())
+def test_a_vit_s_recipe_is_settings_that_a_run_takes_with_the_source_of_each(name):
+    recipe = vit_recipe(name)
+    given = {"output": "run", "recipe": name, "data": "label-maps", "accumulate": 2}
+    given |= {} if "backbone" in recipe.settings else {"model": "a/checkpoint"}
+    given |= {} if {"steps", "epochs"} & set(recipe.settings) else {"steps": 100}
+    settings, original = complete(TrainingSettings(**given))
+    check(settings)
+    assert original is None and settings.classes == recipe.class_set
+    own = {key: value for key, value in recipe.settings.items() if key != "batch_size"}
+    assert {key: getattr(settings, key) for key in own} == own
+    assert settings.batch_size * 2 == recipe.settings.get("batch_size", 2 * 4)
+    assert re.search(r"[\w-]+/[\w-]+ [0-9a-f]{7}", recipe.source) and "Not run at this size here" in str(recipe)
+    assert {"frozen": "freeze_backbone" in own, "pyramid": own.get("vit_neck") == "pyramid"} == {
+        word: word in name for word in ("frozen", "pyramid")
+    }
+
+
+@needs_golden
+def test_layer_decay_of_vits_is_what_their_sources_recorded():
+    recorded = json.loads((GOLDEN / "vit_adapter" / "schedules.json").read_text())["layer_decay"]
+    rates = {"vit_adapter": "ade20k-semantic-beit-l-adapter", "vitdet": "coco-instance-vit-b-pyramid"}
+    rates |= {"eomt": "coco-panoptic-dinov2-l-adapter"}
+    for source, name in rates.items():
+        assert vit_recipe(name).settings["layer_decay"] in {case.get("rate") for case in recorded[source]}, source
+
+
+def test_given_settings_come_before_those_of_a_vit_s_recipe():
+    name = "coco-panoptic-dinov2-l-adapter"
+    settings, _ = complete(TrainingSettings(output="run", recipe=name, model="a/checkpoint", steps=10, crop=320))
+    assert (settings.backbone, settings.vit_neck, settings.epochs, settings.crop) == (None, None, None, 320)
+    with pytest.raises(ValueError, match="give model="):
+        check(complete(TrainingSettings(output="run", recipe="ade20k-semantic-beit-l-adapter-896"))[0])
+    with pytest.raises(ValueError, match="not one of the original's"):
+        load_recipe(name)
+    with pytest.raises(ValueError, match="coco-panoptic-dinov2-l-adapter"):
+        load_recipe("coco-panoptic-dinov2-adapter")

@@ -183,7 +183,7 @@ def save_folder(output: Path, model, processor):
     try:
         model.save_pretrained(staging)
         processor.save_pretrained(staging)
-        if getattr(model.config, "weights_license", None):
+        if model.config.weights_license:
             write_model_card(model, staging, processor, repo_id=output.name)
         if output.exists():
             output.rename(old)

@@ -15,6 +15,7 @@ from ..model.mask_losses import WEIGHT_FIELDS, short_name
 from ..training.optimization import FROM_RANDOM, parts_table
 from ..training.run import TrainingRun
 from ..training.settings import starts_pretrained
+from ..training.vit_recipes import vit_recipe
 
 
 def headline_names(figures: dict) -> list[str]:
@@ -49,6 +50,8 @@ def summary(run: TrainingRun) -> str:
     """What will be trained on what, before anything long starts."""
     lines = []
     settings, model, statistics, arguments = run.settings, run.model, run.statistics, run.trainer.args
+    if (recipe := vit_recipe(settings.recipe)) is not None:
+        lines.append(f"recipe {recipe}")
     for name, value in run.recognised.items():
         lines.append(f"recognised {name.replace('_', ' ')}: {value}")
     if run.held_out:

@@ -268,7 +268,7 @@ def run_evaluation(
     device = next(iter(model.parameters())).device
     model.eval()
     # which knows of views, windows and tiles; otherwise one forward serves every task
-    several = tta or tile is not None or getattr(model.config, "sliding_window", None) is not None
+    several = tta or tile is not None or model.config.sliding_window is not None
     segmenter = Segmenter.of(model, evaluator.processor, tta=tta, tile=tile, overlap=overlap) if several else None
     try:
         with _forward_in(autocast, model, device):

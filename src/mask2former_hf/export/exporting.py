@@ -155,7 +155,7 @@ def _check_model(model):
     """Refuse models whose results a graph of one image does not give."""
     if isinstance(model, Mask2FormerForVideoSegmentation):
         raise ExportError("a model of clips is not exported: a graph takes images, and objects would lose their ids")
-    if getattr(model.config, "sliding_window", None) is not None:
+    if model.config.sliding_window is not None:
         raise ExportError(
             "checkpoints with a sliding window are not exported: a graph sees an image once; use Segmenter"
         )

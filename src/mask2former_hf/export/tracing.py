@@ -32,7 +32,7 @@ def trace_network(network: Network, size: tuple[int, int] | None, opset: int):
         LOGITS[1]: {0: "batch", 2: height and "height / 4", 3: width and "width / 4"},
     }
     axes = {name: {axis: text for axis, text in own.items() if text} for name, own in axes.items()}
-    return _trace(network, (pixels,), ["pixel_values"], list(LOGITS), axes, opset)
+    return trace(network, (pixels,), ["pixel_values"], list(LOGITS), axes, opset)
 
 
 def trace_results(task: str, config, top_k: int, resize_masks_first: bool, opset: int):
@@ -52,10 +52,17 @@ def trace_results(task: str, config, top_k: int, resize_masks_first: bool, opset
         axes |= {name: {0: "instances"} for name in module.outputs[1:]}
         axes["masks"] = {0: "instances", 1: "target height", 2: "target width"}
     given = (*logits, *sizes, *(numbers[name] for name in module.inputs))
-    return _trace(module, given, inputs, list(module.outputs), axes, opset)
+    return trace(module, given, inputs, list(module.outputs), axes, opset)
 
 
-def _trace(module, given, inputs, outputs, axes, opset):
+def trace(module, given: tuple, inputs: list[str], outputs: list[str], axes: dict, opset: int):
+    """An `onnx.ModelProto` of a module.
+
+    Args:
+        given: tensors for the module's arguments.
+        inputs, outputs: names.
+        axes: input or output -> axis -> name, of axes that may have any length.
+    """
     onnx = require("onnx")
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # that the tracer is the older one, and of every condition on a size

@@ -69,7 +69,7 @@ def write_model_card(
     directory.mkdir(parents=True, exist_ok=True)
     name = repo_id or directory.resolve().name
     figures, stuff = flatten(metrics or {}), stuff_of(model.config, processor)
-    licence_name = None if license else getattr(model.config, "weights_license", None)
+    licence_name = None if license else model.config.weights_license
     inherited = LICENCES.get(licence_name)
     sections = [
         f"# {name.split('/')[-1]}",

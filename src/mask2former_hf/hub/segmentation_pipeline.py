@@ -15,9 +15,11 @@ from transformers.image_utils import load_image
 from transformers.pipelines.image_segmentation import ImageSegmentationPipeline
 from transformers.utils import ModelOutput, logging
 
-from ..inference.results import as_processed, segment_outputs
+from ..inference.known_labels import task_of
+from ..inference.results import as_processed, from_scores, segment_outputs
 from ..inference.rules import rules_of
 from ..inference.segmenter import DOWNLOAD_TIMEOUT, read
+from ..inference.sliding_window import sliding_scores
 from ..model.channels import image_channels
 from ..model.image_processing_mask2former import Mask2FormerImageProcessor
 from ..model.modeling_mask2former import Mask2FormerForUniversalSegmentation
@@ -60,12 +62,21 @@ class Mask2FormerSegmentationPipeline(ImageSegmentationPipeline):
             image = load_image(image)  # of base64
         channels = image_channels(self.image_processor)
         pixels = read(image, timeout=timeout or DOWNLOAD_TIMEOUT, channels=channels)
+        config = self.model.config
+        if config.sliding_window is not None and (subtask or task_of(config)) == "semantic":
+            return {"inputs": {"image": pixels}, "target_size": torch.tensor([pixels.shape[:2]])}
         inputs = self.image_processor([as_processed(pixels, channels)], return_tensors="pt")
         return {"inputs": dict(inputs), "target_size": torch.tensor([pixels.shape[:2]])}
 
     def _forward(self, model_inputs):
         inputs, sizes = model_inputs["inputs"], model_inputs["target_size"]
         inputs = inputs if isinstance(inputs, list) else [inputs]  # transformers collates tensors, and lists the rest
+        if "image" in inputs[0]:
+            window = self.model.config.sliding_window
+            channels = image_channels(self.image_processor)
+            pairs = zip((as_processed(item["image"], channels) for item in inputs), sizes.tolist(), strict=True)
+            scores = [sliding_scores(self.model, self.image_processor, *pair, window) for pair in pairs]
+            return ModelOutput(scores=scores, target_size=sizes)
         canvas = [max(item["pixel_values"].shape[side] for item in inputs) for side in (-2, -1)]
         batch = {name: torch.cat([_pad(item[name], canvas) for item in inputs]) for name in inputs[0]}
         outputs = self.model(**batch)
@@ -98,7 +109,13 @@ class Mask2FormerSegmentationPipeline(ImageSegmentationPipeline):
         except ValueError as error:
             raise ValueError(str(error).replace("overlap_threshold=", "overlap_mask_area_threshold=")) from error
         outputs = ModelOutput(**model_outputs)
+        if "scores" in outputs:  # of one image, alone in a list or in a batch
+            return self._segments(from_scores(outputs.scores[0], rules))
         result = segment_outputs(outputs, rules, outputs.target_size.tolist())[0]
+        return self._segments(result)
+
+    @staticmethod
+    def _segments(result) -> list[dict]:
         return [
             {"score": s.score, "label": s.label, "mask": Image.fromarray(mask.astype(np.uint8) * 255)}
             for s, mask in zip(result.segments, result.masks, strict=True)

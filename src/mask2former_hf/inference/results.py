@@ -74,7 +74,7 @@ def _logits(
     """Per image its logits and sizes; or, of semantic results that are averages, (K, H, W) scores."""
     pictures = [as_processed(image, image_channels(processor)) for image in images]
     sizes = [image.shape[:2] for image in images]
-    window = getattr(model.config, "sliding_window", None) if rules.task == "semantic" else None
+    window = model.config.sliding_window if rules.task == "semantic" else None
     if window is None and not tta:
         inputs = processor(pictures, return_tensors="pt")  # its pixel_mask is read on the host
         inputs["pixel_values"] = inputs["pixel_values"].to(model.device)

@@ -15,7 +15,7 @@ from ..model.postprocessing import logits_per_image, stack_instances
 from ..model.video_postprocessing import MAX_TRACKS, best_pairs, resized_masks
 from ..model.video_processing_mask2former import Mask2FormerVideoProcessor
 from .loading import is_video_checkpoint, load_model, load_processor, to_device
-from .results import instances_and_queries, segment_logits
+from .results import instances_and_queries, segment_images, segment_logits
 from .rules import Rules, rules_of
 from .segmentation import Segmentation, instance_result
 from .segmenter import read
@@ -178,11 +178,11 @@ class FrameStream(_Stream):
     def push(self, frame) -> list[Segmentation]:
         """The result of the next frame, in a list of one."""
         frame = self._read(frame)
+        if self.rules.task == "semantic":
+            return segment_images(self.model, self.processor, [frame], self.rules)
         inputs = self.processor(Image.fromarray(frame), return_tensors="pt").to(self.model.device)
         outputs = self.model(**inputs)
         (logits,) = logits_per_image(outputs, [self.size])
-        if self.rules.task == "semantic":
-            return [segment_logits(logits, self.rules)]
         if self.rules.task == "instance":
             result, queries = instances_and_queries(logits, self.rules)
             queries = queries.tolist()

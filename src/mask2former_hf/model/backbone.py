@@ -12,8 +12,8 @@ from transformers.utils import logging
 
 from .canvas import SIZE_DIVISOR
 from .cpu_layout import for_convolutions
-from .plain_vit import is_plain, keep_positions_exact, make_neck, neck_maps
-from .repaired_backbones import repair
+from .plain_vit import is_plain, make_neck, neck_maps, patches_of, whole_patches
+from .timm_models import TIMM, make_timm_backbone
 
 logger = logging.get_logger(__name__)
 
@@ -31,7 +31,7 @@ UNUSED = {
     ),
 }
 STRIDES = [4, 8, 16, 32]
-WHOLE_CANVAS = ("beit", "hiera")  # their four maps are made of an image whose sides are multiples of 32
+WHOLE_CANVAS = ("beit", "hiera", TIMM)  # their four maps are made of an image whose sides are multiples of 32
 PROBE = (96, 128)  # height and width of the image without data that tells a backbone's strides
 
 
@@ -48,11 +48,11 @@ def make_backbone(
         ValueError: for feature maps that are not at strides 4, 8, 16, 32 and not those of a plain ViT, and for a neck
             that does not fit.
     """
-    backbone = AutoBackbone.from_config(config)
+    backbone = make_timm_backbone(config) if config.model_type == TIMM else AutoBackbone.from_config(config)
     repair(backbone)
     shapes = map_shapes(backbone, config)
     neck = None
-    if shapes is not None and is_plain(config, PROBE, shapes):
+    if shapes is not None and is_plain(backbone, PROBE, shapes):
         neck = make_neck(vit_neck, config, [shape[1] for shape in shapes], pyramid_channels)
         channels = neck.out_channels
     else:
@@ -65,8 +65,20 @@ def make_backbone(
     freeze_parts(backbone, freeze_batch_norm)
     drop_paths_of_both_branches(backbone)
     rectify_own_results(backbone)
-    keep_positions_exact(backbone)
     return backbone, neck, channels
+
+
+def repair(backbone: nn.Module):
+    """Replace forwards of transformers' classes that Mask2Former cannot use as they are. Their modules are imported
+    for these backbones alone."""
+    if backbone.config.model_type in ("hiera", "focalnet"):
+        from .repaired_backbones import repair_maps
+
+        repair_maps(backbone)
+    elif backbone.config.model_type == "dinov3_vit":
+        from .rotary_positions import keep_positions_exact
+
+        keep_positions_exact(backbone)
 
 
 def _hierarchical_channels(backbone: nn.Module, shapes, fallback_strides) -> list[int]:
@@ -97,7 +109,10 @@ def feature_maps(backbone: nn.Module, neck: nn.Module | None, pixel_values: Tens
     if neck is not None or backbone.config.model_type in WHOLE_CANVAS:
         H, W = pixel_values.shape[-2:]
         canvas = F.pad(pixel_values, (0, -W % SIZE_DIVISOR, 0, -H % SIZE_DIVISOR))
-        maps = backbone(canvas).feature_maps if neck is None else neck_maps(backbone, neck, canvas)
+        if neck is None:
+            maps = backbone(for_convolutions(canvas)).feature_maps
+        else:
+            maps = neck_maps(backbone, neck, canvas)
         return tuple(x[..., : -(-H // step), : -(-W // step)] for x, step in zip(maps, STRIDES, strict=True))
     options = backbone_options(backbone)
     if options:  # resized embeddings need whole patches; Swin pads with zeros to whole patches anyway
@@ -119,6 +134,8 @@ def map_shapes(backbone: nn.Module, config) -> list[tuple[int, ...]] | None:
         for name, tensor in (*backbone.named_parameters(), *backbone.named_buffers())
     }
     pixels = torch.empty(1, getattr(config, "num_channels", 3), *PROBE, device="meta", dtype=backbone.dtype)
+    if (patch := patches_of(backbone)) is not None:
+        pixels = whole_patches(pixels, patch)
     training = backbone.training
     try:
         with torch.no_grad():

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+import re
 import reprlib
 from collections.abc import Callable
 
@@ -42,6 +43,12 @@ def _number(least: int, most: int) -> tuple[Callable, str]:
 
 def _all_whole(value, least: int) -> bool:
     return isinstance(value, list | tuple) and all(type(number) is int and number >= least for number in value)
+
+
+def _is_window(value) -> bool:
+    """Windows side by side or overlapping: with a longer stride pixels between them would be seen by none."""
+    whole = isinstance(value, dict) and set(value) == {"side", "stride"} and _all_whole(list(value.values()), 1)
+    return whole and value["stride"] <= value["side"] <= 2**15
 
 
 def _has_labels(value) -> bool:
@@ -87,7 +94,16 @@ _RULES = {  # what a field must be whatever the others are
     "focal_gamma": _WEIGHT,
     "task": (lambda value: value is None or value in TASKS, f"one of {', '.join(TASKS)}, or None"),
     "stuff_label_ids": (lambda value: value is None or _all_whole(value, 0), "a list of labels, or None"),
+    "sliding_window": (
+        lambda value: value is None or _is_window(value),
+        "{'side': pixels, 'stride': pixels, at most the side}, or None",
+    ),
+    "weights_license": (
+        lambda value: value is None or (isinstance(value, str) and re.fullmatch(r"[\w.-]{1,96}", value)),
+        "a name of letters, digits, '.', '_' and '-', or None",
+    ),
 }
+_ONLY_WHERE_USED = ("vit_neck", "sliding_window", "weights_license")  # not in files where they are None
 _BACKBONE = "backbone_config."
 _GENERAL_FIELDS = {field.name for field in dataclasses.fields(PreTrainedConfig)}
 
@@ -123,9 +139,10 @@ class Mask2FormerConfig(PreTrainedConfig):
     r"""Architecture, loss weights and label meaning of a Mask2Former (Cheng et al., CVPR 2022).
 
     Names, defaults and meaning are those of `transformers.Mask2FormerConfig`, and either class reads the other's
-    `config.json`. `freeze_batch_norm`, `task`, `stuff_label_ids` and the fields of the mask loss are additional and
-    optional. Once a model is made, the fields that became modules (`BUILT_IN_FIELDS` and the backbone's config) must
-    stay as they are; the others act whenever they are changed.
+    `config.json`. `freeze_batch_norm`, `task`, `stuff_label_ids`, the fields of the mask loss, `vit_neck`,
+    `sliding_window` and `weights_license` are additional and optional. Once a model is made, the fields that became
+    modules (`BUILT_IN_FIELDS` and the backbone's config) must stay as they are; the others act whenever they are
+    changed.
 
     Args:
         backbone_config: config (or its dict) of a backbone that `AutoBackbone` knows, with four feature maps at
@@ -169,6 +186,10 @@ class Mask2FormerConfig(PreTrainedConfig):
         focal_gamma: how strongly the focal loss turns away from pixels that are right already; 0 for not at all.
         task: what the checkpoint was trained for: `"semantic"`, `"instance"` or `"panoptic"`.
         stuff_label_ids: labels that are stuff (one segment per image), for panoptic results.
+        sliding_window: `{"side", "stride"}` in pixels of the resized image, for a checkpoint whose semantic scores are
+            the mean over windows, as DINOv3's segmentor's. `None` is the whole image at once.
+        weights_license: of weights that the checkpoint was made of, where it binds what is made of them, such as
+            `"dinov3-license"`; the model card says it.
     """
 
     model_type = "mask2former"
@@ -222,6 +243,8 @@ class Mask2FormerConfig(PreTrainedConfig):
     focal_gamma: float | int = 2.0
     task: str | None = None
     stuff_label_ids: list[int] | tuple[int, ...] | None = None
+    sliding_window: dict | None = None
+    weights_license: str | None = None
 
     def __setattr__(self, name: str, value):
         name = self.attribute_map.get(name, name)
@@ -257,11 +280,9 @@ class Mask2FormerConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def to_dict(self) -> dict:
-        """As it is written to files: without `vit_neck` where a backbone needs none or its usual one."""
+        """As it is written to files: without fields of ours that say nothing."""
         fields = super().to_dict()
-        if fields["vit_neck"] is None:
-            del fields["vit_neck"]
-        return fields
+        return {name: value for name, value in fields.items() if value is not None or name not in _ONLY_WHERE_USED}
 
     def validate_architecture(self):
         super().validate_architecture()

@@ -1,20 +1,13 @@
-"""What plain ViTs of transformers need to serve Mask2Former: whole patches, exact rotary positions, a neck.
+"""What plain ViTs of transformers and timm need to serve Mask2Former: whole patches and a neck.
 
 A plain ViT has maps of one stride, that of its patches. A neck, `SimpleFeaturePyramid` or `ViTAdapter`, makes four
 maps at strides 4, 8, 16, 32 of them.
 """
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.dinov3_vit.modeling_dinov3_vit import (
-    DINOv3ViTAttention,
-    DINOv3ViTRopePositionEmbedding,
-    apply_rotary_pos_emb,
-    eager_attention_forward,
-)
 
+from .timm_models import TIMM, timm_patch_size
 from .vit_adapter import NUM_HEADS, NUM_MAPS, VALUE_RATIO, ViTAdapter, tapped_blocks
 from .vit_pyramid import SimpleFeaturePyramid
 
@@ -29,12 +22,19 @@ def patch_size_of(config) -> tuple[int, int] | None:
     return (patch, patch) if isinstance(patch, int) else tuple(patch)
 
 
-def is_plain(config, size: tuple[int, int], shapes: list[tuple[int, ...]]) -> bool:
+def patches_of(backbone: nn.Module) -> tuple[int, int] | None:
+    """(height, width) in pixels of the patches of what may be a plain ViT; None for another backbone."""
+    is_timm = backbone.config.model_type == TIMM
+    patch = timm_patch_size(backbone) if is_timm else patch_size_of(backbone.config)
+    return None if patch is None or min(patch) < LEAST_PATCH else patch
+
+
+def is_plain(backbone: nn.Module, size: tuple[int, int], shapes: list[tuple[int, ...]]) -> bool:
     """Whether maps of these shapes, of an image of this size, are those of a plain ViT."""
-    patch = patch_size_of(config)
-    if patch is None or min(patch) < LEAST_PATCH:
+    patch = patches_of(backbone)
+    if patch is None:
         return False
-    grid = tuple(side // step for side, step in zip(size, patch, strict=True))
+    grid = tuple(-(-side // step) for side, step in zip(size, patch, strict=True))
     return all(len(shape) == 4 and tuple(shape[-2:]) == grid for shape in shapes)
 
 
@@ -67,7 +67,7 @@ def make_neck(kind: str | None, config, channels: list[int], pyramid_channels: i
 
 def neck_maps(backbone: nn.Module, neck: nn.Module, pixel_values: Tensor) -> list[Tensor]:
     """Four maps, finest first, of (B, c, H, W) whose sides are multiples of 32."""
-    return neck(pixel_values, backbone(whole_patches(pixel_values, patch_size_of(backbone.config))).feature_maps)
+    return neck(pixel_values, backbone(whole_patches(pixel_values, patches_of(backbone))).feature_maps)
 
 
 def whole_patches(pixel_values: Tensor, patch: tuple[int, int]) -> Tensor:
@@ -77,51 +77,8 @@ def whole_patches(pixel_values: Tensor, patch: tuple[int, int]) -> Tensor:
     its map, spread over the whole image afterwards, would be shifted. Multiples of the patch stay as they are.
     """
     H, W = pixel_values.shape[-2:]
-    size = (-(-H // patch[0]) * patch[0], -(-W // patch[1]) * patch[1])
+    # Not -(-H // patch): ONNX, as PyTorch's tracer writes it, divides towards 0.
+    size = ((H + patch[0] - 1) // patch[0] * patch[0], (W + patch[1] - 1) // patch[1] * patch[1])
     if size == (H, W):
         return pixel_values
     return F.interpolate(pixel_values, size=size, mode="bilinear", align_corners=False)
-
-
-class ExactRotaryPositions(DINOv3ViTRopePositionEmbedding):
-    """Sines and cosines in float32 whatever the model's dtype, from frequencies that were not rounded with it."""
-
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        if self.inv_freq.dtype != torch.float32:
-            exponents = torch.arange(0, 1, 4 / self.head_dim, dtype=torch.float32, device=pixel_values.device)
-            self.inv_freq = 1 / self.base**exponents
-        return super().forward(pixel_values.float())
-
-
-class ExactRotaryAttention(DINOv3ViTAttention):
-    """Rotates queries and keys in float32, as Meta's code does, then attends in the values' dtype."""
-
-    def forward(self, hidden_states: Tensor, attention_mask=None, position_embeddings=None, **kwargs):
-        B, N, _ = hidden_states.shape
-        query, key, value = (
-            projection(hidden_states).view(B, N, self.num_heads, self.head_dim).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        output, weights = attend(
-            self,
-            query.to(value.dtype),
-            key.to(value.dtype),
-            value,
-            attention_mask,
-            dropout=self.dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
-        )
-        return self.o_proj(output.reshape(B, N, -1).contiguous()), weights
-
-
-def keep_positions_exact(backbone: nn.Module):
-    """Let DINOv3's rotary positions stay float32 in a bfloat16 model; transformers rounds them to its dtype."""
-    if backbone.config.model_type == "dinov3_vit":
-        for module in backbone.modules():
-            if type(module) is DINOv3ViTRopePositionEmbedding:
-                module.__class__ = ExactRotaryPositions  # the same parameters and names
-            elif type(module) is DINOv3ViTAttention:
-                module.__class__ = ExactRotaryAttention

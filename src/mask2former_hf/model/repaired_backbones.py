@@ -73,7 +73,7 @@ class UnmergedFocalNet(FocalNetBackbone):
         return BackboneOutput(feature_maps=tuple(maps))
 
 
-def repair(backbone: nn.Module):
+def repair_maps(backbone: nn.Module):
     """Give a backbone of these classes its forward here; parameters and names stay."""
     for repaired in (UnrolledHiera, UnmergedFocalNet):
         if type(backbone) is repaired.__base__:

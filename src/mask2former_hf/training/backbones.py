@@ -25,6 +25,7 @@ from ..model.configuration_mask2former import Mask2FormerConfig
 from ..model.modeling_mask2former import Mask2FormerForUniversalSegmentation
 from .inflation import MEAN, set_channels, with_channels
 from .recipes import Recipe
+from .timm_backbones import is_timm, timm_config, timm_normalisation, timm_weights
 from .vit_backbones import VITS, normalisation, with_maps
 
 
@@ -106,8 +107,8 @@ def new_model(
 
     Args:
         backbone: a short name (one of `BACKBONES`) or a recipe, whose weights are there under its backbone's name; or
-            the folder or Hub id of a pretrained backbone, with four stages or a plain ViT. "tiny" is a model of 1.4 M
-            parameters for a CPU, of which no weights are published: they are random.
+            the folder or Hub id of a pretrained backbone, with four stages or a plain ViT, "timm/NAME" included.
+            "tiny" is a model of 1.4 M parameters for a CPU, of which no weights are published: they are random.
         random_weights: of the backbone, too; then nothing is loaded.
         channels: of the images, 1 to 16; None for what the backbone takes, mostly 3.
         inflate: what trained weights are for further channels (`inflation.with_channels`).
@@ -123,6 +124,8 @@ def new_model(
     elif backbone in BACKBONES:
         config = with_maps(BACKBONES[backbone].config(), fields.get("vit_neck"))
         fields = (TINY_FIELDS if backbone == TINY else {}) | fields
+    elif is_timm(backbone):
+        config = timm_config(backbone, fields.get("vit_neck"))
     else:
         config = with_maps(AutoConfig.from_pretrained(backbone), fields.get("vit_neck"))
     source = BACKBONES[name].weights if name in BACKBONES else name
@@ -149,16 +152,20 @@ def normalisation_of(source: str | Recipe, random_weights: bool = False) -> dict
     if name == TINY:
         return {}
     source = BACKBONES[name].weights if name in BACKBONES else name
+    if is_timm(source):
+        return timm_normalisation(source)
     return normalisation(source, local_files_only=os.path.isdir(source) or random_weights or not _hub_answers())
 
 
 def _weights(name: str, source: str, config) -> dict:
     """Tensors of a published backbone, none of them random but the norms of its maps, which classifiers lack."""
     reachable = os.path.isdir(source) or _hub_answers()
-    backbone = MODEL_FOR_BACKBONE_MAPPING[type(config)]  # AutoBackbone takes folders for names of timm
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its table of the classifier's tensors, which have no place here
     try:
+        if is_timm(source):
+            return timm_weights(source, config)
+        backbone = MODEL_FOR_BACKBONE_MAPPING[type(config)]  # AutoBackbone takes folders for names of timm
         options = {"output_loading_info": True, "local_files_only": not reachable}
         loaded, report = backbone.from_pretrained(source, config=config, **options)
     except (OSError, ValueError, RuntimeError) as error:

@@ -4,6 +4,8 @@ import re
 
 from torch import nn
 
+from ..model.timm_models import TIMM
+
 ALL = "all"
 
 
@@ -21,6 +23,8 @@ def depths_of(backbone: nn.Module) -> tuple[dict[str, int], int]:
 
     0 is for embeddings and stem, 1 to n for the stages, n + 1 for what comes after them, such as a last norm.
     """
+    if backbone.config.model_type == TIMM:
+        return _depths_of_timm(backbone)
     name, count = stages_of(backbone)
     depths, depth = {}, 0
     pattern = re.compile(re.escape(name) + r"\.(\d+)\.")
@@ -31,6 +35,24 @@ def depths_of(backbone: nn.Module) -> tuple[dict[str, int], int]:
         else:
             depths[parameter] = count + 1 if depth else 0
     return depths, count
+
+
+def _depths_of_timm(backbone: nn.Module) -> tuple[dict[str, int], int]:
+    """timm names the module that each map comes out of: what lies between two of these belongs to the later one."""
+    parameters = [name for name, _ in backbone.named_parameters()]
+    ends = []
+    for stage in backbone.stage_names:
+        # Within a flat list of modules timm writes "stages_0" for "stages.0".
+        own = re.compile(r"_backbone\.(model\.)?" + re.escape(stage).replace(r"\.", "[._]") + r"\.")
+        places = [place for place, name in enumerate(parameters) if own.match(name)]
+        if places:
+            ends.append((places[0], places[-1]))
+    first = ends[0][0]
+    depths = {
+        name: 0 if place < first else 1 + sum(place > last for _, last in ends)
+        for place, name in enumerate(parameters)
+    }
+    return depths, len(ends)
 
 
 def freeze_backbone(model: nn.Module, stages: int | str = ALL):

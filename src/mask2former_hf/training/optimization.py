@@ -110,14 +110,35 @@ def match_gradient_strides(model: nn.Module):
             weight.register_hook(lambda gradient: gradient.flatten(1)[..., None, None])
 
 
-def polynomial_schedule(optimizer: torch.optim.Optimizer, num_steps: int, power: float = POLYNOMIAL_POWER) -> LambdaLR:
-    """Learning rate times (1 - step / num_steps) ** power (the original's WarmupPolyLR, which has no warm-up)."""
-    return LambdaLR(optimizer, lambda step: max(0.0, 1 - step / num_steps) ** power)
+def polynomial_schedule(
+    optimizer: torch.optim.Optimizer, num_steps: int, power: float = POLYNOMIAL_POWER, warmup: int = 0
+) -> LambdaLR:
+    """Learning rate times (1 - step / num_steps) ** power (the original's WarmupPolyLR, which has no warm-up).
+
+    Args:
+        warmup: steps of a linear rise from 0 before that; the fall takes the steps that are left, as in EoMT.
+    """
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return step / warmup
+        return max(0.0, 1 - (step - warmup) / max(1, num_steps - warmup)) ** power
+
+    return LambdaLR(optimizer, factor)
 
 
 def multi_step_schedule(
-    optimizer: torch.optim.Optimizer, milestones: Sequence[int], gamma: float = MULTI_STEP_FACTOR
+    optimizer: torch.optim.Optimizer, milestones: Sequence[int], gamma: float = MULTI_STEP_FACTOR, warmup: int = 0
 ) -> LambdaLR:
     """Learning rate times `gamma` from each milestone (a step number) on (the original's WarmupMultiStepLR, whose
-    warm-up factor is 1)."""
-    return LambdaLR(optimizer, lambda step: gamma ** sum(step >= milestone for milestone in milestones))
+    warm-up factor is 1).
+
+    Args:
+        warmup: steps of a linear rise from 0 at the beginning.
+    """
+
+    def factor(step: int) -> float:
+        rise = step / warmup if step < warmup else 1.0
+        return rise * gamma ** sum(step >= milestone for milestone in milestones)
+
+    return LambdaLR(optimizer, factor)

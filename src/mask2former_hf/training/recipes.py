@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..conversion.architecture import RESNET_DEPTHS
 from ..data.augmentation import Pipeline, by_name
+from .vit_recipes import vit_recipe, vit_recipe_names
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,12 @@ def load_recipe(name: str) -> Recipe:
     Raises:
         ValueError: for a name that does not exist, with the similar ones.
     """
+    if vit_recipe(name) is not None:
+        raise ValueError(f"name={name!r}: holds settings to train a ViT with, and is not one of the original's")
     if name not in _recipes():
         words = set(name.lower().split("-"))
-        close = sorted(recipe_names(), key=lambda known: -len(words & set(known.split("-"))))[:6]
+        close = sorted([*recipe_names(), *vit_recipe_names()], key=lambda known: -len(words & set(known.split("-"))))[
+            :6
+        ]
         raise ValueError(f"name={name!r}: no such recipe; the closest are {', '.join(close)}")
     return _recipes()[name]

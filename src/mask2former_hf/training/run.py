@@ -364,6 +364,7 @@ def _arguments(settings: TrainingSettings, recipe: Recipe | None, task: str) -> 
         max_grad_norm=settings.clip,
         schedule="multistep" if milestones else "poly",
         milestones=milestones,
+        warmup_steps=settings.warmup or 0,
         eval_strategy="steps",
         save_strategy="steps",
         eval_steps=every,

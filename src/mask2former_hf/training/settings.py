@@ -21,6 +21,7 @@ from .freezing import ALL
 from .inflation import INFLATIONS
 from .optimization import FROM_PRETRAINED, FROM_RANDOM, WEIGHT_DECAY
 from .recipes import Recipe, load_recipe
+from .vit_recipes import vit_recipe
 
 DEFAULT_BATCH, DEFAULT_CROP = 4, 512  # where neither a setting nor a recipe says otherwise
 VIDEO_KINDS = ("youtube-vis", "moving-scenes")  # of data; those of images are in data.kinds
@@ -79,7 +80,11 @@ class TrainingSettings:
         choices=INFLATIONS,
     )
     random_weights: bool = _setting("start the backbone from random weights", False, "model")
-    recipe: str | None = _setting("settings of one of the original's 59 recipes, as coco-panoptic-r50", group="model")
+    recipe: str | None = _setting(
+        "settings of one of the original's 59 recipes, as coco-panoptic-r50, or for a ViT, as "
+        "coco-panoptic-dinov2-l-adapter",
+        group="model",
+    )
     task: str | None = _setting(f"{', '.join(TASKS)} (default: by the data)", group="model")
     queries: int | None = _setting(
         "number of queries, each of which finds a segment (default: the checkpoint's; of a new model, enough for the "
@@ -180,6 +185,7 @@ class TrainingSettings:
         "further factor on it for each stage (of a plain ViT: block) below the backbone's end, such as 0.8; then, as "
         "with lora, the multiplier is 1 by default"
     )
+    warmup: int | None = _setting("steps in which all learning rates rise from 0 (default: none)")
     weight_decay: float = _setting(f"(default: {WEIGHT_DECAY:g})", WEIGHT_DECAY)
     clip: float | None = _setting("largest gradient norm " + _by_start("clip"))
     seed: int = _setting("of weights, data order and augmentation (default: 0)", 0)
@@ -224,29 +230,45 @@ def complete(settings: TrainingSettings) -> tuple[TrainingSettings, Recipe | Non
     Raises:
         ValueError: for a recipe that does not exist or cannot be trained here.
     """
+    of_vit = vit_recipe(settings.recipe)
+    if of_vit is not None:
+        settings = _filled(
+            settings, _implied(settings, of_vit.implied(settings.model, settings.steps, settings.epochs))
+        )
+        if _needs_classes(settings):
+            settings = _filled(settings, {"classes": of_vit.class_set})
     if settings.layer_decay is not None or settings.lora is not None:
         settings = _filled(settings, {"backbone_multiplier": 1.0})
     settings = _filled(settings, FROM_PRETRAINED if starts_pretrained(settings) else FROM_RANDOM)
-    if settings.recipe is None:
+    if settings.recipe is None or of_vit is not None:
         return _filled(settings, {"batch_size": DEFAULT_BATCH, "crop": DEFAULT_CROP}), None
     try:
         recipe = load_recipe(settings.recipe)
         recipe.pipeline()
     except ValueError as error:
         raise ValueError(f"recipe={settings.recipe}: {error}") from error
-    images = settings.accumulate * int(os.environ.get("WORLD_SIZE", "1"))  # the recipe's batch is that of a step
     implied = {
         "task": recipe.task,
         "steps": None if settings.epochs else recipe.iterations,
         "eval_every": recipe.eval_period or None,
         "queries": recipe.num_queries,
-        "batch_size": max(1, recipe.batch_size // max(1, images)),
+        "batch_size": recipe.batch_size,
     }
-    if settings.data in KINDS and "classes" in KINDS[settings.data].needs:
+    if _needs_classes(settings):
         implied["classes"] = recipe.class_set
     if settings.augmentation in ("lsj", "resize-crop"):
         implied["crop"] = DEFAULT_CROP
-    return _filled(settings, implied), recipe
+    return _filled(settings, _implied(settings, implied)), recipe
+
+
+def _implied(settings: TrainingSettings, values: dict) -> dict:
+    """What a recipe says, whose batch is that of a step, for the forward passes of one process."""
+    images = settings.accumulate * int(os.environ.get("WORLD_SIZE", "1"))
+    return values | {name: max(1, value // max(1, images)) for name, value in values.items() if name == "batch_size"}
+
+
+def _needs_classes(settings: TrainingSettings) -> bool:
+    return settings.data in KINDS and "classes" in KINDS[settings.data].needs
 
 
 def _filled(settings: TrainingSettings, values: dict) -> TrainingSettings:
@@ -294,7 +316,8 @@ def check(settings: TrainingSettings):
         raise ValueError("output= is missing: a folder for the run")
     if settings.model is not None and settings.backbone is not None:
         raise ValueError("model= and backbone=: choose one, a checkpoint to start from or a new model")
-    if settings.recipe is None and settings.model is None and settings.backbone is None:
+    of_original = settings.recipe is not None and vit_recipe(settings.recipe) is None
+    if not of_original and settings.model is None and settings.backbone is None:
         raise ValueError("give model= (a checkpoint to start from), backbone= or recipe= (a new model)")
     if settings.model is not None and settings.random_weights:
         raise ValueError("random_weights= is for a new model; leave it out with model=")
@@ -326,6 +349,7 @@ def check(settings: TrainingSettings):
     check_numbers(settings, 1, ("steps", "eval_every", "log_every", "keep", "divisor", "lora"), most=MOST_STEPS)
     check_numbers(settings, 1, ("batch_size", "accumulate", "queries"), most=MOST_IMAGES)
     check_numbers(settings, 0, ("num_workers",), most=MOST_WORKERS)
+    check_numbers(settings, 0, ("warmup",), most=MOST_STEPS)
     check_numbers(settings, 1, ("crop", "short_sides", "test_size"), most=2**15)  # the processor takes twice a crop
     factors = ("learning_rate", "clip", "mask_weight", "weight_decay", "backbone_multiplier", "teacher_weight")
     check_numbers(settings, 0, factors)

@@ -166,10 +166,11 @@ class Mask2FormerTrainer(Trainer):
             optimizer = self.optimizer if optimizer is None else optimizer
             if self.args.schedule == "trainer":
                 return super().create_scheduler(num_training_steps, optimizer)
+            warmup = self.args.get_warmup_steps(num_training_steps)
             if self.args.schedule == "poly":
-                self.lr_scheduler = polynomial_schedule(optimizer, num_training_steps)
+                self.lr_scheduler = polynomial_schedule(optimizer, num_training_steps, warmup=warmup)
             else:
-                self.lr_scheduler = multi_step_schedule(optimizer, self.args.milestones)
+                self.lr_scheduler = multi_step_schedule(optimizer, self.args.milestones, warmup=warmup)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
