@@ -1,14 +1,13 @@
 """Average precision of masks or boxes by COCO's rules; of an image only the matches are kept."""
 
 import json
-import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ..data.rle import coco_tools, encode_masks, to_numpy, to_rle
-from .coco_matching import AREAS, Matches, curves, match
+from .coco_matching import Matches, best_of_class, checked_limits, match, summary
 
 IOU_TYPES = ("segm", "bbox", "boundary")
 
@@ -43,11 +42,7 @@ class AveragePrecision:
             raise ValueError(f"iou_type={iou_type!r}: must be one of {IOU_TYPES}")
         if iou_type == "boundary" and not has_boundary:
             raise ImportError("iou_type='boundary' is not in pycocotools: pip install faster-coco-eval")
-        self.max_detections = tuple(max_detections)
-        if not self.max_detections or sorted({*self.max_detections, 0}) != [0, *self.max_detections]:
-            raise ValueError(
-                f"max_detections={max_detections}: must be rising numbers from 1, for example (1, 10, 100)"
-            )
+        self.max_detections = checked_limits(max_detections)
         self.categories = dict(categories)
         self.iou_type = iou_type
         self.matches: dict[Hashable, Matches] = {}
@@ -155,22 +150,7 @@ class AveragePrecision:
             {"name", "AP", "AP50"}}}`, where AR's numbers are `max_detections`.
         """
         matches = {image_id: self._match([], truth) for image_id, truth in self.truth.items()} | self.matches
-        images = [matches[image_id] for image_id in _sort_ids(matches)]  # the order decides between equal scores
-        precision, recall = curves(images, len(self.categories), self.max_detections)
-        figures = {"AP": _mean(precision[..., 0])}
-        figures |= {"AP50": _mean(precision[0, ..., 0]), "AP75": _mean(precision[5, ..., 0])}
-        figures |= {f"AP{name[0]}": _mean(precision[..., i]) for i, name in enumerate(AREAS) if i}
-        figures |= {f"AR{n}": _mean(recall[..., 0, i]) for i, n in enumerate(self.max_detections)}
-        figures |= {f"AR{name[0]}": _mean(recall[..., i, -1]) for i, name in enumerate(AREAS) if i}
-        figures["per_class"] = {
-            category: {
-                "name": self.categories[category]["name"],
-                "AP": _mean(precision[:, :, row, 0]),
-                "AP50": _mean(precision[0, :, row, 0]),
-            }
-            for category, row in self._row.items()
-        }
-        return figures
+        return summary(matches, self.categories, self.max_detections)
 
     def _match(self, detections: list[dict], truth: list[dict]) -> Matches:
         return match(
@@ -227,12 +207,7 @@ class AveragePrecision:
             raise ValueError(
                 f"areas has {len(areas)} values for {len(masks)} masks in image {image_id!r}: one is needed each"
             )
-        kept, count = [], {}
-        for index in np.argsort(-scores.astype(np.float64), kind="stable").tolist():
-            label = labels[index].item()
-            count[label] = count.get(label, 0) + 1
-            if count[label] <= self.max_detections[-1]:
-                kept.append(index)
+        kept = best_of_class(scores, labels.tolist(), self.max_detections[-1])
         records = self._regions(masks, kept, image_id) if kept else []
         for record, index in zip(records, kept, strict=True):
             record |= {"category_id": self._row[labels[index].item()], "score": float(scores[index])}
@@ -268,16 +243,3 @@ class AveragePrecision:
                 "to the size of the truth"
             )
         return rle
-
-
-def _sort_ids(ids: Iterable[Hashable]) -> list:
-    ids = list(ids)
-    for kind in ((int, np.integer), str):
-        if all(isinstance(image_id, kind) for image_id in ids):
-            return sorted(ids)
-    return sorted(ids, key=lambda image_id: (type(image_id).__name__, repr(image_id)))
-
-
-def _mean(values: np.ndarray) -> float:
-    values = values[~np.isnan(values)]  # of classes without truth
-    return float(values.mean()) if values.size else math.nan

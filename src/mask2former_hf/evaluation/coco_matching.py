@@ -1,10 +1,13 @@
-"""COCO's rules of average precision: how an image's detections meet its true objects, and the curves over all images.
+"""COCO's rules of average precision: how an image's detections meet its true objects, and the figures over all images.
+
+The rules of videos are the same, with tracks for detections and other ranges of areas.
 
 Written after `COCOeval.evaluateImg` and `accumulate` of pycocotools. Letters: `D` detections, `G` true objects, `K`
 classes, `A` ranges of areas, `T` IoU thresholds, `R` recalls, `M` limits of detections.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -41,6 +44,7 @@ def match(
     true_areas: np.ndarray,
     crowds: np.ndarray,
     ious: np.ndarray,
+    ranges: Mapping[str, tuple[float, float]] = AREAS,
 ) -> Matches:
     """Give each detection, the best first, the free object of its class that it overlaps most.
 
@@ -52,8 +56,9 @@ def match(
         labels, scores, areas: (D,) of the detections, by falling score.
         true_labels, true_areas, crowds: (G,) of the true objects.
         ious: (D, G), 0 where the classes differ.
+        ranges: of areas, four by name, both ends belong to them.
     """
-    ignored = crowds | ~_in_range(true_areas)  # (A, G)
+    ignored = crowds | ~_in_range(true_areas, ranges)  # (A, G)
     hits, lost = np.zeros((2, len(labels), len(AREAS), len(THRESHOLDS)), dtype=bool)
     free = np.ones((*hits.shape[1:], len(true_labels)), dtype=bool)
     for detection in np.flatnonzero((ious >= THRESHOLDS[0]).any(1)):
@@ -68,7 +73,7 @@ def match(
         area, threshold = np.nonzero(rank)
         taken = near[best[area, threshold]]
         free[area, threshold, taken] = crowds[taken]
-    counted = hits | (_in_range(areas).T[:, :, None] & ~lost)
+    counted = hits | (_in_range(areas, ranges).T[:, :, None] & ~lost)
     present = np.unique(true_labels)
     counts = [(~ignored[:, true_labels == label]).sum(1) for label in present]
     return Matches(
@@ -112,6 +117,62 @@ def curves(images: Sequence[Matches], num_classes: int, limits: Sequence[int]) -
     return precision, recall
 
 
+def summary(matches: Mapping[Hashable, Matches], categories: Mapping[int, Mapping], limits: Sequence[int]) -> dict:
+    """COCO's figures of images, or videos, by their ids; nan where there is no such object in the truth.
+
+    Args:
+        categories: class id -> `{"name", ...}`, in the order of the rows.
+        limits: rising numbers of detections.
+    """
+    images = [matches[number] for number in _sort_ids(matches)]  # the order decides between equal scores
+    precision, recall = curves(images, len(categories), limits)
+    figures = {"AP": _mean(precision[..., 0])}
+    figures |= {"AP50": _mean(precision[0, ..., 0]), "AP75": _mean(precision[5, ..., 0])}
+    figures |= {f"AP{name[0]}": _mean(precision[..., i]) for i, name in enumerate(AREAS) if i}
+    figures |= {f"AR{n}": _mean(recall[..., 0, i]) for i, n in enumerate(limits)}
+    figures |= {f"AR{name[0]}": _mean(recall[..., i, -1]) for i, name in enumerate(AREAS) if i}
+    figures["per_class"] = {
+        category: {
+            "name": described["name"],
+            "AP": _mean(precision[:, :, row, 0]),
+            "AP50": _mean(precision[0, :, row, 0]),
+        }
+        for row, (category, described) in enumerate(categories.items())
+    }
+    return figures
+
+
+def checked_limits(max_detections: Sequence[int]) -> tuple[int, ...]:
+    """Refuse numbers that do not rise."""
+    limits = tuple(max_detections)
+    if not limits or sorted({*limits, 0}) != [0, *limits]:
+        raise ValueError(f"max_detections={max_detections}: must be rising numbers from 1, for example (1, 10, 100)")
+    return limits
+
+
+def best_of_class(scores: np.ndarray, labels: Sequence[Hashable], most: int) -> list[int]:
+    """Detections by falling score, of each class the best `most`."""
+    kept, count = [], {}
+    for index in np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable").tolist():
+        count[labels[index]] = count.get(labels[index], 0) + 1
+        if count[labels[index]] <= most:
+            kept.append(index)
+    return kept
+
+
+def _sort_ids(ids: Iterable[Hashable]) -> list:
+    ids = list(ids)
+    for kind in ((int, np.integer), str):
+        if all(isinstance(image_id, kind) for image_id in ids):
+            return sorted(ids)
+    return sorted(ids, key=lambda image_id: (type(image_id).__name__, repr(image_id)))
+
+
+def _mean(values: np.ndarray) -> float:
+    values = values[~np.isnan(values)]  # of classes without truth
+    return float(values.mean()) if values.size else math.nan
+
+
 def _precision_at_recalls(right: np.ndarray, wrong: np.ndarray, truth: int) -> np.ndarray:
     """(T, R) best precision at each recall or a larger one, of (n, T) rising numbers of hits and false alarms."""
     precision = right / (right + wrong + np.spacing(1))
@@ -126,7 +187,7 @@ def _flags(bits: np.ndarray, area: int) -> np.ndarray:
     return flags[:, area].astype(bool)
 
 
-def _in_range(areas: np.ndarray) -> np.ndarray:
+def _in_range(areas: np.ndarray, ranges: Mapping) -> np.ndarray:
     """(A, n) which of n areas lie in each range; the ends belong to it."""
-    low, high = np.array(list(AREAS.values())).T[:, :, None]
+    low, high = np.array(list(ranges.values())).T[:, :, None]
     return (low <= areas) & (areas <= high)

@@ -5,7 +5,7 @@ The overlap of two tracks is the sum of intersections over the sum of unions of 
 medium or large by its mean area over the frames where it is to be seen, with limits 128² and 256² pixels; crowds are
 left out of the count, but overlap is measured with them as with others.
 
-Letters: `D` tracks and `G` true objects of one class in one video, `T` IoU thresholds, `A` ranges of area.
+Letters: `D` tracks and `G` true objects of a video.
 """
 
 import math
@@ -15,19 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ..data.rle import coco_tools, to_rle
+from .coco_matching import Matches, best_of_class, checked_limits, match, summary
 
-THRESHOLDS = np.linspace(0.5, 0.95, 10)
-RECALLS = np.linspace(0, 1, 101)
 AREAS = {"all": (0, 1e10), "small": (0, 128**2), "medium": (128**2, 256**2), "large": (256**2, 1e10)}
-
-
-class _Matches(NamedTuple):
-    """What is kept of one class in one video, tracks by falling score."""
-
-    scores: np.ndarray  # (D,)
-    matched: np.ndarray  # (A, T, D) bool
-    ignored: np.ndarray  # (A, T, D) bool
-    counted: np.ndarray  # (A,) true objects
 
 
 class VideoAveragePrecision:
@@ -47,12 +37,9 @@ class VideoAveragePrecision:
 
     def __init__(self, categories: Mapping[int, Mapping], max_detections: Sequence[int] = (1, 10, 100)):
         coco_tools()  # now, and not after the first videos
-        self.categories, self.max_detections = dict(categories), tuple(max_detections)
-        if not self.max_detections or sorted({*self.max_detections, 0}) != [0, *self.max_detections]:
-            raise ValueError(
-                f"max_detections={max_detections}: must be rising numbers from 1, for example (1, 10, 100)"
-            )
-        self.videos: dict[Hashable, dict[int, _Matches]] = {}
+        self.categories, self.max_detections = dict(categories), checked_limits(max_detections)
+        self.videos: dict[Hashable, Matches] = {}
+        self._row = {category: row for row, category in enumerate(self.categories)}
 
     def update(self, tracks: Iterable[Mapping], objects: Iterable[Mapping], *, video_id: Hashable):
         """Count one video; also one without tracks or without objects.
@@ -84,31 +71,35 @@ class VideoAveragePrecision:
             )
         if not all(math.isfinite(track["score"]) for track in tracks):
             raise ValueError(f"scores of video {video_id!r} are nan or infinite: a confidence must be finite")
-        self.videos[video_id] = {
-            category: matches
-            for category in self.categories
-            if (matches := self._match(*(_of(category, side, video_id) for side in (tracks, objects)))) is not None
-        }
+        kept = best_of_class([t["score"] for t in tracks], [t["category_id"] for t in tracks], self.max_detections[-1])
+        found = self._tracks([tracks[index] for index in kept], video_id)
+        self.videos[video_id] = self._match(found, self._tracks(objects, video_id))
 
-    def _match(self, tracks: list["_Track"], objects: list["_Track"]) -> _Matches | None:
-        if not tracks and not objects:
-            return None
-        tracks = sorted(tracks, key=lambda track: -track.score)[: self.max_detections[-1]]
-        overlaps = track_overlaps(tracks, objects)
-        shape = (len(AREAS), len(THRESHOLDS), len(tracks))
-        matched, ignored = np.zeros(shape, bool), np.zeros(shape, bool)
-        counted = np.zeros(len(AREAS), np.int64)
-        for a, (low, high) in enumerate(AREAS.values()):
-            left_out = np.array([o.iscrowd or not low <= o.area <= high for o in objects], dtype=bool)
-            counted[a] = (~left_out).sum()
-            outside = np.array([not low <= track.area <= high for track in tracks], dtype=bool)
-            order = np.argsort(left_out, kind="stable")  # objects that count come first
-            crowds = np.array([objects[g].iscrowd for g in order], dtype=bool)
-            for t, threshold in enumerate(THRESHOLDS):
-                chosen = _assign(overlaps[:, order], left_out[order], crowds, threshold)
-                matched[a, t] = chosen >= 0
-                ignored[a, t] = np.where(chosen >= 0, left_out[order][chosen] if len(objects) else False, outside)
-        return _Matches(np.array([track.score for track in tracks]), matched, ignored, counted)
+    def _tracks(self, entries: list[Mapping], video_id) -> list["_Track"]:
+        tracks = [_track(entry, self._row[entry["category_id"]]) for entry in entries]
+        sizes = {tuple(code["size"]) for track in tracks for code in track.codes if code is not None}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"video {video_id!r} has masks of the sizes {sorted(sizes)} (height, width): one is needed"
+            )
+        return tracks
+
+    def _match(self, tracks: list["_Track"], objects: list["_Track"]) -> Matches:
+        labels, true_labels = (np.array([track.row for track in side], dtype=int) for side in (tracks, objects))
+        overlaps = np.zeros((len(tracks), len(objects)))
+        for row in np.intersect1d(labels, true_labels):
+            own, true = np.flatnonzero(labels == row), np.flatnonzero(true_labels == row)
+            overlaps[np.ix_(own, true)] = track_overlaps([tracks[d] for d in own], [objects[g] for g in true])
+        return match(
+            labels,
+            np.array([track.score for track in tracks]),
+            np.array([track.area for track in tracks]),
+            true_labels,
+            np.array([thing.area for thing in objects]),
+            np.array([thing.iscrowd for thing in objects], dtype=bool),
+            overlaps,
+            AREAS,
+        )
 
     def merge(self, other: "VideoAveragePrecision"):
         """Add the videos of another metric, for example of another process."""
@@ -130,30 +121,11 @@ class VideoAveragePrecision:
             `{"AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl", "per_class": {id:
             {"name", "AP", "AP50"}}}`, where AR's numbers are `max_detections`.
         """
-        order = sorted(self.videos, key=lambda video: (type(video).__name__, video))  # between equal scores
-        best = self.max_detections[-1]
-        rows = {
-            category: [self.videos[video][category] for video in order if category in self.videos[video]]
-            for category in self.categories
-        }
-        curves = {
-            (area, count): [_curve(rows[category], a, count) for category in self.categories]
-            for a, area in enumerate(AREAS)
-            for count in (self.max_detections if area == "all" else (best,))
-        }
-        every = [precision for precision, _ in curves["all", best]]  # (T, 101) per class, nan without objects
-        figures = {"AP": _mean(every), "AP50": _mean([p[0] for p in every]), "AP75": _mean([p[5] for p in every])}
-        figures |= {f"AP{area[0]}": _mean([p for p, _ in curves[area, best]]) for area in list(AREAS)[1:]}
-        figures |= {f"AR{n}": _mean([recall for _, recall in curves["all", n]]) for n in self.max_detections}
-        figures |= {f"AR{area[0]}": _mean([recall for _, recall in curves[area, best]]) for area in list(AREAS)[1:]}
-        figures["per_class"] = {
-            category: {"name": row["name"], "AP": _mean([precision]), "AP50": _mean([precision[0]])}
-            for (category, row), precision in zip(self.categories.items(), every, strict=True)
-        }
-        return figures
+        return summary(self.videos, self.categories, self.max_detections)
 
 
 class _Track(NamedTuple):
+    row: int  # of its class
     codes: list[dict | None]  # per frame, None without a pixel
     areas: np.ndarray  # (frames,) pixels
     area: float  # mean over the frames where there is a pixel
@@ -161,21 +133,13 @@ class _Track(NamedTuple):
     iscrowd: bool
 
 
-def _of(category: int, entries: Iterable[Mapping], video_id) -> list[_Track]:
-    tracks, sizes = [], set()
-    for entry in entries:
-        if entry["category_id"] != category:
-            continue
-        codes = [None if mask is None else to_rle(mask) for mask in entry["segmentations"]]
-        sizes |= {tuple(code["size"]) for code in codes if code is not None}
-        areas = np.array([0 if code is None else int(coco_tools().mask.area([code])[0]) for code in codes])
-        given = entry.get("areas")
-        told = areas[areas > 0] if given is None else np.array([area for area in given if area])
-        area = float(told.mean()) if len(told) else 0.0
-        tracks.append(_Track(codes, areas, area, float(entry.get("score", 0)), bool(entry.get("iscrowd"))))
-    if len(sizes) > 1:
-        raise ValueError(f"video {video_id!r} has masks of the sizes {sorted(sizes)} (height, width): one is needed")
-    return tracks
+def _track(entry: Mapping, row: int) -> _Track:
+    codes = [None if mask is None else to_rle(mask) for mask in entry["segmentations"]]
+    areas = np.array([0 if code is None else int(coco_tools().mask.area([code])[0]) for code in codes])
+    given = entry.get("areas")
+    told = areas[areas > 0] if given is None else np.array([area for area in given if area])
+    area = float(told.mean()) if len(told) else 0.0
+    return _Track(row, codes, areas, area, float(entry.get("score", 0)), bool(entry.get("iscrowd")))
 
 
 def track_overlaps(tracks: list[_Track], objects: list[_Track]) -> np.ndarray:
@@ -194,46 +158,3 @@ def track_overlaps(tracks: list[_Track], objects: list[_Track]) -> np.ndarray:
         shared[np.ix_(rows, columns)] += np.rint(overlap * both / (1 + overlap))  # whole pixels again
     union = total - shared
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
-
-
-def _assign(overlaps: np.ndarray, left_out: np.ndarray, crowds: np.ndarray, threshold: float) -> np.ndarray:
-    """(D,) the object of each track, -1 for none: the best tracks choose first, objects that count are preferred."""
-    chosen, taken = np.full(len(overlaps), -1), np.zeros(overlaps.shape[1], bool)
-    for d, row in enumerate(overlaps):
-        free = (row >= min(threshold, 1 - 1e-10)) & (~taken | crowds)
-        for group in (free & ~left_out, free & left_out):
-            if group.any():
-                values = np.where(group, row, -1)
-                chosen[d] = len(values) - 1 - values[::-1].argmax()  # the last of equal ones, as COCO's loop takes it
-                taken[chosen[d]] = True
-                break
-    return chosen
-
-
-def _curve(rows: list[_Matches], a: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Precision (T, 101) at the recalls and the final recall (T,) of a class; nan without objects."""
-    precision, recall = np.zeros((len(THRESHOLDS), len(RECALLS))), np.zeros(len(THRESHOLDS))
-    counted = sum(int(row.counted[a]) for row in rows)
-    if not counted:
-        return precision * math.nan, recall * math.nan
-    scores = np.concatenate([row.scores[:count] for row in rows])
-    order = np.argsort(-scores, kind="stable")
-    matched = np.concatenate([row.matched[a, :, :count] for row in rows], axis=1)[:, order]
-    ignored = np.concatenate([row.ignored[a, :, :count] for row in rows], axis=1)[:, order]
-    right, wrong = (matched & ~ignored).cumsum(1), (~matched & ~ignored).cumsum(1)
-    for t in range(len(THRESHOLDS)):
-        recalls = right[t] / counted
-        precisions = right[t] / (right[t] + wrong[t] + np.spacing(1))
-        precisions = np.maximum.accumulate(precisions[::-1])[::-1]
-        places = np.searchsorted(recalls, RECALLS, side="left")
-        reached = places < len(recalls)
-        precision[t, reached] = precisions[places[reached]]
-        recall[t] = recalls[-1] if len(recalls) else 0
-    return precision, recall
-
-
-def _mean(values: list[np.ndarray]) -> float:
-    """Over all that is not nan: classes without objects do not count."""
-    flat = np.concatenate([np.ravel(value) for value in values]) if values else np.zeros(0)
-    flat = flat[~np.isnan(flat)]
-    return float(flat.mean()) if flat.size else math.nan

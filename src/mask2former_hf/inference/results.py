@@ -172,21 +172,27 @@ def _panoptic_options(rules: Rules) -> dict:
 
 
 def _panoptic(logits, rules: Rules, image, progress) -> Segmentation:
+    return panoptic_and_queries(logits, rules, image, progress)[0]
+
+
+def panoptic_and_queries(logits, rules: Rules, image=None, progress=False) -> tuple[Segmentation, list[int]]:
+    """The result, and the query of each segment; of stuff that was merged the best one."""
     options = _panoptic_options(rules)
     if rules.refine == "crf":
         ids, segments = crf_panoptic_segmentation(image, *logits, progress=progress, **options)
     else:
         decide = otsu_decision(progress) if rules.refine == "otsu" else None
         ids, segments = panoptic_segmentation(*logits, decide=decide, **options)
-    return panoptic_result(ids.cpu().numpy(), segments, rules.id2label, rules.stuff_label_ids)
+    result = panoptic_result(ids.cpu().numpy(), segments, rules.id2label, rules.stuff_label_ids)
+    return result, [segment["query"] for segment in segments]
 
 
 def _instances(logits, rules: Rules, image, progress) -> Segmentation:
     return instances_and_queries(logits, rules, image, progress)[0]
 
 
-def instances_and_queries(logits, rules: Rules, image=None, progress=False) -> tuple[Segmentation, torch.Tensor]:
-    """The result, and the (N,) queries that its instances come from."""
+def instances_and_queries(logits, rules: Rules, image=None, progress=False) -> tuple[Segmentation, list[int]]:
+    """The result, and the query of each instance."""
     decide = {
         "otsu": lambda: otsu_decision(progress),
         "crf": lambda: crf_instance_decision(image, mask_threshold=rules.mask_threshold, progress=progress),
@@ -203,7 +209,7 @@ def instances_and_queries(logits, rules: Rules, image=None, progress=False) -> t
     _, kept = stack_instances(found["masks"], rules.overlap_threshold)
     masks, scores, labels = (found[name][kept].cpu() for name in ("masks", "scores", "labels"))
     result = instance_result(masks.numpy(), scores.tolist(), labels.tolist(), rules.id2label, rules.stuff_label_ids)
-    return result, found["queries"][kept]
+    return result, found["queries"][kept].tolist()
 
 
 def _semantic(logits, rules: Rules, image, progress) -> Segmentation:

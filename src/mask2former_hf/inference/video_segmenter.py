@@ -15,7 +15,7 @@ from ..model.postprocessing import logits_per_image, stack_instances
 from ..model.video_postprocessing import MAX_TRACKS, best_pairs, resized_masks
 from ..model.video_processing_mask2former import Mask2FormerVideoProcessor
 from .loading import is_video_checkpoint, load_model, load_processor, to_device
-from .results import instances_and_queries, segment_images, segment_logits
+from .results import instances_and_queries, panoptic_and_queries, segment_images, segment_logits
 from .rules import Rules, rules_of
 from .segmentation import Segmentation, instance_result
 from .segmenter import read
@@ -108,12 +108,23 @@ class VideoSegmenter:
                 `stuff_label_ids`; see `Rules`. The scores of models of clips are class probabilities alone, and 10
                 objects are looked for.
         """
-        if self.of_clips:
-            numbers = {"top_k": MAX_TRACKS} | numbers
-        rules = rules_of(self.model.config, self.task, processor=self.processor, **numbers)
+        rules = self.rules(**numbers)
         if self.of_clips:
             return WindowStream(self.model, self.processor, rules, self.tracking, self.window, self.overlap)
         return FrameStream(self.model, self.processor, rules, self.tracking)
+
+    def rules(self, **numbers) -> Rules:
+        """What results are made by; see `stream`.
+
+        Raises:
+            ValueError: for a number that is out of range, or that such results are not made by.
+        """
+        if self.of_clips:
+            for name in ("overlap_threshold", "stuff_label_ids"):
+                if numbers.get(name) is not None:
+                    raise ValueError(f"{name}={numbers[name]!r}: is for models of images; leave it out")
+            numbers = {"top_k": MAX_TRACKS} | numbers
+        return rules_of(self.model.config, self.task, processor=self.processor, **numbers)
 
     def __call__(self, frames: Iterable, **numbers) -> Iterator[Segmentation]:
         """Results of frames in their order, each as soon as it is known.
@@ -183,12 +194,10 @@ class FrameStream(_Stream):
         inputs = self.processor(Image.fromarray(frame), return_tensors="pt").to(self.model.device)
         outputs = self.model(**inputs)
         (logits,) = logits_per_image(outputs, [self.size])
-        if self.rules.task == "instance":
-            result, queries = instances_and_queries(logits, self.rules)
-            queries = queries.tolist()
-        else:
-            result = segment_logits(logits, self.rules)
-            queries = queries_of(result, logits[0])
+        if self.rules.task == "semantic":
+            return [segment_logits(logits, self.rules)]
+        find = instances_and_queries if self.rules.task == "instance" else panoptic_and_queries
+        result, queries = find(logits, self.rules)
         stuff = set(self.rules.stuff_label_ids)
         things = [n for n, segment in enumerate(result.segments) if segment.label_id not in stuff]
         of_things = [queries[n] for n in things]
@@ -269,10 +278,3 @@ def with_ids(result: Segmentation, ids: list[int]) -> Segmentation:
     """The same with other ids for its segments."""
     segments = tuple(replace(segment, id=number) for segment, number in zip(result.segments, ids, strict=True))
     return replace(result, segments=segments)
-
-
-def queries_of(result: Segmentation, class_logits: torch.Tensor) -> list[int]:
-    """The query of every panoptic segment, by its score, which is that of its query and of no other."""
-    scores, labels = class_logits.float().softmax(-1).max(-1)  # as post-processing computes them
-    places = {pair: query for query, pair in enumerate(zip(labels.tolist(), scores.tolist(), strict=True))}
-    return [places[segment.label_id, segment.score] for segment in result.segments]

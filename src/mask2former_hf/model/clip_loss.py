@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .criterion import Mask2FormerLoss, Target
+from .criterion import Mask2FormerLoss, Target, check_labels
 from .mask_logits import LazyMasks, SampledProduct, sample_masks
 
 
@@ -90,6 +90,7 @@ class Mask2FormerClipLoss(Mask2FormerLoss):
         class_labels: Sequence[Tensor],
         canvas: tuple[int, int] | None = None,
         generator: torch.Generator | None = None,
+        normalizers: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Unweighted loss terms of every layer, as `Mask2FormerLoss.forward` with these differences.
 
@@ -100,9 +101,8 @@ class Mask2FormerClipLoss(Mask2FormerLoss):
             class_labels: per clip (N,) int64 in 0 .. K; K says that the masks are known and the class is not: matched
                 by the probability of "no object", and the query is told "no object".
         """
-        return super().forward(
-            class_logits, mask_logits, mask_labels, class_labels, canvas=canvas, generator=generator
-        )
+        also = {"canvas": canvas, "generator": generator, "normalizers": normalizers}
+        return super().forward(class_logits, mask_logits, mask_labels, class_labels, **also)
 
     def targets(self, mask_labels, class_labels, ignore_masks, canvas, batch_size, device) -> list[ClipTarget]:
         for name, value in (("mask_labels", mask_labels), ("class_labels", class_labels)):
@@ -110,7 +110,7 @@ class Mask2FormerClipLoss(Mask2FormerLoss):
                 raise ValueError(f"{name} has {len(value)} entries for a batch of {batch_size} clips: give one each")
         targets = []
         for clip, (masks, labels) in enumerate(zip(mask_labels, class_labels, strict=True)):
-            check_clip_labels(clip, masks, labels, self.settings.num_labels)
+            check_labels(clip, masks, labels, self.settings.num_labels, of_clips=True)
             size = tuple(masks.shape[2:])
             own = size if canvas is None else tuple(canvas)
             if size[0] > own[0] or size[1] > own[1]:
@@ -125,28 +125,3 @@ class Mask2FormerClipLoss(Mask2FormerLoss):
         frames = torch.arange(masks.num_frames, device=queries.device)
         in_frames = [(x.unsqueeze(-1) * len(frames) + frames).flatten(1) for x in (queries, matched)]  # (L, R)
         return super()._mask_sums(clip, masks, target, *in_frames, generator)
-
-
-def check_clip_labels(clip: int, masks: Tensor, labels: Tensor, num_labels: int):
-    """Shapes and dtypes; values only on the host, where a look at them does not stall the device."""
-    if masks.ndim != 4 or labels.ndim != 1 or len(masks) != len(labels):
-        raise ValueError(
-            f"mask_labels[{clip}] has shape {tuple(masks.shape)} and class_labels[{clip}] has shape "
-            f"{tuple(labels.shape)}: they must be (N, frames, height, width) and (N,) for the N objects of the clip"
-        )
-    if labels.is_floating_point():
-        raise ValueError(f"class_labels[{clip}] is {labels.dtype}: labels are integers, of dtype torch.int64")
-    if masks.device.type == "cpu" and masks.dtype != torch.bool and masks.numel():
-        low, high = masks.aminmax()
-        if not (low >= 0 and high <= 1):
-            raise ValueError(
-                f"mask_labels[{clip}] has values from {low.item()} to {high.item()}: masks are 0 or 1; of a 0 and 255 "
-                "mask take mask > 0"
-            )
-    if labels.device.type == "cpu":
-        unknown = sorted({label for label in labels.tolist() if not 0 <= label <= num_labels})
-        if unknown:
-            raise ValueError(
-                f"class_labels[{clip}] contains {unknown}: labels are 0 to {num_labels - 1}, or {num_labels} for an "
-                "object whose class is not known"
-            )

@@ -96,7 +96,7 @@ def check_targets(
             raise ValueError(f"{name} has {len(value)} entries for a batch of {batch_size} images: give one per image")
     targets = []
     for image, (masks, labels, ignored) in enumerate(zip(mask_labels, class_labels, ignore_masks, strict=True)):
-        _check_labels(image, masks, labels, num_labels)
+        check_labels(image, masks, labels, num_labels)
         size = tuple(masks.shape[1:])
         own_canvas = size if canvas is None else tuple(canvas)
         _check_sizes(image, size, ignored, own_canvas)
@@ -106,12 +106,16 @@ def check_targets(
     return targets
 
 
-def _check_labels(image: int, masks: Tensor, labels: Tensor, num_labels: int):
-    """Shapes and dtypes; values only on the host, where a look at them does not stall the device."""
-    if masks.ndim != 3 or labels.ndim != 1 or len(masks) != len(labels):
+def check_labels(image: int, masks: Tensor, labels: Tensor, num_labels: int, of_clips: bool = False):
+    """Shapes and dtypes; values only on the host, where a look at them does not stall the device.
+
+    Of clips masks have frames, and a label may be `num_labels`, "not known".
+    """
+    if masks.ndim != 3 + of_clips or labels.ndim != 1 or len(masks) != len(labels):
+        wanted, whole = ("(N, frames, height, width)", "clip") if of_clips else ("(N, height, width)", "image")
         raise ValueError(
             f"mask_labels[{image}] has shape {tuple(masks.shape)} and class_labels[{image}] has shape "
-            f"{tuple(labels.shape)}: they must be (N, height, width) and (N,) for the N targets of the image"
+            f"{tuple(labels.shape)}: they must be {wanted} and (N,) for the N targets of the {whole}"
         )
     if labels.is_floating_point():
         raise ValueError(f"class_labels[{image}] is {labels.dtype}: labels are integers, of dtype torch.int64")
@@ -123,12 +127,10 @@ def _check_labels(image: int, masks: Tensor, labels: Tensor, num_labels: int):
                 "0 and 255 mask take mask > 0"
             )
     if labels.device.type == "cpu":
-        unknown = sorted({label for label in labels.tolist() if not 0 <= label < num_labels})
+        unknown = sorted({label for label in labels.tolist() if not 0 <= label < num_labels + of_clips})
         if unknown:
-            raise ValueError(
-                f"class_labels[{image}] contains {unknown}: labels are 0 to {num_labels - 1}; leave out targets "
-                "without a label"
-            )
+            repair = f", or {num_labels} if it is not known" if of_clips else "; leave out targets without a label"
+            raise ValueError(f"class_labels[{image}] contains {unknown}: labels are 0 to {num_labels - 1}{repair}")
 
 
 def _check_sizes(image: int, size: tuple[int, int], ignored: Tensor | None, canvas: tuple[int, int]):

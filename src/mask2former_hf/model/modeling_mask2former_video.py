@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .argument_checks import check_clips, check_frames, check_labels_given
+from .argument_checks import check_clips, check_frames, check_labels_given, check_tensor
 from .clip_loss import LazyClipMasks, Mask2FormerClipLoss
 from .modeling_mask2former import Mask2FormerForSegmentation, Mask2FormerModel
 from .outputs import Mask2FormerForUniversalSegmentationOutput, Mask2FormerModelOutput
@@ -119,6 +119,7 @@ class Mask2FormerForVideoSegmentation(Mask2FormerForSegmentation):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
         generator: torch.Generator | None = None,
+        normalizers: Tensor | None = None,
     ) -> Mask2FormerForVideoSegmentationOutput | tuple:
         """Predict objects through clips, and with labels compute the loss.
 
@@ -132,6 +133,7 @@ class Mask2FormerForVideoSegmentation(Mask2FormerForSegmentation):
             pixel_mask: (B, H, W), 1 on a clip's frames. With labels the whole tensor is content.
             output_hidden_states, output_auxiliary_logits, output_attentions, return_dict: as for images.
             generator: source of the random points of the loss.
+            normalizers: (2,) what the loss is divided by in gradient accumulation (`criterion.loss_normalizers`).
 
         Raises:
             TypeError: for inputs that are no tensors.
@@ -140,10 +142,13 @@ class Mask2FormerForVideoSegmentation(Mask2FormerForSegmentation):
         self._check_num_labels()
         check_clips(pixel_values_videos, pixel_mask)
         check_labels_given(mask_labels, class_labels, None)
+        if normalizers is not None:
+            check_tensor("normalizers", normalizers)
         targets = None
         if mask_labels is not None:
             check_frames(mask_labels, pixel_values_videos.shape[1])
             targets = {"mask_labels": mask_labels, "class_labels": class_labels, "generator": generator}
+            targets["normalizers"] = normalizers
         return self._predict(
             pixel_values_videos,
             pixel_mask,

@@ -92,7 +92,7 @@ def panoptic_segmentation(
     Returns:
         A pair: (H, W) int32 map with 0 for void, and one dict per segment with "id" (1, 2, ... in the map),
         "label_id", "was_fused" (label_id is in stuff_label_ids), "score" (class probability, the best one of merged
-        queries) and "area" in pixels.
+        queries), "area" in pixels and "query" (of merged ones the first).
     """
     check_labels(stuff_label_ids=stuff_label_ids)
     found, _ = _contest(
@@ -151,11 +151,12 @@ def panoptic_claims(
 
 
 class _Found(NamedTuple):
-    """A contest of N queries with their scores and labels (N,)."""
+    """A contest of N queries with their scores, labels and numbers (N,)."""
 
     contest: Contest
     scores: Tensor
     labels: Tensor
+    queries: Tensor
     sizes: tuple
 
 
@@ -168,9 +169,8 @@ def _contest(logits, object_mask_threshold, overlap_threshold, mask_threshold, d
     kept, scores, labels = kept_queries(class_logits, object_mask_threshold)
     scores, labels, mask_logits = scores[kept], labels[kept], mask_logits[kept]  # (N,), (N,), (N, h, w)
     decide = decide or (lambda masks: masks >= mask_threshold)
-    return _Found(
-        contest(scores, query_chunks(mask_logits, *sizes), sizes[2], decide), scores, labels, sizes
-    ), mask_logits
+    found = contest(scores, query_chunks(mask_logits, *sizes), sizes[2], decide)
+    return _Found(found, scores, labels, kept.nonzero()[:, 0], sizes), mask_logits
 
 
 def _segments(found: _Found, stuff_label_ids, overlap_threshold) -> tuple[Tensor, list[dict]]:
@@ -179,10 +179,14 @@ def _segments(found: _Found, stuff_label_ids, overlap_threshold) -> tuple[Tensor
     is_stuff = torch.isin(found.labels, stuff)
     accepted = accept(found.contest, found.scores, found.labels, is_stuff, overlap_threshold)
     rows = zip(torch.stack([accepted.labels, accepted.areas], 1).tolist(), accepted.scores.tolist(), strict=True)
-    return accepted.numbers, [
+    segments = [
         {"id": number, "label_id": label, "was_fused": label in stuff_label_ids, "score": score, "area": area}
         for number, ((label, area), score) in enumerate(rows, start=1)
     ]
+    for number, query in zip(accepted.numbers[1:].tolist(), found.queries.tolist(), strict=True):
+        if number:
+            segments[number - 1].setdefault("query", query)
+    return accepted.numbers, segments
 
 
 def instance_segmentation(
