@@ -29,6 +29,8 @@ LOSS_FIELDS = {  # another value than the tiny model's, which changes the loss
     "mask_loss": "focal",
     "focal_alpha": 0.9,
     "focal_gamma": 0.5,
+    "matching_on": "masks",
+    "loss_on": "masks",
 }
 BUILT_IN = {
     "feature_size": 64,
@@ -49,6 +51,15 @@ BUILT_IN = {
     "feature_strides": [8, 16, 32, 64],
     "freeze_batch_norm": True,
     "vit_neck": "pyramid",
+    "pixel_decoder_type": "fpn",
+    "decoder_type": "standard",
+    "head_type": "per_pixel",
+    "transformer_in_feature": "res4",
+    "memory_encoder_layers": 1,
+    "masked_attention": False,
+    "attended_stride": 16,
+    "self_attention_first": True,
+    "learned_query_features": False,
     "backbone_config.depths": [2, 1, 1, 1],
     "backbone_config.out_features": ["stage1", "stage2"],
 }

@@ -142,7 +142,11 @@ class GoldenCase:
 
     def __init__(self, name):
         self.folder = GOLDEN / name
-        tensors = load_file(self.folder / "inputs.safetensors")
+        self.read(load_file(self.folder / "inputs.safetensors"))
+        self.num_layers = len(self.json("losses.json")["unweighted"]) // 3
+
+    def read(self, tensors):
+        """Images as the network gets them, and their targets."""
         mean = torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1)
         std = torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1)
         images = [(tensors[f"image.{b}"].float() - mean) / std for b in range(sum("image." in key for key in tensors))]
@@ -156,7 +160,6 @@ class GoldenCase:
         self.mask_labels = [tensors[f"target.{b}.masks"] for b in range(len(images))]
         self.class_labels = [tensors[f"target.{b}.labels"] for b in range(len(images))]
         self.outputs = load_file(self.folder / "outputs.safetensors")
-        self.num_layers = len(self.json("losses.json")["unweighted"]) // 3
 
     def json(self, name):
         return json.loads((self.folder / name).read_text())

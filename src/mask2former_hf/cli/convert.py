@@ -1,4 +1,4 @@
-"""`mask2former-hf convert`: checkpoints of the original and of mmdetection to a folder, and back to the original's."""
+"""`mask2former-hf convert`: checkpoints of others to a folder, and back to the original's."""
 
 import argparse
 import errno
@@ -13,6 +13,7 @@ from ..conversion.architecture import Settings
 from ..conversion.checkpoint_files import Checkpoint, read_checkpoint, write_original
 from ..conversion.converting import assumptions, build_model, check_numbers, recognise_source, to_original
 from ..conversion.detectron2_config import settings_from_yaml
+from ..conversion.maskformer import is_maskformer, read_maskformer
 from ..conversion.names import CheckpointError
 from ..data.classes import ClassTable
 from ..hub.model_card import write_model_card
@@ -28,7 +29,10 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("source", help="checkpoint file (.pkl, .pth); with --to original a folder or Hub id")
+    parser.add_argument(
+        "source",
+        help="checkpoint file (.pkl, .pth), or folder or Hub id of transformers' MaskFormer; with --to original of ours",
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder; with --to original a file, .pth or .pkl")
     parser.add_argument("--to", choices=("transformers", "original"), default="transformers")
     parser.add_argument(
@@ -54,10 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.to == "original":
             return write_back(arguments.source, arguments.output)
         settings = read_settings(arguments.recipe, arguments.config)
-        source = Path(arguments.source)
-        if source.is_dir():
-            raise UserError(f"{source} is a folder: give the checkpoint file (for the way back add --to original)")
-        model, processor = convert(read_checkpoint(source), settings, arguments.output, arguments.vit)
+        checkpoint = read_source(arguments.source)
+        model, processor = convert(checkpoint, settings, arguments.output, arguments.vit)
     except CheckpointError as error:
         raise UserError(str(error)) from error
     except OSError as error:
@@ -70,6 +72,16 @@ def run(arguments: argparse.Namespace) -> int:
     subject = "VIDEO" if isinstance(model, Mask2FormerForVideoSegmentation) else "IMAGE"
     print(f"Next: mask2former-hf predict {subject} --model {arguments.output} --output predictions")
     return 0
+
+
+def read_source(source: str) -> Checkpoint:
+    """A file; or the folder or Hub id of transformers' MaskFormer."""
+    path = Path(source)
+    if not path.is_file() and (path.is_dir() or source.count("/") == 1) and is_maskformer(source):
+        return read_maskformer(source)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give the checkpoint file (for the way back add --to original)")
+    return read_checkpoint(path)
 
 
 def check_output(output: Path, overwrite: bool):

@@ -8,6 +8,8 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from ..model.configuration_mask2former import Mask2FormerConfig
+from ..model.design_rules import BACKBONE_MAPS
+from .designs import design_of, pixel_decoder_fields, standard_decoder_fields
 from .names import CheckpointError
 from .original import current_name
 
@@ -73,8 +75,8 @@ def infer_architecture(state: Mapping[str, Tensor], vit: dict | None = None) -> 
     def shape(name: str, dimensions: int) -> tuple[int, ...]:
         if name not in shapes:
             raise CheckpointError(
-                f"{name} is missing: this is not a Mask2Former with MSDeformAttnPixelDecoder and "
-                "MultiScaleMaskedTransformerDecoder (a backbone's weights alone, or another model?)"
+                f"{name} is missing: this is no Mask2Former, and none of the designs that it is compared with (a "
+                "backbone's weights alone, or another model?)"
             )
         if len(shapes[name]) != dimensions or 0 in shapes[name]:
             raise CheckpointError(f"{name} has shape {shapes[name]}: it must have {dimensions} dimensions, none empty")
@@ -88,27 +90,20 @@ def infer_architecture(state: Mapping[str, Tensor], vit: dict | None = None) -> 
         backbone, assumed_backbone = _resnet(shapes, shape)
     else:
         raise CheckpointError("the backbone is neither the original's Swin nor its ResNet; no other is converted")
-    queries, hidden = shape(_QUERIES + "query_feat.weight", 2)
-    feature_size = shape(_PIXELS + "input_proj.0.0.weight", 4)[0]
-    layer = _PIXELS + "transformer.encoder.layers.0."
-    config = {
-        "num_labels": shape(_QUERIES + "class_embed.weight", 2)[0] - 1,
-        "num_queries": queries,
-        "hidden_dim": hidden,
-        "feature_size": feature_size,
-        "mask_feature_size": shape(_PIXELS + "mask_features.weight", 4)[0],
-        "encoder_layers": _count(shapes, _PIXELS + "transformer.encoder.layers.{}."),
-        "encoder_feedforward_dim": shape(layer + "linear1.weight", 2)[0],
-        "num_attention_heads": shape(layer + "self_attn.attention_weights.weight", 2)[0] // SAMPLES,
-        "decoder_layers": _count(shapes, _QUERIES + "transformer_ffn_layers.{}.") + 1,
-        "dim_feedforward": shape(_QUERIES + "transformer_ffn_layers.0.linear1.weight", 2)[0],
-        "common_stride": 4 if _PIXELS + "adapter_1.weight" in shapes else 8,
-    }
-    if hidden == feature_size:
-        config["enforce_input_projection"] = _QUERIES + "input_proj.0.weight" in shapes
+    types = design_of(shapes)
+    config = types | pixel_decoder_fields(types, shape, lambda template: _count(shapes, template))
+    assumed = {"pre_norm": False, "dropout": 0.0}
+    if types.get("pixel_decoder_type", "deformable") == "deformable":
+        layer = _PIXELS + "transformer.encoder.layers.0.self_attn.attention_weights.weight"
+        config["num_attention_heads"] = shape(layer, 2)[0] // SAMPLES
+        config["common_stride"] = 4 if _PIXELS + "adapter_1.weight" in shapes else 8
+    else:
+        assumed["num_attention_heads"] = 8
+    if any(name.endswith("transformer.encoder.norm.weight") for name in shapes):
+        config["pre_norm"] = True
+    config |= _queries(types, shapes, shape, config, backbone, assumed)
     if vit is not None:
         config["vit_neck"] = "adapter"
-    assumed = {"pre_norm": False, "dropout": 0.0}
     if backbone["model_type"] == "resnet":
         # SyncBN counts its updates, FrozenBN does not
         assumed["freeze_batch_norm"] = "backbone.stem.conv1.norm.num_batches_tracked" not in shapes
@@ -116,6 +111,34 @@ def infer_architecture(state: Mapping[str, Tensor], vit: dict | None = None) -> 
         shape("criterion.empty_weight", 1)
         config["no_object_weight"] = round(state["criterion.empty_weight"][-1].item(), 6)
     return Architecture(config, backbone, assumed, assumed_backbone)
+
+
+def _queries(types: dict, shapes: Mapping, shape, config: dict, backbone: dict, assumed: dict) -> dict:
+    """Fields of the transformer decoder and of the classes; what is not visible goes to `assumed`."""
+    if types.get("head_type") == "per_pixel":
+        classes = shape(_QUERIES + "weight", 4)[0]
+        return {"num_labels": classes, "num_queries": classes}
+    if types.get("decoder_type") == "standard":
+        stages = backbone.get("hidden_sizes") or [backbone["embed_dim"] * 2**n for n in range(4)]
+        channels = dict(zip(BACKBONE_MAPS, stages, strict=True)) | {"pixel_embedding": config["mask_feature_size"]}
+        if types.get("pixel_decoder_type") != "fpn":
+            channels["transformer_encoder"] = config["feature_size"]
+        fields, guess = standard_decoder_fields(shapes, shape, lambda template: _count(shapes, template), channels)
+        assumed |= guess
+        of_pixels = types.get("head_type") == "per_pixel_plus"
+        classes = fields["num_queries"] if of_pixels else shape(_QUERIES + "class_embed.weight", 2)[0] - 1
+        return {"num_labels": classes, **fields}
+    queries, hidden = shape(_QUERIES + "query_feat.weight", 2)
+    fields = {
+        "num_labels": shape(_QUERIES + "class_embed.weight", 2)[0] - 1,
+        "num_queries": queries,
+        "hidden_dim": hidden,
+        "decoder_layers": _count(shapes, _QUERIES + "transformer_ffn_layers.{}.") + 1,
+        "dim_feedforward": shape(_QUERIES + "transformer_ffn_layers.0.linear1.weight", 2)[0],
+    }
+    if hidden == config["feature_size"]:
+        fields["enforce_input_projection"] = _QUERIES + "input_proj.0.weight" in shapes
+    return fields
 
 
 def _count(shapes: Mapping, template: str) -> int:

@@ -11,13 +11,14 @@ from transformers.core_model_loading import revert_weight_conversion
 from ..model.configuration_mask2former import Mask2FormerConfig
 from ..model.modeling_mask2former import Mask2FormerForSegmentation, Mask2FormerForUniversalSegmentation
 from ..model.modeling_mask2former_video import Mask2FormerForVideoSegmentation
-from . import dinov3, mmdetection
+from . import dinov3, maskformer, mmdetection
 from .architecture import Architecture, Settings, infer_architecture, make_config
 from .checkpoint_files import Checkpoint
 from .names import CheckpointError, listed
 from .original import convert_state_dict, restore_state_dict
 
 UNUSED = "model.pixel_level_module.encoder.swin.layernorm."  # transformers' SwinBackbone has it and does not use it
+ABLATIONS = ("masked_attention", "attended_stride", "self_attention_first", "learned_query_features")
 CHECK_SIZE = (128, 160)  # height and width of the image that a converted model is tried on
 
 
@@ -26,7 +27,7 @@ class Source:
     """A checkpoint that was read and understood, before it becomes a model.
 
     Args:
-        kind: "original", "mmdetection" or "dinov3".
+        kind: "original", "mmdetection", "dinov3" or "transformers' MaskFormer".
         state: its tensors under the original's names.
         architecture: what they show.
         notes: what was assumed.
@@ -63,6 +64,8 @@ def recognise_source(checkpoint: Checkpoint, vit: str | os.PathLike | None = Non
             "a ViT-Adapter with injectors, such as DINOv2's segmentor: they change the ViT's tokens between its "
             "blocks, which no backbone of transformers can do; of ViTs only DINOv3's segmentor is converted"
         )
+    if any(name.startswith(maskformer.MARK) for name in names):
+        return _maskformer(checkpoint)
     if any(name.startswith("model.pixel_level_module.") for name in names):
         raise CheckpointError("the tensors already have transformers' names: load the folder with from_pretrained")
     if any(name.startswith("panoptic_head.") for name in names):
@@ -78,9 +81,28 @@ def recognise_source(checkpoint: Checkpoint, vit: str | os.PathLike | None = Non
     notes = []
     if architecture.backbone["model_type"] == "resnet" and kind == "mmdetection":
         architecture.assumed["freeze_batch_norm"] = True  # requires_grad=False and norm_eval=True in its configs
-    if kind == "original" and "criterion.empty_weight" not in state:
+    of_masks = "head_type" not in architecture.config
+    if kind == "original" and of_masks and "criterion.empty_weight" not in state:
         notes.append("criterion.empty_weight is not in the file; made anew from no_object_weight")
     return Source(kind, state, architecture, notes)
+
+
+def _maskformer(checkpoint: Checkpoint) -> Source:
+    if "config" not in checkpoint.rest:
+        raise CheckpointError("tensors of transformers' MaskFormer without its config.json: give the folder or Hub id")
+    place = checkpoint.rest["place"]
+    known = {"-ade": "semantic", "-coco": "panoptic"}  # facebook/maskformer-swin-base-ade and alike
+    task = next((task for end, task in known.items() if place.rstrip("/").endswith(end)), None)
+    notes = [] if task else ["what it was trained for is not in a MaskFormer's config: set task in config.json"]
+    return Source(
+        "transformers' MaskFormer",
+        {},
+        maskformer.architecture_of(checkpoint.rest["config"]),
+        notes,
+        maskformer.translate(checkpoint.tensors),
+        {"task": task},
+        maskformer.processor_fields(checkpoint.rest["processor"]),
+    )
 
 
 def _dinov3(checkpoint: Checkpoint, vit: str | os.PathLike | None) -> Source:
@@ -138,7 +160,6 @@ def build_model(
     for name, value in source.fields.items():
         setattr(config, name, value)
     converted = convert_state_dict(source.state) | source.translated
-    converted.setdefault("criterion.empty_weight", empty_weight(config))
     of_clips = settings is not None and settings.video
     kind = Mask2FormerForVideoSegmentation if of_clips else Mask2FormerForUniversalSegmentation
     try:
@@ -146,6 +167,8 @@ def build_model(
     except ValueError as error:
         raise CheckpointError(f"no model has the configuration of this checkpoint: {error}") from error
     expected = file_state_dict(model)
+    if "criterion.empty_weight" in expected:
+        converted.setdefault("criterion.empty_weight", empty_weight(config))
     problems = {
         "missing": [n for n in expected if n not in converted and not n.startswith(UNUSED)],
         "left over": [n for n in converted if n not in expected],
@@ -180,6 +203,9 @@ def to_original(model: Mask2FormerForSegmentation) -> dict[str, Tensor]:
     Raises:
         CheckpointError: listing tensors that the original has no counterpart for.
     """
+    without = [name for name in ABLATIONS if getattr(model.config, name) != getattr(Mask2FormerConfig, name)]
+    if without:
+        raise CheckpointError(f"the original has no switch for {listed(without)}: its code would run another model")
     return restore_state_dict(file_state_dict(model), frozen_batch_norm=model.config.freeze_batch_norm)
 
 

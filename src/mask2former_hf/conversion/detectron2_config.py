@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 
 from .architecture import RESNET_DEPTHS, Settings
+from .designs import design_of_yaml
 from .names import CheckpointError
 
 # DATASETS.TEST begins with -> class set; the longest match counts
@@ -82,16 +83,7 @@ def settings_from_yaml(path: str | Path) -> Settings:
 def _settings(path: str | Path, tree: dict) -> Settings:
     model, inputs = tree.get("MODEL", {}), tree.get("INPUT", {})
     head, former = model.get("SEM_SEG_HEAD", {}), model.get("MASK_FORMER", {})
-    parts = {
-        "SEM_SEG_HEAD.PIXEL_DECODER_NAME": (head.get("PIXEL_DECODER_NAME"), "MSDeformAttnPixelDecoder"),
-        "MASK_FORMER.TRANSFORMER_DECODER_NAME": (
-            str(former.get("TRANSFORMER_DECODER_NAME")).removeprefix("Video"),
-            "MultiScaleMaskedTransformerDecoder",
-        ),
-    }
-    for key, (value, known) in parts.items():
-        if value != known:
-            raise CheckpointError(f"{path}: MODEL.{key} is {value!r}; only {known} is converted")
+    usual, fixed = design_of_yaml(path, model)
     names = {
         "num_labels": head.get("NUM_CLASSES"),
         "feature_size": head.get("CONVS_DIM"),
@@ -116,9 +108,10 @@ def _settings(path: str | Path, tree: dict) -> Settings:
         "importance_sample_ratio": former.get("IMPORTANCE_SAMPLE_RATIO"),
         "use_auxiliary_loss": former.get("DEEP_SUPERVISION"),
     }
-    config = {name: value for name, value in names.items() if value is not None}
+    config = usual | {name: value for name, value in names.items() if value is not None}
     class_set = _class_set(_literal(tree.get("DATASETS", {}).get("TEST")))
     config["task"] = _task(former.get("TEST", {}), class_set)
+    config |= {name: value for name, value in fixed.items() if value is not None}
     backbone = _backbone(model)
     if backbone["model_type"] == "resnet":
         config["freeze_batch_norm"] = model.get("RESNETS", {}).get("NORM", "FrozenBN") == "FrozenBN"

@@ -1,7 +1,7 @@
 """Parameter names of facebookresearch/Mask2Former and of transformers' checkpoint files, both ways.
 
-One table. `None` drops a tensor on purpose: on the right a constant that our module computes itself, on the left what
-the original does not have.
+One table per transformer decoder. `None` drops a tensor on purpose: on the right a constant that our module computes
+itself, on the left what the original does not have.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .names import CheckpointError, NameTable, check_shape, listed
+from .names import CheckpointError, NameTable, Row, check_shape, listed
 
 _ENCODER = "model.pixel_level_module.encoder."
 _PIXELS = "model.pixel_level_module.decoder."
@@ -34,7 +34,17 @@ _RESNET = [
     for kind, target in {"weight": "convolution.weight", "norm.{s}": "normalization.{s}"}.items()
 ]  # fmt: skip
 
-TABLE = NameTable([
+
+def _detr_attention(theirs: str, ours: str) -> list[Row]:
+    """Self-attention of a layer, one matrix of queries, keys and values there and three here."""
+    return [
+        *((f"{theirs}self_attn.in_proj_{kind}", tuple(f"{ours}self_attn.{part}_proj.{kind}" for part in "qkv"))
+          for kind in ("weight", "bias")),
+        (theirs + "self_attn.out_proj.{p}", ours + "self_attn.out_proj.{p}"),
+    ]  # fmt: skip
+
+
+_SHARED = [
     # Swin
     ("backbone.patch_embed.proj.{p}", _ENCODER + "embeddings.patch_embeddings.projection.{p}"),
     ("backbone.patch_embed.norm.{p}", _ENCODER + "embeddings.norm.{p}"),
@@ -56,7 +66,7 @@ TABLE = NameTable([
     ("backbone.stem.conv1.weight", _ENCODER + "embedder.embedder.convolution.weight"),
     ("backbone.stem.conv1.norm.{s}", _ENCODER + "embedder.embedder.normalization.{s}"),
     *_RESNET,
-    # Pixel decoder
+    # Pixel decoders
     (_THEIR_PIXELS + "input_proj.{i}.{j}.{p}", _PIXELS + "input_projections.{i}.{j}.{p}"),
     (_THEIR_PIXELS + "transformer.level_embed", _PIXELS + "level_embed"),
     (_THEIR_ENCODER_LAYER + "self_attn.{a}.{p}", _ENCODER_LAYER + "self_attn.{a}.{p}"),
@@ -64,12 +74,20 @@ TABLE = NameTable([
     (_THEIR_ENCODER_LAYER + "norm2.{p}", _ENCODER_LAYER + "final_layer_norm.{p}"),
     (_THEIR_ENCODER_LAYER + "linear1.{p}", _ENCODER_LAYER + "fc1.{p}"),
     (_THEIR_ENCODER_LAYER + "linear2.{p}", _ENCODER_LAYER + "fc2.{p}"),
-    *((f"{_THEIR_PIXELS}{part}.weight", f"{_PIXELS}{part}.0.weight") for part in ("adapter_1", "layer_1")),
-    *((f"{_THEIR_PIXELS}{part}.norm.{{p}}", f"{_PIXELS}{part}.1.{{p}}") for part in ("adapter_1", "layer_1")),
+    *((f"{_THEIR_PIXELS}{part}_{{i}}.weight", f"{_PIXELS}{part}_{{i}}.0.weight") for part in ("adapter", "layer")),
+    *((f"{_THEIR_PIXELS}{part}_{{i}}.norm.{{p}}", f"{_PIXELS}{part}_{{i}}.1.{{p}}") for part in ("adapter", "layer")),
     (_THEIR_PIXELS + "mask_features.{p}", _PIXELS + "mask_projection.{p}"),
-    # Transformer decoder
-    (_THEIR_QUERIES + "query_feat.weight", _QUERIES + "queries_features.weight"),
+    (_THEIR_PIXELS + "input_proj.{p}", _PIXELS + "input_projection.{p}"),
+    *_detr_attention(_THEIR_ENCODER_LAYER, _ENCODER_LAYER),
+    (_THEIR_PIXELS + "transformer.encoder.norm.{p}", _PIXELS + "encoder.layernorm.{p}"),
+    # Both transformer decoders
     (_THEIR_QUERIES + "query_embed.weight", _QUERIES + "queries_embedder.weight"),
+    (_THEIR_QUERIES + "mask_embed.layers.{i}.{p}", _QUERIES + "decoder.mask_predictor.mask_embedder.{i}.0.{p}"),
+    (_THEIR_QUERIES + "class_embed.{p}", "class_predictor.{p}"),
+    ("criterion.empty_weight", "criterion.empty_weight"),
+]  # fmt: skip
+_MASKED_DECODER = [
+    (_THEIR_QUERIES + "query_feat.weight", _QUERIES + "queries_features.weight"),
     (_THEIR_QUERIES + "level_embed.weight", _QUERIES + "level_embed.weight"),
     (_THEIR_QUERIES + "input_proj.{i}.{p}", _QUERIES + "input_projections.{i}.{p}"),
     *((f"{_THEIR_QUERIES}transformer_cross_attention_layers.{{i}}.multihead_attn.{part}",
@@ -86,10 +104,34 @@ TABLE = NameTable([
     (_THEIR_QUERIES + "transformer_ffn_layers.{i}.linear2.{p}", _DECODER_LAYER + "fc2.{p}"),
     (_THEIR_QUERIES + "transformer_ffn_layers.{i}.norm.{p}", _DECODER_LAYER + "final_layer_norm.{p}"),
     (_THEIR_QUERIES + "decoder_norm.{p}", _QUERIES + "decoder.layernorm.{p}"),
-    (_THEIR_QUERIES + "mask_embed.layers.{i}.{p}", _QUERIES + "decoder.mask_predictor.mask_embedder.{i}.0.{p}"),
-    (_THEIR_QUERIES + "class_embed.{p}", "class_predictor.{p}"),
-    ("criterion.empty_weight", "criterion.empty_weight"),
-], source="facebookresearch/Mask2Former")  # fmt: skip
+]  # fmt: skip
+_THEIR_STANDARD_LAYER = _THEIR_QUERIES + "transformer.decoder.layers.{i}."
+_THEIR_MEMORY_LAYER = _THEIR_QUERIES + "transformer.encoder.layers.{i}."
+_MEMORY_LAYER = _QUERIES + "memory_encoder.layers.{i}."
+_STANDARD_DECODER = [  # MaskFormer's, and what classifies pixels
+    (_THEIR_QUERIES + "input_proj.{p}", _QUERIES + "input_projection.{p}"),
+    *_detr_attention(_THEIR_MEMORY_LAYER, _MEMORY_LAYER),
+    (_THEIR_MEMORY_LAYER + "norm1.{p}", _MEMORY_LAYER + "self_attn_layer_norm.{p}"),
+    (_THEIR_MEMORY_LAYER + "norm2.{p}", _MEMORY_LAYER + "final_layer_norm.{p}"),
+    *((f"{_THEIR_MEMORY_LAYER}linear{n}.{{p}}", f"{_MEMORY_LAYER}fc{n}.{{p}}") for n in (1, 2)),
+    (_THEIR_QUERIES + "transformer.encoder.norm.{p}", _QUERIES + "memory_encoder.layernorm.{p}"),
+    *_detr_attention(_THEIR_STANDARD_LAYER, _DECODER_LAYER),
+    *((f"{_THEIR_STANDARD_LAYER}multihead_attn.{part}", f"{_DECODER_LAYER}cross_attn.{part}")
+      for part in ("in_proj_weight", "in_proj_bias", "out_proj.{p}")),
+    (_THEIR_STANDARD_LAYER + "norm1.{p}", _DECODER_LAYER + "self_attn_layer_norm.{p}"),
+    (_THEIR_STANDARD_LAYER + "norm2.{p}", _DECODER_LAYER + "cross_attn_layer_norm.{p}"),
+    (_THEIR_STANDARD_LAYER + "norm3.{p}", _DECODER_LAYER + "final_layer_norm.{p}"),
+    *((f"{_THEIR_STANDARD_LAYER}linear{n}.{{p}}", f"{_DECODER_LAYER}fc{n}.{{p}}") for n in (1, 2)),
+    (_THEIR_QUERIES + "transformer.decoder.norm.{p}", _QUERIES + "decoder.layernorm.{p}"),
+    ("sem_seg_head.predictor.{p}", _QUERIES + "classifier.{p}"),
+]  # fmt: skip
+_SOURCE = "facebookresearch/Mask2Former"
+TABLE = NameTable([*_SHARED, *_MASKED_DECODER], _SOURCE)
+# A table of its own: a layer of either decoder has the same names here, and others there.
+STANDARD_TABLE = NameTable([*_SHARED, *_STANDARD_DECODER], _SOURCE)
+
+
+_OF_MASKED = (_THEIR_QUERIES + "query_feat.", _THEIR_QUERIES + "transformer_")
 
 
 def current_name(name: str) -> str:
@@ -121,10 +163,11 @@ def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: listing the names that are not in the table; nothing is dropped silently.
     """
+    table = TABLE if any(name.startswith(_OF_MASKED) for name in map(current_name, state)) else STANDARD_TABLE
     converted, unknown = {}, []
     for name, tensor in state.items():
         try:
-            targets = TABLE.to_ours(current_name(name))
+            targets = table.to_ours(current_name(name))
         except KeyError:
             unknown.append(name)
             continue
@@ -139,7 +182,7 @@ def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if unknown:
         raise CheckpointError(
             f"no translation for {len(unknown)} tensors: {listed(unknown)}. The table knows {TABLE.source} with Swin "
-            "or ResNet, its deformable pixel decoder and its masked-attention decoder"
+            "or ResNet, its pixel decoders and its transformer decoders"
         )
     for name in [name for name in converted if name.endswith("normalization.running_var")]:
         # Counts how often batch statistics were updated; the original's frozen batch norm does not keep it.
@@ -157,10 +200,11 @@ def restore_state_dict(state: Mapping[str, Tensor], frozen_batch_norm: bool) -> 
     Raises:
         CheckpointError: listing the names that the original has no counterpart for (another backbone, for example).
     """
+    table = TABLE if any(name.startswith(_QUERIES + "queries_features.") for name in state) else STANDARD_TABLE
     restored, parts, unknown = {}, {}, []
     for name, tensor in state.items():
         try:
-            target, part, count = TABLE.to_theirs(name)
+            target, part, count = table.to_theirs(name)
         except KeyError:
             unknown.append(name)
             continue

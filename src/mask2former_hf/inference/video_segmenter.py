@@ -15,7 +15,7 @@ from ..model.postprocessing import logits_per_image, stack_instances
 from ..model.video_postprocessing import MAX_TRACKS, best_pairs, resized_masks
 from ..model.video_processing_mask2former import Mask2FormerVideoProcessor
 from .loading import is_video_checkpoint, load_model, load_processor, to_device
-from .results import instances_and_queries, panoptic_and_queries, segment_images, segment_logits
+from .results import instances_and_queries, panoptic_and_queries, segment_images
 from .rules import Rules, rules_of
 from .segmentation import Segmentation, instance_result
 from .segmenter import read
@@ -194,8 +194,6 @@ class FrameStream(_Stream):
         inputs = self.processor(Image.fromarray(frame), return_tensors="pt").to(self.model.device)
         outputs = self.model(**inputs)
         (logits,) = logits_per_image(outputs, [self.size])
-        if self.rules.task == "semantic":
-            return [segment_logits(logits, self.rules)]
         find = instances_and_queries if self.rules.task == "instance" else panoptic_and_queries
         result, queries = find(logits, self.rules)
         stuff = set(self.rules.stuff_label_ids)

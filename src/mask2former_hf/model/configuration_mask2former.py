@@ -11,6 +11,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 
+from .design_rules import BUILT_IN_DESIGN, DESIGN_RULES, check_design
 from .result_defaults import TASKS
 
 MASK_LOSSES = ("bce", "focal")
@@ -22,7 +23,7 @@ BUILT_IN_FIELDS = (
     "feature_size", "mask_feature_size", "hidden_dim", "encoder_feedforward_dim",
     "activation_function", "encoder_layers", "decoder_layers", "num_attention_heads", "dropout", "dim_feedforward",
     "pre_norm", "enforce_input_projection", "common_stride", "num_queries", "feature_strides", "freeze_batch_norm",
-    "vit_neck",
+    "vit_neck", *BUILT_IN_DESIGN,
 )  # fmt: skip
 
 WIDEST = 2**16  # channels of a layer, queries, labels: far beyond any use; more is a mistake that fills the memory
@@ -102,8 +103,9 @@ _RULES = {  # what a field must be whatever the others are
         lambda value: value is None or (isinstance(value, str) and re.fullmatch(r"[\w.-]{1,96}", value)),
         "a name of letters, digits, '.', '_' and '-', or None",
     ),
+    **DESIGN_RULES,
 }
-_ONLY_WHERE_USED = ("vit_neck", "sliding_window", "weights_license")  # not in files where they are None
+_ONLY_WHERE_USED = ("vit_neck", "sliding_window", "weights_license", *DESIGN_RULES)  # not in files where usual
 _BACKBONE = "backbone_config."
 _GENERAL_FIELDS = {field.name for field in dataclasses.fields(PreTrainedConfig)}
 
@@ -139,10 +141,10 @@ class Mask2FormerConfig(PreTrainedConfig):
     r"""Architecture, loss weights and label meaning of a Mask2Former (Cheng et al., CVPR 2022).
 
     Names, defaults and meaning are those of `transformers.Mask2FormerConfig`, and either class reads the other's
-    `config.json`. `freeze_batch_norm`, `task`, `stuff_label_ids`, the fields of the mask loss, `vit_neck`,
-    `sliding_window` and `weights_license` are additional and optional. Once a model is made, the fields that became
-    modules (`BUILT_IN_FIELDS` and the backbone's config) must stay as they are; the others act whenever they are
-    changed.
+    `config.json`. `freeze_batch_norm`, `task`, `stuff_label_ids`, the fields of the mask loss and of compared designs,
+    `vit_neck`, `sliding_window` and `weights_license` are additional and optional. Once a model is made, the fields
+    that became modules (`BUILT_IN_FIELDS` and the backbone's config) must stay as they are; the others act whenever
+    they are changed.
 
     Args:
         backbone_config: config (or its dict) of a backbone that `AutoBackbone` knows, with four feature maps at
@@ -184,6 +186,21 @@ class Mask2FormerConfig(PreTrainedConfig):
             is several times smaller, as `mask_weight` can balance.
         focal_alpha: weight of the pixels of a segment in the focal loss; those outside weigh `1 - focal_alpha`.
         focal_gamma: how strongly the focal loss turns away from pixels that are right already; 0 for not at all.
+        pixel_decoder_type: `"deformable"` (the paper's), or compared with it `"fpn"`, MaskFormer's, or
+            `"transformer_fpn"`, behind a DETR encoder of `encoder_layers` over the coarsest map.
+        decoder_type: `"masked"` (the paper's), or `"standard"`, MaskFormer's: DETR's decoder of `decoder_layers` over
+            one map.
+        head_type: `"masks"` (the paper's); `"per_pixel"`, a class for every pixel by a 1x1 convolution; or
+            `"per_pixel_plus"`, the same by the standard decoder, whose query k is class k. Both are semantic.
+        transformer_in_feature: the standard decoder's map: `"res2"` to `"res5"` of the backbone, `"pixel_embedding"`
+            (mask features), or `"transformer_encoder"` (the pixel decoder's encoder at stride 32).
+        memory_encoder_layers: DETR encoder layers over that map, before the standard decoder.
+        masked_attention: `False` for cross-attention to the whole map.
+        attended_stride: 32, 16 or 8, the only map that the masked decoder attends to; `None` for all three in turn.
+        self_attention_first: queries see each other before they see the map.
+        learned_query_features: `False` for queries that start as zeros, and differ by their positions alone.
+        matching_on, loss_on: `"points"` (the paper's, `train_num_points`), or `"masks"`: every cell of mask logits,
+            for matching cost and loss.
         task: what the checkpoint was trained for: `"semantic"`, `"instance"` or `"panoptic"`.
         stuff_label_ids: labels that are stuff (one segment per image), for panoptic results.
         sliding_window: `{"side", "stride"}` in pixels of the resized image, for a checkpoint whose semantic scores are
@@ -241,6 +258,17 @@ class Mask2FormerConfig(PreTrainedConfig):
     mask_loss: str = "bce"
     focal_alpha: float | int = 0.25
     focal_gamma: float | int = 2.0
+    pixel_decoder_type: str = "deformable"
+    decoder_type: str = "masked"
+    head_type: str = "masks"
+    transformer_in_feature: str = "res5"
+    memory_encoder_layers: int = 0
+    masked_attention: bool = True
+    attended_stride: int | None = None
+    self_attention_first: bool = False
+    learned_query_features: bool = True
+    matching_on: str = "points"
+    loss_on: str = "points"
     task: str | None = None
     stuff_label_ids: list[int] | tuple[int, ...] | None = None
     sliding_window: dict | None = None
@@ -280,9 +308,13 @@ class Mask2FormerConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def to_dict(self) -> dict:
-        """As it is written to files: without fields of ours that say nothing."""
-        fields = super().to_dict()
-        return {name: value for name, value in fields.items() if value is not None or name not in _ONLY_WHERE_USED}
+        """As it is written to files: without fields of ours that say nothing but the usual."""
+        fields, usual = super().to_dict(), type(self)
+        return {
+            name: value
+            for name, value in fields.items()
+            if name not in _ONLY_WHERE_USED or value != getattr(usual, name)
+        }
 
     def validate_architecture(self):
         super().validate_architecture()
@@ -299,6 +331,7 @@ class Mask2FormerConfig(PreTrainedConfig):
         for name, (holds, rule) in rules.items():
             if not holds:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be {rule}")
+        check_design(self)
         unknown = [label for label in self.stuff_label_ids or () if not 0 <= label < self.num_labels]
         if unknown:
             raise ValueError(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .cpu_layout import chunk_length
-from .mask_logits import DenseMasks, LazyMasks, most_uncertain, sample_maps, sample_masks
+from .mask_logits import DenseMasks, LazyMasks, every_cell, most_uncertain, sample_maps, sample_masks
 from .mask_losses import MaskTerm, loss_weights, mask_terms
 from .matcher import assign, matching_costs
 
@@ -27,6 +27,8 @@ class LossSettings(NamedTuple):
     num_points: int  # P, for the matching cost of an image and for the losses of a matched mask
     num_candidates: int  # points per matched mask that importance sampling chooses from
     num_uncertain: int  # of the P points those that are the most uncertain candidates; the rest is uniform
+    matching_on: str = "points"  # or "masks", every cell of the mask logits
+    loss_on: str = "points"
 
     @classmethod
     def from_config(cls, config) -> "LossSettings":
@@ -39,6 +41,8 @@ class LossSettings(NamedTuple):
             num_points=config.train_num_points,
             num_candidates=int(config.train_num_points * config.oversample_ratio),
             num_uncertain=int(config.train_num_points * config.importance_sample_ratio),
+            matching_on=getattr(config, "matching_on", "points"),
+            loss_on=getattr(config, "loss_on", "points"),
         )
 
 
@@ -152,6 +156,8 @@ class Mask2FormerLoss(nn.Module):
     weight of every class, the last of which is `settings.no_object_weight`, whatever a checkpoint has there.
     """
 
+    lazy_masks = LazyMasks
+
     def __init__(self, settings: LossSettings):
         super().__init__()
         self.settings = settings
@@ -250,9 +256,12 @@ class Mask2FormerLoss(nn.Module):
         """(L, Q, N) matching costs of an image."""
         (L, _, Q, _), num_points = class_logits.shape, self.settings.num_points
         every = slice(0, L)
-        points = self.draw_points(
-            "matching", image, every, (1, num_points, 2), class_logits.device, generator
-        )  # (1 or L, P, 2)
+        if self.settings.matching_on == "masks":
+            points = every_cell(masks.size, class_logits.device).unsqueeze(0)
+        else:
+            points = self.draw_points(
+                "matching", image, every, (1, num_points, 2), class_logits.device, generator
+            )  # (1 or L, P, 2)
         point_targets = target.sample(points.unsqueeze(0)).transpose(0, 1)  # (1 or L, N, P)
         weights = target.weights(points)
         chunks = _chunks(L, 3 * Q * point_targets.shape[-1], points.device)  # logits and two temporaries
@@ -271,6 +280,11 @@ class Mask2FormerLoss(nn.Module):
                 )
             )
         return torch.cat(costs)
+
+    def normalizers(self, batches: Sequence[dict], num_queries: int) -> Tensor:
+        """`loss_normalizers` of several micro-batches."""
+        labels = [labels for batch in batches for labels in batch["class_labels"]]
+        return loss_normalizers(labels, num_queries, self.class_weights())
 
     def _class_targets(self, class_logits, targets, matches) -> Tensor:
         """(L, B, Q) class that each query should say."""
@@ -320,6 +334,8 @@ class Mask2FormerLoss(nn.Module):
     def _loss_points(self, image, layers, logits, shape, target, generator) -> Tensor:
         """The most uncertain of many uniform candidates, then uniform ones (PointRend, section 3.2), (l, M, P, 2)."""
         settings, device = self.settings, logits.device
+        if settings.loss_on == "masks":
+            return every_cell(logits.shape[-2:], device).expand(*shape, -1, -1)
         candidates = self.draw_points(
             "candidates", image, layers, (*shape, settings.num_candidates, 2), device, generator
         ).flatten(0, 1)

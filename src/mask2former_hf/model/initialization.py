@@ -13,7 +13,10 @@ from transformers import initialization as init
 from .backbone import freeze_parts
 from .criterion import Mask2FormerLoss
 from .deformable_attention import MultiScaleDeformableAttention
+from .fpn_decoders import DetrEncoderLayer, FPNPixelDecoder
+from .per_pixel_head import PerPixelClassifier
 from .pixel_decoder import Mask2FormerPixelDecoder, Mask2FormerPixelDecoderEncoderLayer, Mask2FormerPixelLevelModule
+from .standard_decoder import StandardTransformerModule
 from .transformer_decoder import (
     Mask2FormerDecoderLayer,
     Mask2FormerMaskedAttention,
@@ -51,13 +54,23 @@ def initialize(module: nn.Module, gain: float) -> bool:
             init.xavier_uniform_(module.in_proj_weight, gain=gain)
             init.zeros_(module.in_proj_bias)
             init_as_xavier(module.out_proj, gain)
-        case Mask2FormerDecoderLayer():
+        case Mask2FormerDecoderLayer() | DetrEncoderLayer():
             init.xavier_uniform_(module.fc1.weight, gain=gain)
             init.xavier_uniform_(module.fc2.weight, gain=gain)
         case Mask2FormerTransformerModule():
             for projection in module.input_projections:
                 if isinstance(projection, nn.Conv2d):
                     init_as_caffe2(projection)
+        case StandardTransformerModule():
+            if isinstance(module.input_projection, nn.Conv2d):
+                init_as_caffe2(module.input_projection)
+        case FPNPixelDecoder():
+            for part in module.modules():
+                if isinstance(part, nn.Conv2d):
+                    init_as_caffe2(part)
+        case PerPixelClassifier():
+            init.kaiming_normal_(module.classifier.weight, mode="fan_out", nonlinearity="relu")
+            init.zeros_(module.classifier.bias)
         case SimpleFeaturePyramid():
             for part in module.modules():
                 if isinstance(part, nn.Conv2d | nn.ConvTranspose2d):

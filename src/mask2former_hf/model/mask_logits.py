@@ -26,6 +26,12 @@ def _grid(points: Tensor) -> Tensor:
     return (2 * points).sub_(1)  # what grid_sample takes, with one temporary
 
 
+def every_cell(size: tuple[int, int], device: torch.device) -> Tensor:
+    """(H * W, 2) points: the centres of a map's cells, where samples are the map itself."""
+    rows, columns = ((torch.arange(side, device=device) + 0.5) / side for side in size)
+    return torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1).flatten(0, 1)
+
+
 def sample_masks(masks: Tensor, points: Tensor, canvas: tuple[int, int]) -> Tensor:
     """Bilinear samples of masks that are stored compactly; only a few at a time exist as float.
 

@@ -19,9 +19,12 @@ from .canvas import PADDING_LOGIT, canvas_of, image_extents, image_sizes_of, mer
 from .channels import model_channels
 from .configuration_mask2former import Mask2FormerConfig, built_in_values, check_built_in, no_object_weight_of
 from .criterion import LossSettings, Mask2FormerLoss
+from .design_rules import classifies_pixels
+from .designs import make_head, make_pixel_decoder, make_transformer
 from .initialization import initialize
 from .mask_logits import LazyMasks
 from .outputs import OF_THE_MODEL_ALONE, Mask2FormerForUniversalSegmentationOutput, Mask2FormerModelOutput
+from .per_pixel_head import ClassMaps, class_maps
 from .pixel_decoder import Mask2FormerPixelLevelModule
 from .transfers import filled, to_device
 from .transformer_decoder import Mask2FormerTransformerModule
@@ -80,15 +83,15 @@ class Mask2FormerPreTrainedModel(PreTrainedModel):
 
 
 class Mask2FormerModel(Mask2FormerPreTrainedModel):
-    """Backbone, pixel decoder and masked-attention decoder, without class head."""
+    """Backbone, pixel decoder and masked-attention decoder, or those of another design, without class head."""
 
     pixel_level_class = Mask2FormerPixelLevelModule
     transformer_class = Mask2FormerTransformerModule
 
     def __init__(self, config: Mask2FormerConfig):
         super().__init__(config)
-        self.pixel_level_module = self.pixel_level_class(config)
-        self.transformer_module = self.transformer_class(config)
+        self.pixel_level_module = pixels = self.pixel_level_class(config, make_pixel_decoder)
+        self.transformer_module = make_transformer(config, pixels.backbone_channels, self.transformer_class)
         self._built_in = built_in_values(config)
         self.post_init()
 
@@ -100,7 +103,7 @@ class Mask2FormerModel(Mask2FormerPreTrainedModel):
         """
         if torch.compiler.is_compiling():
             return  # the fields are constants of the graph
-        num_queries = self.transformer_module.queries_embedder.num_embeddings  # may be resized with the config
+        num_queries = self.transformer_module.num_queries  # may be resized with the config
         check_built_in(self.config, self._built_in | {"num_queries": num_queries})
 
     def forward(
@@ -208,6 +211,8 @@ class Mask2FormerModel(Mask2FormerPreTrainedModel):
 
     def mask_maps(self, embeddings: Tensor, mask_features: Tensor) -> Tensor:
         """Mask logits (B, Q, H, W) of (B, Q, C) embeddings and (B, C, H, W) mask features."""
+        if classifies_pixels(self.config):
+            return class_maps(embeddings, mask_features)
         return torch.einsum("bqc,bchw->bqhw", embeddings, mask_features)
 
 
@@ -221,8 +226,7 @@ class Mask2FormerForSegmentation(Mask2FormerPreTrainedModel):
     def __init__(self, config: Mask2FormerConfig):
         super().__init__(config)
         self.model = self.model_class(config)
-        self.class_predictor = nn.Linear(config.hidden_dim, config.num_labels + 1)
-        self.criterion = self.criterion_class(LossSettings.from_config(config))
+        self.class_predictor, self.criterion = make_head(config, self.criterion_class)
         self.post_init()
 
     @classmethod
@@ -240,6 +244,8 @@ class Mask2FormerForSegmentation(Mask2FormerPreTrainedModel):
 
     def _follow_no_object_weight(self, checkpoint=None, **kwargs):
         """Let the config's weight act, where loading a checkpoint has filled the criterion's buffer with another."""
+        if self.criterion.empty_weight is None:  # of per-pixel heads
+            return
         found, wanted = self.criterion.empty_weight[-1], self.config.no_object_weight
         if found.device.type != "meta" and not math.isclose(found.item(), wanted, rel_tol=0.01):  # bfloat16's digits
             if not math.isclose(found.item(), no_object_weight_of(checkpoint, kwargs), rel_tol=0.01):
@@ -314,9 +320,9 @@ class Mask2FormerForSegmentation(Mask2FormerPreTrainedModel):
         )
         return output if self.model._choose(return_dict, "return_dict") else output.to_tuple()
 
-    def mask_logits(self, states: Tensor, mask_features: Tensor) -> LazyMasks:
-        """Masks of (L, B, Q, C) normalised states and (B, C, H, W) mask features, to be sampled."""
-        return LazyMasks(self.model.mask_embeddings(states), mask_features)
+    def mask_logits(self, states: Tensor, mask_features: Tensor) -> LazyMasks | ClassMaps:
+        """Masks of (L, B, Q, C) normalised states and (B, C, H, W) mask features, as the loss reads them."""
+        return self.criterion.lazy_masks(self.model.mask_embeddings(states), mask_features)
 
     def predictions(self, hidden_states: Tensor, mask_features: Tensor) -> tuple[Tensor, LazyMasks]:
         """Class logits (L, B, Q, K + 1) and masks of what the output has for L layers.

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .argument_checks import check_clips, check_frames, check_labels_given, check_tensor
 from .clip_loss import LazyClipMasks, Mask2FormerClipLoss
+from .configuration_mask2former import Mask2FormerConfig
 from .modeling_mask2former import Mask2FormerForSegmentation, Mask2FormerModel
 from .outputs import Mask2FormerForUniversalSegmentationOutput, Mask2FormerModelOutput
 from .pixel_decoder import Mask2FormerPixelLevelModule, sine_axis
@@ -72,6 +73,14 @@ class Mask2FormerVideoModel(Mask2FormerModel):
     input_modalities = ("video",)
     pixel_level_class = Mask2FormerVideoPixelLevelModule
     transformer_class = Mask2FormerVideoTransformerModule
+
+    def __init__(self, config: Mask2FormerConfig):
+        for name, usual in (("decoder_type", "masked"), ("head_type", "masks")):
+            if (value := getattr(config, name)) != usual:
+                raise ValueError(
+                    f"{name}={value!r}: clips have {usual!r} alone; leave it out, or take the image model"
+                )
+        super().__init__(config)
 
     def forward(
         self,

@@ -4,6 +4,8 @@ Letters: B batch, C channels, S = sum of H * W over the three levels.
 """
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from .backbone import feature_maps, make_backbone, rest_frozen
 from .configuration_mask2former import Mask2FormerConfig
 from .cpu_layout import ConvolutionNorm, PointwiseConvolution, channels_last_on_cpu, in_blocks, map_of, tokens_of
 from .deformable_attention import MultiScaleDeformableAttention, cell_centres
+from .design_rules import BACKBONE_MAPS, STRIDES
 
 NUM_LEVELS = 3  # strides 32, 16, 8, in this order everywhere
 NUM_POINTS = 4  # samples per query, head and level in the pixel decoder
@@ -79,6 +82,14 @@ class Mask2FormerPixelDecoderEncoder(nn.Module):
         return x
 
 
+class PixelMaps(NamedTuple):
+    """What a pixel decoder makes of the backbone's four maps."""
+
+    mask_features: Tensor  # (B, C, H, W)
+    maps: list[Tensor]  # at strides 32, 16, 8
+    encoded: Tensor | None  # at stride 32, what an encoder made of the coarsest map
+
+
 class Mask2FormerPixelDecoder(nn.Module):
     """Multi-scale deformable attention over strides 32, 16, 8, and one FPN step to the stride of the mask features.
 
@@ -113,8 +124,8 @@ class Mask2FormerPixelDecoder(nn.Module):
             )
         self.mask_projection = PointwiseConvolution(feature_size, mask_feature_size)
 
-    def forward(self, features: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Four maps, finest first -> mask features (B, C, H, W) and three maps at strides 32, 16, 8."""
+    def forward(self, features: list[Tensor]) -> PixelMaps:
+        """Of four maps, finest first."""
         device = features[0].device
         maps = [
             project(x) for project, x in zip(self.input_projections, reversed(features[-NUM_LEVELS:]), strict=True)
@@ -136,7 +147,7 @@ class Mask2FormerPixelDecoder(nn.Module):
             lateral = channels_last_on_cpu(features[0])
             upsampled = F.interpolate(finest, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
             finest = self.layer_1(self.adapter_1(lateral, plus=upsampled))
-        return self.mask_projection(finest), maps
+        return PixelMaps(self.mask_projection(finest), maps, maps[0])
 
 
 class Mask2FormerPixelLevelModule(nn.Module):
@@ -146,29 +157,20 @@ class Mask2FormerPixelLevelModule(nn.Module):
     no statistics of batches, and, of a backbone that is frozen as a whole, no random scale of DINOv3's positions.
     """
 
-    def __init__(self, config: Mask2FormerConfig):
+    def __init__(self, config: Mask2FormerConfig, make_decoder: Callable[[Mask2FormerConfig, list[int]], nn.Module]):
         super().__init__()
         self.freezes_batch_norm = config.freeze_batch_norm
-        self.encoder, self.neck, channels = make_backbone(
+        self.encoder, self.neck, self.backbone_channels = make_backbone(
             config.backbone_config,
             config.feature_strides,
             self.freezes_batch_norm,
             config.vit_neck,
             config.feature_size,
         )
-        layers = [
-            Mask2FormerPixelDecoderEncoderLayer(
-                config.feature_size, config.num_attention_heads, config.encoder_feedforward_dim, config.dropout
-            )
-            for _ in range(config.encoder_layers)
-        ]
-        self.decoder = Mask2FormerPixelDecoder(
-            channels,
-            config.feature_size,
-            config.mask_feature_size,
-            config.common_stride,
-            Mask2FormerPixelDecoderEncoder(layers),
-        )
+        self.decoder = make_decoder(config, self.backbone_channels)
+        self.attended = config.attended_stride
+        if config.decoder_type == "standard":
+            self.attended = config.transformer_in_feature
 
     def train(self, mode: bool = True):
         super().train(mode)
@@ -176,6 +178,16 @@ class Mask2FormerPixelLevelModule(nn.Module):
         return self
 
     def forward(self, pixel_values: Tensor) -> tuple[tuple[Tensor, ...], Tensor, list[Tensor]]:
-        """(B, 3, H, W) -> the backbone's four maps, mask features, and maps at strides 32, 16, 8."""
+        """(B, 3, H, W) -> the backbone's four maps, mask features, and the maps that the transformer decoder sees."""
         features = feature_maps(self.encoder, self.neck, pixel_values)
-        return features, *self.decoder(list(features))
+        pixels = self.decoder(list(features))
+        return features, pixels.mask_features, attended_maps(self.attended, features, pixels)
+
+
+def attended_maps(name: str | int | None, features: tuple[Tensor, ...], pixels: PixelMaps) -> list[Tensor]:
+    """All maps at strides 32, 16, 8, or the one of a stride or of a name of `design_rules.IN_FEATURES`."""
+    if name is None:
+        return pixels.maps
+    named = dict(zip((*BACKBONE_MAPS, *STRIDES), (*features, *pixels.maps), strict=True))
+    named |= {"transformer_encoder": pixels.encoded, "pixel_embedding": pixels.mask_features}
+    return [named[name]]

@@ -71,7 +71,13 @@ class Mask2FormerMaskedAttention(nn.Module):
         self.out_proj = nn.Linear(channels, channels)
 
     def forward(
-        self, x: Tensor, positions: Tensor, memory: Tensor, memory_positions: Tensor, allowed: Tensor, eager: bool
+        self,
+        x: Tensor,
+        positions: Tensor,
+        memory: Tensor,
+        memory_positions: Tensor,
+        allowed: Tensor | None,
+        eager: bool,
     ) -> tuple[Tensor, Tensor | None]:
         inputs = (x + positions, memory + memory_positions, memory)
         query, key, value = (
@@ -86,13 +92,23 @@ class Mask2FormerMaskedAttention(nn.Module):
 
 
 class Mask2FormerDecoderLayer(GradientCheckpointingLayer):
-    """Masked attention, self-attention and a feed-forward block, each in a residual branch (section 3.2)."""
+    """Masked attention, self-attention and a feed-forward block, each in a residual branch (section 3.2).
+
+    With self-attention first, and everything allowed, it is DETR's layer.
+    """
 
     def __init__(
-        self, channels: int, num_heads: int, feedforward_dim: int, activation: str, dropout: float, pre_norm: bool
+        self,
+        channels: int,
+        num_heads: int,
+        feedforward_dim: int,
+        activation: str,
+        dropout: float,
+        pre_norm: bool,
+        self_attention_first: bool = False,
     ):
         super().__init__()
-        self.pre_norm = pre_norm
+        self.pre_norm, self.self_attention_first = pre_norm, self_attention_first
         self.cross_attn = Mask2FormerMaskedAttention(channels, num_heads, dropout)
         self.cross_attn_layer_norm = nn.LayerNorm(channels)
         self.self_attn = Mask2FormerSelfAttention(channels, num_heads, dropout)
@@ -104,19 +120,31 @@ class Mask2FormerDecoderLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Tensor, positions: Tensor, memory: Tensor, memory_positions: Tensor, allowed: Tensor, eager: bool
+        self,
+        x: Tensor,
+        positions: Tensor,
+        memory: Tensor,
+        memory_positions: Tensor,
+        allowed: Tensor | None,
+        eager: bool,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         def branch(x, norm, block):
             output, weights = block(norm(x) if self.pre_norm else x)
             x = x + self.dropout(output)
             return x if self.pre_norm else norm(x), weights
 
+        def see_each_other(x):
+            return branch(x, self.self_attn_layer_norm, lambda x: self.self_attn(x, positions, eager))
+
+        if self.self_attention_first:
+            x, self_weights = see_each_other(x)
         x, cross_weights = branch(
             x,
             self.cross_attn_layer_norm,
             lambda x: self.cross_attn(x, positions, memory, memory_positions, allowed, eager),
         )
-        x, self_weights = branch(x, self.self_attn_layer_norm, lambda x: self.self_attn(x, positions, eager))
+        if not self.self_attention_first:
+            x, self_weights = see_each_other(x)
         x, _ = branch(x, self.final_layer_norm, lambda x: (self.fc2(self.dropout(self.activation(self.fc1(x)))), None))
         return x, self_weights, cross_weights
 
@@ -153,8 +181,11 @@ class DecoderStates(NamedTuple):
 
 
 class Mask2FormerMaskedAttentionDecoder(nn.Module):
-    def __init__(self, layers: list[nn.Module], channels: int, mask_feature_size: int):
+    """Layers that look where the masks of the layer before are; everywhere if not `masked`."""
+
+    def __init__(self, layers: list[nn.Module], channels: int, mask_feature_size: int, masked: bool = True):
         super().__init__()
+        self.masked = masked
         self.layers = nn.ModuleList(layers)
         self.layernorm = nn.LayerNorm(channels)
         self.mask_predictor = Mask2FormerMaskPredictor(channels, mask_feature_size)
@@ -170,8 +201,9 @@ class Mask2FormerMaskedAttentionDecoder(nn.Module):
     ) -> DecoderStates:
         states = DecoderStates([queries], [self.layernorm(queries)], [], [])
         for index, layer in enumerate(self.layers):
-            level = index % NUM_LEVELS
-            allowed = self.mask_predictor.allowed_positions(states.normalised[-1], level_mask_features[level])
+            level, allowed = index % len(memories), None
+            if self.masked:
+                allowed = self.mask_predictor.allowed_positions(states.normalised[-1], level_mask_features[level])
             queries, self_weights, cross_weights = layer(
                 queries, query_positions, memories[level], memory_positions[level], allowed, eager
             )
@@ -190,10 +222,11 @@ class Mask2FormerTransformerModule(nn.Module):
         channels = config.hidden_dim
         projects = config.enforce_input_projection or config.feature_size != channels
         self.queries_embedder = nn.Embedding(config.num_queries, channels)
-        self.queries_features = nn.Embedding(config.num_queries, channels)
-        self.level_embed = nn.Embedding(NUM_LEVELS, channels)
+        self.queries_features = nn.Embedding(config.num_queries, channels) if config.learned_query_features else None
+        num_levels = NUM_LEVELS if config.attended_stride is None else 1
+        self.level_embed = nn.Embedding(num_levels, channels)
         self.input_projections = nn.ModuleList(
-            nn.Conv2d(config.feature_size, channels, 1) if projects else nn.Identity() for _ in range(NUM_LEVELS)
+            nn.Conv2d(config.feature_size, channels, 1) if projects else nn.Identity() for _ in range(num_levels)
         )
         layers = [
             Mask2FormerDecoderLayer(
@@ -203,10 +236,17 @@ class Mask2FormerTransformerModule(nn.Module):
                 config.activation_function,
                 config.dropout,
                 config.pre_norm,
+                config.self_attention_first,
             )
             for _ in range(config.decoder_layers - 1)
         ]
-        self.decoder = Mask2FormerMaskedAttentionDecoder(layers, channels, config.mask_feature_size)
+        self.decoder = Mask2FormerMaskedAttentionDecoder(
+            layers, channels, config.mask_feature_size, config.masked_attention
+        )
+
+    @property
+    def num_queries(self) -> int:
+        return self.queries_embedder.num_embeddings
 
     def forward(self, maps: list[Tensor], mask_features: Tensor, eager: bool) -> DecoderStates:
         positions = [self.positions(x) for x in maps]
@@ -217,12 +257,14 @@ class Mask2FormerTransformerModule(nn.Module):
         return sine_position_embedding(tuple(x.shape[-2:]), self.level_embed.embedding_dim, x.device).to(x.dtype)
 
     def levels(self, maps: list[Tensor], mask_features: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Memory (B, H * W, C) and mask features (B, ., H * W) of every level."""
+        """Memory (B, H * W, C) and, for attention masks, mask features (B, ., H * W) of every level."""
         memories, level_mask_features = [], []
         with torch.no_grad():  # attention masks are decisions, without gradient
             pixels = channels_last_on_cpu(mask_features)
         for x, project, level in zip(maps, self.input_projections, self.level_embed.weight, strict=True):
             memories.append(tokens_of(project(x)) + level)
+            if not self.decoder.masked:
+                continue
             with torch.no_grad():
                 # Resizing is linear: resizing the features once equals resizing every layer's mask logits.
                 resized = F.interpolate(pixels, size=tuple(x.shape[-2:]), mode="bilinear", align_corners=False)
@@ -233,6 +275,7 @@ class Mask2FormerTransformerModule(nn.Module):
         self, memories: list[Tensor], level_mask_features: list[Tensor], positions: list[Tensor], eager: bool
     ) -> DecoderStates:
         B = memories[0].shape[0]
-        queries = self.queries_features.weight.expand(B, -1, -1)
         query_positions = self.queries_embedder.weight.expand(B, -1, -1)
+        learned = self.queries_features
+        queries = torch.zeros_like(query_positions) if learned is None else learned.weight.expand(B, -1, -1)
         return self.decoder(queries, query_positions, memories, positions, level_mask_features, eager)

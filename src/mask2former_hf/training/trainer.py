@@ -22,7 +22,6 @@ from ..evaluation.evaluator import (
 from ..evaluation.matching_classes import with_classes_of
 from ..evaluation.processes import process_rank
 from ..hub.model_card import write_model_card
-from ..model.criterion import loss_normalizers
 from ..model.image_processing_mask2former import Mask2FormerImageProcessor
 from .checkpoints import COMPLETE, last_complete_checkpoint, saving
 from .collation import SegmentationCollator
@@ -179,8 +178,7 @@ class Mask2FormerTrainer(Trainer):
         if not batch_samples:
             return None
         model = self.accelerator.unwrap_model(self.model)
-        labels = [labels for batch in batch_samples for labels in batch["class_labels"]]
-        sums = loss_normalizers(labels, model.config.num_queries, model.criterion.class_weights()).to(device)
+        sums = model.criterion.normalizers(batch_samples, model.config.num_queries).to(device)
         return self.accelerator.reduce(sums, "mean")
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
