@@ -10,24 +10,11 @@ from huggingface_hub import HfApi, RepoUrl
 from pages import ROOT, run_page
 from PIL import Image
 
-from mask2former_hf import (
-    Mask2FormerForUniversalSegmentation,
-    Mask2FormerImageProcessor,
-    ScenesDataset,
-)
+from mask2former_hf import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor, ScenesDataset
 from mask2former_hf.data.formats.convert import convert
 
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", DOCS / "start.md", DOCS / "how_it_works.md", *sorted((DOCS / "guides").glob("*.md"))]
-
-
-def checkpoint(folder: Path, **fields):
-    classes = ScenesDataset.classes
-    config = tiny_config(
-        "resnet", **{**classes.config_fields(), "num_labels": len(classes), "decoder_layers": 2, **fields}
-    )
-    Mask2FormerForUniversalSegmentation(config).save_pretrained(folder)
-    Mask2FormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}).save_pretrained(folder)
 
 
 FORMATS = {
@@ -44,9 +31,13 @@ FORMATS = {
 def workplace(tmp_path_factory):
     """What pages name: photos, annotated images in some formats, checkpoints of the Hub."""
     folder = tmp_path_factory.mktemp("reader")
-    for task in ("panoptic", "instance", "semantic"):
-        checkpoint(folder / f"facebook/mask2former-swin-tiny-coco-{task}")
     scenes = ScenesDataset(4, size=64)
+    classes = {"num_labels": len(scenes.classes)} | scenes.classes.config_fields()
+    model = Mask2FormerForUniversalSegmentation(tiny_config("resnet", **classes, decoder_layers=2))
+    processor = Mask2FormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 128})
+    for task in ("panoptic", "instance", "semantic"):  # which is known by the name
+        model.save_pretrained(folder / f"facebook/mask2former-swin-tiny-coco-{task}")
+        processor.save_pretrained(folder / f"facebook/mask2former-swin-tiny-coco-{task}")
     for place, name in FORMATS.items():
         convert(scenes, folder / place, name)
     save(folder / "photo.jpg", scenes[0].image)
