@@ -1,38 +1,29 @@
 """Every code block of README, Start and Guides runs, on tiny checkpoints and data that are generated here."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from helpers import tiny_config
+from huggingface_hub import HfApi, RepoUrl
 from pages import ROOT, run_page
 from PIL import Image
 
-from mask2former_hf import (
-    Mask2FormerForUniversalSegmentation,
-    Mask2FormerImageProcessor,
-    ScenesDataset,
-)
+from mask2former_hf import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor, ScenesDataset
 from mask2former_hf.data.formats.convert import convert
 
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", DOCS / "start.md", DOCS / "how_it_works.md", *sorted((DOCS / "guides").glob("*.md"))]
 
 
-def checkpoint(folder: Path, **fields):
-    classes = ScenesDataset.classes
-    config = tiny_config(
-        "resnet", **{**classes.config_fields(), "num_labels": len(classes), "decoder_layers": 2, **fields}
-    )
-    Mask2FormerForUniversalSegmentation(config).save_pretrained(folder)
-    Mask2FormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}).save_pretrained(folder)
-
-
 FORMATS = {
     "my_data": "coco-instances",
     "my_panoptic": "coco-panoptic",
     "my_maps": "label-maps",
-    "my_labelme": "labelme",
+    "my_colours": "colour-maps",
+    **{f"my_{name}": name for name in ("labelme", "yolo", "geojson", "parquet")},
+    "my_label_studio": "label-studio",
 }
 
 
@@ -40,9 +31,13 @@ FORMATS = {
 def workplace(tmp_path_factory):
     """What pages name: photos, annotated images in some formats, checkpoints of the Hub."""
     folder = tmp_path_factory.mktemp("reader")
-    for task in ("panoptic", "instance", "semantic"):
-        checkpoint(folder / f"facebook/mask2former-swin-tiny-coco-{task}")
     scenes = ScenesDataset(4, size=64)
+    classes = {"num_labels": len(scenes.classes)} | scenes.classes.config_fields()
+    model = Mask2FormerForUniversalSegmentation(tiny_config("resnet", **classes, decoder_layers=2))
+    processor = Mask2FormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 128})
+    for task in ("panoptic", "instance", "semantic"):  # which is known by the name
+        model.save_pretrained(folder / f"facebook/mask2former-swin-tiny-coco-{task}")
+        processor.save_pretrained(folder / f"facebook/mask2former-swin-tiny-coco-{task}")
     for place, name in FORMATS.items():
         convert(scenes, folder / place, name)
     save(folder / "photo.jpg", scenes[0].image)
@@ -69,6 +64,16 @@ def in_workplace(workplace, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture
+def hub(monkeypatch):
+    """Nothing is published: the Hub takes what it is given (tests/hub publishes to one on the loopback)."""
+    monkeypatch.setattr(
+        HfApi, "create_repo", lambda self, repo_id, **options: RepoUrl(f"https://huggingface.co/{repo_id}")
+    )
+    commit = SimpleNamespace(commit_url="https://huggingface.co/me/model/commit/0")
+    monkeypatch.setattr(HfApi, "upload_folder", lambda self, **options: commit)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_block_of_a_page_runs(page, in_workplace):
+def test_every_block_of_a_page_runs(page, in_workplace, hub):
     run_page(page)

@@ -23,7 +23,7 @@ myst_heading_anchors = 3  # `page.md#a-heading`, as on GitHub
 highlight_language = "none"  # of blocks that name none: they show files and output
 autodoc_typehints = "none"  # signatures stay short; docstrings say shapes and units
 autodoc_member_order = "bysource"
-autodoc_default_options = {"members": True}
+autodoc_default_options = {"members": True, "special-members": "__call__"}
 
 html_theme = "furo"
 html_title = project
