@@ -2,7 +2,9 @@
 
     python benchmarks/tiles.py merging [--sizes 512 1024 ...]
     python benchmarks/tiles.py network --model CHECKPOINT
-    python benchmarks/tiles.py nuclei --data DATA
+    python benchmarks/tiles.py memory --model CHECKPOINT [--sizes 20000]
+    python benchmarks/tiles.py nuclei --data DATA [--model CHECKPOINT --tile 128]
+    python benchmarks/tiles.py cut --data DATA --output FOLDER
 
 `merging` asks what the merging does, so that no network takes part: every tile is told the truth of a generated scene,
 disturbed as networks disturb it. Each mask is moved by up to two pixels, in every tile by others, and of the slices
@@ -10,9 +12,12 @@ that a tile's edge leaves of a thing, narrower than eight pixels, half are misse
 CPU time of the merging, without that of the scene. Every size is a process of its own, whose largest memory counts
 beyond what it had when the first tile was read.
 `network` compares a checkpoint's panoptic quality on scenes of 1024 pixels, taken whole and in tiles.
+`memory` segments scenes of any size from the windows of the file to COCO's json, with the network: seconds, and what
+the process needed beyond what it had with the model when it had segmented one tile.
 `nuclei` stitches the validation images of DATA (`nuclei_dsb2018`) to 4000 x 4000 pixels and compares the average
-precision of the stitched image in tiles with that of the single images, all by the same simple segmenter without a
-network: a local threshold, and the watershed of the distance to it.
+precision of the stitched image in tiles with that of the single images, all by the checkpoint, or without one by a
+simple segmenter without a network: a local threshold, and the watershed of the distance to it. `cut` makes the data to
+train such a checkpoint on: tiles of 128 pixels of DATA as images and instance maps.
 """
 
 import argparse
@@ -20,6 +25,7 @@ import json
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -44,6 +50,7 @@ TILE = 1024
 SLICE = 8  # pixels; narrower slices of things are missed half of the time
 PARTS = 0.1  # share of a thing from which on a segment counts as a part of it
 STITCHED = 4000
+CUT = 128  # pixels of a tile of nuclei to train on: at most 38 nuclei, fewer than 255
 
 
 class Ids(ImageWindows):
@@ -164,6 +171,42 @@ def network(arguments):
         print(f"| {'whole' if tile is None else f'tiles of {tile}'} | {values} |", flush=True)
 
 
+def memory_of(arguments):
+    """Peak memory and time of whole images, from windows to json, by a checkpoint of `mask2former-hf demo`."""
+    from mask2former_hf import Segmenter
+
+    print("| pixels | tiles | segments | things | GB beyond the model's | s | s per tile |")
+    print("|---|---|---|---|---|---|---|")
+    for size in arguments.sizes:
+        segmenter = Segmenter(arguments.model, tile=TILE)
+        scene = LargeScene((size, size), (size // 340) ** 2, unit=TILE, apart=True)
+        segmenter(LargeScene((TILE, TILE), 9, unit=TILE, seed=1), threshold=arguments.threshold)
+        before, start = memory(), time.perf_counter()
+        result = segmenter(scene, threshold=arguments.threshold)
+        with tempfile.TemporaryFile("w") as file:
+            json.dump(result.to_coco(), file)
+        seconds, tiles = time.perf_counter() - start, len(plan_tiles(scene.size, TILE, OVERLAP))
+        counts = f"{tiles} | {len(result.segments)} | {len(scene.things)}"
+        print(f"| {size}² | {counts} | {memory() - before:.2f} | {seconds:.0f} | {seconds / tiles:.2f} |", flush=True)
+
+
+def cut(arguments):
+    """Tiles of DATA with a nucleus, as images and instance maps of two splits."""
+    for path in sorted(arguments.data.glob("images/*/*.png")):
+        split, pixels = path.parent.name, np.asarray(Image.open(path).convert("RGB"))
+        ids = np.asarray(Image.open(arguments.data / "instance_labels" / split / path.name)).astype(np.int32)
+        for top in range(0, ids.shape[0] - CUT + 1, CUT):
+            for left in range(0, ids.shape[1] - CUT + 1, CUT):
+                window = np.s_[top : top + CUT, left : left + CUT]
+                if not ids[window].any():
+                    continue
+                numbers = np.unique(np.append(ids[window], 0), return_inverse=True)[1][:-1]
+                for folder, part in (("images", pixels[window]), ("instance_labels", numbers.reshape(CUT, CUT))):
+                    place = arguments.output / folder / split / f"{path.stem}_{top}_{left}.png"
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(part.astype(np.uint8)).save(place)
+
+
 def nuclei_of(tile: np.ndarray) -> TileResult:
     """Nuclei by a local threshold and the watershed of the distance to it; score by contrast."""
     from skimage.feature import peak_local_max
@@ -211,6 +254,8 @@ def stitch(folder: Path, side: int, seed: int = 0):
 
 
 def nuclei(arguments):
+    from mask2former_hf import Segmenter
+
     sheet, windows, maps = stitch(arguments.data, STITCHED)
     rules = Rules("instance", {0: "nucleus"}, (), False, 0.0)
     truth = [
@@ -233,19 +278,31 @@ def nuclei(arguments):
             + " |"
         )
 
-    single = []
-    for left, top, right, bottom in windows:
-        found = nuclei_of(sheet[top:bottom, left:right])
-        single += [thing._replace(runs=thing.runs.moved(left, top)) for thing in found.things]
-    row("every image alone", single)
-    for tile, overlap in ((STITCHED, 0.0), (1000, 0.0), (1000, 0.2), (500, 0.2)):
-        plan = plan_tiles(sheet.shape[:2], tile, overlap)
-        result = segment_tiles(ImageWindows(sheet), plan, rules, lambda tiles: map(nuclei_of, tiles))
-        found = [Thing(0, s.score, runs) for s, runs in zip(result.segments, result.runs, strict=True)]
-        row(f"tiles of {tile}, overlap {overlap:g}", found)
+    def things_of(result):
+        return [Thing(0, s.score, runs) for s, runs in zip(result.segments, result.runs, strict=True)]
+
+    def found_in(image, tile, overlap):
+        """By the checkpoint, or by the simple segmenter; of an image that no tile divides as a whole."""
+        if arguments.model is not None:
+            how = {} if tile is None else {"tile": tile, "overlap": overlap}
+            return things_of(Segmenter(arguments.model, **how)(image, batch_size=8, threshold=0.0))
+        plan = plan_tiles(image.shape[:2], tile or max(image.shape), overlap)
+        return things_of(segment_tiles(ImageWindows(image), plan, rules, lambda tiles: map(nuclei_of, tiles)))
+
+    tile = arguments.tile
+    for name, divided in (("every image alone", None), (f"every image in tiles of {tile}", tile)):
+        single = []
+        for left, top, right, bottom in windows if divided is None or arguments.model else ():
+            found = found_in(sheet[top:bottom, left:right], divided, OVERLAP)
+            single += [thing._replace(runs=thing.runs.moved(left, top)) for thing in found]
+        if single:
+            row(name, single)
+    for divided, overlap in ((None, 0.0), (tile, 0.0), (tile, OVERLAP)):
+        name = "the sheet as a whole" if divided is None else f"tiles of {tile}, overlap {overlap:g}"
+        row(name, found_in(sheet, divided, overlap))
 
 
-COMMANDS = {"merging": merging, "network": network, "nuclei": nuclei}
+COMMANDS = {"merging": merging, "network": network, "memory": memory_of, "nuclei": nuclei, "cut": cut}
 
 
 def main():
@@ -254,6 +311,8 @@ def main():
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--model")
     parser.add_argument("--data", type=Path)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--tile", type=int, default=1000, help="of nuclei (default: %(default)s)")
     parser.add_argument("--scenes", type=int, default=20)
     parser.add_argument("--threshold", type=float, default=0.5)
     arguments = parser.parse_args()

@@ -114,6 +114,17 @@ def test_rasterio_places_geotiffs_at_the_same_coordinates(tmp_path):
             assert tuple(image.transform)[:6] == ours.transform and image.crs.to_epsg() == ours.epsg
 
 
+def test_geopandas_reads_geometries_with_the_masks_areas_in_the_map_s_coordinate_system(result, tmp_path):
+    geopandas = pytest.importorskip("geopandas")
+    path = tmp_path / "a.geojson"
+    path.write_text(
+        json.dumps(result.to_geojson(georeference=Georeference((0.5, 0, 300000, 0, -0.5, 5000000), 32633)))
+    )
+    table = geopandas.read_file(path)  # through GDAL, as QGIS
+    assert table.crs.to_epsg() == 32633 and table.is_valid.all()
+    assert table.area.tolist() == [segment.area / 4 for segment in result.segments]
+
+
 # YOLO
 
 
@@ -166,6 +177,17 @@ def test_labelme_s_own_code_draws_the_same_masks(result, tmp_path):
     masks = masks_of_two()
     assert np.array_equal(labels, np.where(masks[1], 1, np.where(masks[0], 2, 0)))  # what is drawn last lies on top
     assert numbers.max() == 2
+
+
+def test_labelme_s_own_reader_of_label_files_loads_what_is_written(result, tmp_path):
+    reader = pytest.importorskip("labelme._label_file")  # of labelme 6; it checks the kind of every field
+    Image.new("RGB", (80, 60)).save(tmp_path / "a.png")
+    content = result.to_labelme("a.png")
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    found = reader.read_label_file(str(tmp_path / "a.json"))
+    assert found.image_path == "a.png"
+    for name in ("label", "points", "group_id", "description", "shape_type", "flags"):
+        assert [shape[name] for shape in found.shapes] == [shape[name] for shape in content["shapes"]]
 
 
 # Label Studio

@@ -82,6 +82,17 @@ def test_rings_of_another_depth_or_without_an_area_are_refused_by_name(folder, k
         FILES["geojson"][3](folder)
 
 
+@pytest.mark.parametrize("lines", ["0 0 0 0 0 0", "1 2 2 4 0 0", "nan 0 0 -1 0 0", "1 0 0 -1 inf 0", "1 0 0", "a b"])
+def test_a_place_on_the_map_where_no_pixel_can_be_found_is_refused(folder, lines):
+    write(folder, "geojson", GEOJSON)
+    (folder / "a.pgw").write_text(lines.replace(" ", "\n"))
+    try:
+        with pytest.raises(ValueError, match=r"a\.(pgw|png): (not a world file|the transform)"):
+            FILES["geojson"][3](folder)
+    finally:
+        (folder / "a.pgw").unlink()
+
+
 def test_text_is_no_flag(folder):
     for name, path in (
         ("labelme", ("shapes", 0, "flags", "crowd")),

@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-TARGETS = ("checkpoints", "run_lengths", "kernel")
+TARGETS = ("checkpoints", "run_lengths", "annotations", "kernel")
 
 
 def main() -> int:

@@ -1,7 +1,8 @@
 """A few seconds of each fuzzing target; minutes: `python tests/fuzz/run.py --minutes 10`.
 
 What fuzzing found, made small, stands with the tests of the module that it was found in: of checkpoints in
-tests/conversion/test_restricted_pickle.py, of the kernel in tests/kernels/test_problem.py, of run lengths below.
+tests/conversion/test_restricted_pickle.py, of the kernel in tests/kernels/test_problem.py, of run lengths below, of
+annotations in tests/data/test_hostile_files.py.
 """
 
 import os
@@ -33,6 +34,10 @@ def test_2000_mutated_checkpoints_load_or_are_refused_and_do_nothing_else(tmp_pa
 
 def test_mutated_run_lengths_are_refused_or_equal_the_coco_package(tmp_path):
     assert fuzz("run_lengths", 2000, tmp_path).startswith("run_lengths: 2000 mutated, ")
+
+
+def test_damaged_annotation_files_are_read_or_refused_in_one_line_that_names_them(tmp_path):
+    assert fuzz("annotations", 1000, tmp_path).startswith("annotations: 1000 damaged files, ")
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")

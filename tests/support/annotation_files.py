@@ -176,7 +176,7 @@ def _instances(folder):
 def make_folder(folder):
     """The images and maps that the files are about."""
     for name in ("images", "colours", "maps", "labels"):
-        (folder / name).mkdir()
+        (folder / name).mkdir(exist_ok=True)
     for path, mode in (("a.png", "RGB"), ("images/a.png", "RGB"), ("colours/a.png", "RGB"), ("maps/a.png", "L")):
         Image.new(mode, (W, H), (200, 200, 200) if mode == "RGB" else 1).save(folder / path)
     return folder

@@ -46,7 +46,7 @@ def class_table(
 
 def naming_classes(given) -> AbstractContextManager:
     """`errors.naming` of a declaration that is a file."""
-    is_file = isinstance(given, str | Path) and Path(given).suffix.lower() in FILES
+    is_file = isinstance(given, str | Path) and Path(given).suffix.lower() in (*FILES, ".csv")
     return naming(given) if is_file else nullcontext()
 
 

@@ -1,7 +1,6 @@
 """Which classes a data set has: original id -> index -> name -> thing or stuff, declared once and checked."""
 
 import re
-import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -10,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .fields import NAME
+from .fields import NAME, displayed
 from .text_files import read_json
 
 IGNORE = None  # in a map of labels: pixels of this id take no part in loss and metrics
@@ -85,7 +84,7 @@ class ClassTable:
         said, things = things is not None, set(things or ())
         for original, name in labels.items():
             if name is not IGNORE and not isinstance(name, str | int):  # yaml makes numbers of names such as 7
-                raise ValueError(f"the name {reprlib.repr(name)} of the id {original} must be a text: correct it")
+                raise ValueError(f"the name {displayed(name)} of the id {original} must be a text: correct it")
             if name is IGNORE:
                 ignored.append(int(original))
             elif name in index:
@@ -110,11 +109,11 @@ class ClassTable:
             good = isinstance(category, Mapping) and isinstance(category.get("name"), str)
             if not good or not isinstance(category.get("id"), int | np.integer) or isinstance(category["id"], bool):
                 raise ValueError(
-                    f"categories[{position}] is {reprlib.repr(category)}: it needs a whole number id and a name"
+                    f"categories[{position}] is {displayed(category)}: it needs a whole number id and a name"
                 )
             if category.get("isthing", 0) not in (0, 1):
                 raise ValueError(
-                    f"categories[{position}] ({category['name']}) has isthing={reprlib.repr(category['isthing'])}: it "
+                    f"categories[{position}] ({category['name']}) has isthing={displayed(category['isthing'])}: it "
                     "must be 1 (countable) or 0"
                 )
         ordered = sorted(categories, key=lambda category: category["id"])
@@ -166,14 +165,15 @@ class ClassTable:
             if all(isinstance(entry, list | tuple) and len(entry) == 3 for entry in entries):
                 for number, name, thing in entries:
                     if not isinstance(thing, int) or thing not in (0, 1):
-                        shown = reprlib.repr([number, name, thing])
-                        raise ValueError(f"the class {shown} is countable or not: its third entry must be 1 or 0")
+                        raise ValueError(
+                            f"the third entry of {displayed([number, name, thing])} must be 1, countable, or 0"
+                        )
                 rows = [ClassRow(i, number, name, bool(thing)) for i, (number, name, thing) in enumerate(entries)]
                 return cls(tuple(rows), ignored)
         if isinstance(data, Mapping) and data and all(re.fullmatch("-?[0-9]{1,18}", str(key)) for key in data):
             return cls.from_labels({int(key): name for key, name in data.items()})
         raise ValueError(
-            f"classes={reprlib.repr(data)}: not a list of classes; write one as "
+            f"classes={displayed(data)}: not a list of classes; write one as "
             '{"classes": ["road", "car"], "void_id": 255} or as {"0": "road", "1": "car", "255": null}, which must be '
             "from numbers in the maps to names"
         )
@@ -204,8 +204,9 @@ class ClassTable:
             ValueError: for an id or name that is not declared.
         """
         if not self.has(original):
-            shown = reprlib.repr(original)
-            raise ValueError(f"{shown} is not declared: add it to the classes, or map it to IGNORE; {self}")
+            raise ValueError(
+                f"{displayed(original)} is not declared: add it to the classes, or map it to IGNORE; {self}"
+            )
         return self._index[original]
 
     def of_instances(self) -> "ClassTable":
@@ -316,12 +317,12 @@ def check_kinds(ids: Sequence, names: Sequence):
     """Raise ValueError for ids that are no whole numbers and names that are no text: files declare anything."""
     for number in ids:
         if isinstance(number, bool) or not isinstance(number, int | np.integer):
-            raise ValueError(f"the id {reprlib.repr(number)} of a class must be a whole number: correct it")
+            raise ValueError(f"the id {displayed(number)} of a class must be a whole number: correct it")
     for name in names:
         try:
             NAME.convert(name)
         except ValueError:
-            raise ValueError(f"the name {reprlib.repr(name)} of a class must be {NAME.text}: correct it") from None
+            raise ValueError(f"the name {displayed(name)} of a class must be {NAME.text}: correct it") from None
 
 
 def class_set_names() -> list[str]:

@@ -2,12 +2,11 @@
 
 import logging
 import math
-import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 
 from .classes import ClassTable
-from .fields import FLAG, LIST, Rule, is_flat, read_entry, whole
+from .fields import FLAG, LIST, Rule, displayed, is_flat, read_entry, whole
 from .text_files import read_json
 
 logger = logging.getLogger(__name__)
@@ -59,12 +58,12 @@ def load_coco(path: Path, fields: Mapping[str, Mapping[str, Rule]]) -> dict[str,
     categories = data.get("categories")
     checked = {"categories": [] if categories is None else _entries(categories)}
     if not isinstance(checked["categories"], list):
-        shown = reprlib.repr(categories)
-        raise ValueError(f"{path} has categories={shown}; it must be a list of {{id, name}}: correct it, or remove it")
+        found = displayed(categories)
+        raise ValueError(f"{path} has categories={found}; it must be a list of {{id, name}}: correct it, or remove it")
     for name, rules in fields.items():
         entries = _entries(data.get(name))
         if not isinstance(entries, list):
-            found = f"{name} is {reprlib.repr(data[name])}" if name in data else f"there is no {name}"
+            found = f"{name} is {displayed(data[name])}" if name in data else f"there is no {name}"
             raise ValueError(f"{path}: not a COCO json, which has the lists {', '.join(fields)}; {found}")
         checked[name] = [read_entry(entry, rules, f"{path}: {name}[{k}]") for k, entry in enumerate(entries)]
     return checked

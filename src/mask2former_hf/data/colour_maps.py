@@ -3,7 +3,6 @@
 import csv
 import io
 import re
-import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,10 +10,10 @@ import numpy as np
 from PIL import Image
 
 from .annotations import label_lookup, semantic_annotation
-from .class_forms import class_table
+from .class_forms import class_table, naming_classes
 from .classes import IGNORE, ClassTable, count_ids
 from .example import Example
-from .fields import NAME
+from .fields import NAME, displayed
 from .folders import FolderReader
 from .images import MAP_SUFFIXES, read_panoptic_ids
 from .palette import VOC_BORDER, voc_palette
@@ -74,6 +73,11 @@ class ColourMaps(FolderReader):
 
 def colour_table(given) -> tuple[ClassTable, dict[int, int]]:
     """The classes that a declaration names, and for each colour, R + 256 G + 65536 B, the id of its class."""
+    with naming_classes(given):
+        return _colour_table(given)
+
+
+def _colour_table(given) -> tuple[ClassTable, dict[int, int]]:
     named = read_colours(given)
     if named is None:
         table = class_table(given)
@@ -145,7 +149,7 @@ def _is_list(value) -> bool:
 
 
 def _count(value) -> str:
-    return str(len(value)) if _is_list(value) else reprlib.repr(value)
+    return str(len(value)) if _is_list(value) else displayed(value)
 
 
 def _entry(name, colour, where: str) -> tuple[str, Colour]:
@@ -157,7 +161,7 @@ def _entry(name, colour, where: str) -> tuple[str, Colour]:
     try:
         NAME.convert(name)
     except ValueError:
-        raise ValueError(f"{where}the class {reprlib.repr(name)} has no name, {NAME.text}; give it one") from None
+        raise ValueError(f"{where}the class {displayed(name)} has no name, {NAME.text}; give it one") from None
     try:
         return name, _levels(colour)
     except ValueError as error:
@@ -202,7 +206,7 @@ def _levels(value) -> Colour:
     levels = value[:3] if _is_list(value) else ()
     numbers = [int(level) if isinstance(level, str) and _DIGITS.fullmatch(level) else level for level in levels]
     if len(numbers) != 3 or not all(type(level) is int and 0 <= level <= 255 for level in numbers):
-        raise ValueError(f'{reprlib.repr(value)} is no colour; it is [red, green, blue] from 0 to 255, or "#rrggbb"')
+        raise ValueError(f'{displayed(value)} is no colour; it is [red, green, blue] from 0 to 255, or "#rrggbb"')
     return tuple(numbers)
 
 

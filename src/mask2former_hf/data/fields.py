@@ -14,6 +14,7 @@ import numpy as np
 
 FARTHEST = 1e9  # pixels, or metres on a map: a coordinate beyond is damaged
 LONGEST_NAME = 255  # characters of a label or an id, and bytes of one part of a path, as on all usual file systems
+LONGEST_SHOWN = 100  # characters of a value in an error
 _NESTED = frozenset((list, dict))
 _NUMBERS = frozenset((int, float))
 _REFUSED = (ValueError, TypeError, OverflowError)  # what Python says of a value of another kind, or beyond a float
@@ -38,7 +39,7 @@ def read_entry(entry, rules: Mapping[str, Rule], where: str) -> dict:
         ValueError: for missing fields and values that break their rule.
     """
     if not isinstance(entry, dict):
-        raise ValueError(f"{where} is {reprlib.repr(entry)}; it must have the fields {', '.join(rules)}")
+        raise ValueError(f"{where} is {displayed(entry)}; it must have the fields {', '.join(rules)}")
     missing = [field for field, rule in rules.items() if rule.needed and field not in entry]
     if missing:
         raise ValueError(f"{where} has no {', '.join(missing)}; add it")
@@ -50,11 +51,16 @@ def read_entry(entry, rules: Mapping[str, Rule], where: str) -> dict:
         try:
             value = rule.convert(value)
         except _REFUSED:
-            shown = reprlib.repr(value)
-            raise ValueError(f"{where} has {field}={shown}; it must be {rule.text}: correct it") from None
+            raise ValueError(f"{where} has {field}={displayed(value)}; it must be {rule.text}: correct it") from None
         if value is not None:
             found[field] = value
     return found
+
+
+def displayed(value) -> str:
+    """A value in an error: whatever a file holds, a part of a line."""
+    text = reprlib.repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 3]}..."
 
 
 def whole(value, least: float = -math.inf, below: float = math.inf) -> int:

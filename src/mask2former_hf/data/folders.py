@@ -2,7 +2,6 @@
 
 import csv
 import io
-import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from .class_forms import class_table, naming_classes
 from .classes import BACKGROUND_ID, ClassTable, count_ids, without_double_keys
 from .errors import naming
 from .example import Example
+from .fields import displayed
 from .images import IMAGE_SUFFIXES, MAP_SUFFIXES, read_map, read_size
 from .paths import files_by_name
 from .reader import FileReader
@@ -157,7 +157,7 @@ class InstanceMaps(FolderReader):
     def _check_table(self, table: Mapping) -> dict:
         """Image name or `None` for all -> {id: index}."""
         if not isinstance(table, Mapping):
-            raise ValueError(f"table is {reprlib.repr(table)}; it must be {{id: class}} or {{image: {{id: class}}}}")
+            raise ValueError(f"table is {displayed(table)}; it must be {{id: class}} or {{image: {{id: class}}}}")
         nested = {image: rows for image, rows in table.items() if isinstance(rows, Mapping)}
         if nested and len(nested) < len(table):
             raise ValueError("table mixes {id: class} and {image: {id: class}}: use one form")
@@ -175,11 +175,11 @@ class InstanceMaps(FolderReader):
         try:
             return int(number)
         except (ValueError, TypeError):
-            raise ValueError(f"table has the id {reprlib.repr(number)}; it must be a whole number") from None
+            raise ValueError(f"table has the id {displayed(number)}; it must be a whole number") from None
 
     def _index(self, label) -> int:
         if not isinstance(label, str | int | np.integer):
-            raise ValueError(f"table has the class {reprlib.repr(label)}; it must be a name or an id of a class")
+            raise ValueError(f"table has the class {displayed(label)}; it must be a name or an id of a class")
         index = self.classes.to_index(label)
         if index is None:
             raise ValueError(f"table: class {label!r} is ignored; leave the id out of the map, as 0")

@@ -45,15 +45,24 @@ def read_georeference(path: str | Path) -> Georeference | None:
             tags = dict(getattr(image, "tag_v2", {}))
     except Image.DecompressionBombError as error:
         raise OSError(f"{path}: too large for Pillow, which reads its tags; segment it in tiles ({error})") from error
-    keys = tags.get(_GEO_KEYS, ())
-    keys = {keys[k]: keys[k + 3] for k in range(4, len(keys) - 3, 4) if keys[k + 1] == 0}
-    code = keys.get(_PROJECTED, keys.get(_GEOGRAPHIC))
-    epsg = None if code in (None, 0, _USER_DEFINED) else int(code)
-    transform = _of_tags(tags) or _of_world_file(Path(path))
+    try:
+        keys = tags.get(_GEO_KEYS, ())
+        keys = {keys[k]: keys[k + 3] for k in range(4, len(keys) - 3, 4) if keys[k + 1] == 0}
+        code = keys.get(_PROJECTED, keys.get(_GEOGRAPHIC))
+        epsg = None if code in (None, 0, _USER_DEFINED) else int(code)
+        transform = _of_tags(tags)
+        transform = None if transform is None else tuple(map(float, transform))
+    except (ValueError, TypeError, LookupError) as error:  # fewer numbers than the tags have, or other things
+        raise ValueError(f"{path}: its GeoTIFF tags are damaged ({error}); correct them, or save it without") from None
+    if transform is None:
+        transform = _of_world_file(Path(path))
+    elif keys.get(_RASTER_TYPE) == 2:  # "PixelIsPoint": the tags say where centres are
+        transform = _moved(transform, -0.5)
     if transform is None:
         return None
-    if keys.get(_RASTER_TYPE) == 2 and _of_tags(tags):  # "PixelIsPoint": the tags say where centres are
-        transform = _moved(transform, -0.5)
+    a, b, _, d, e, _ = transform
+    if not np.isfinite(transform).all() or a * e == b * d:
+        raise ValueError(f"{path}: the transform {transform} places all pixels on a line or nowhere; correct it")
     return Georeference(transform, epsg)
 
 

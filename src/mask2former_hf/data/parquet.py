@@ -92,5 +92,6 @@ def read_rows(source: Path, most: int | None = None) -> list[dict]:
             if most is not None and len(rows) >= most:
                 break
     except (ArrowException, OSError) as error:  # of a file whose first bytes are Parquet's, all kinds of them
-        raise ValueError(f"{source}: not a Parquet file ({error})") from None
+        reason = " ".join(str(error).split())  # Arrow's have several lines
+        raise ValueError(f"{source}: not a Parquet file ({reason})") from None
     return [read_entry(row, _ROW, f"{source}: row {number}") for number, row in enumerate(rows[:most])]

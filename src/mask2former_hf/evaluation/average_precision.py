@@ -1,12 +1,12 @@
 """Average precision of masks or boxes by COCO's rules; of an image only the matches are kept."""
 
-import json
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ..data.rle import coco_tools, encode_masks, to_numpy, to_rle
+from ..data.text_files import read_json
 from .coco_matching import Matches, best_of_class, checked_limits, match, summary
 
 IOU_TYPES = ("segm", "bbox", "boundary")
@@ -67,7 +67,7 @@ class AveragePrecision:
             annotations: the json's content or its path.
         """
         if not isinstance(annotations, Mapping):
-            annotations = json.loads(Path(annotations).read_text())
+            annotations = read_json(Path(annotations))
         metric = cls({c["id"]: c for c in annotations["categories"]}, iou_type, max_detections)
         metric._truth_is_given = True
         for image in annotations["images"]:
