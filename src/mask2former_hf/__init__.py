@@ -59,6 +59,7 @@ _EXPORTS = {
     "model_for_classes": "training.label_surgery",
     "resize_queries": "training.label_surgery",
     "set_labels": "training.label_surgery",
+    "with_channels": "training.inflation",
     "match_gradient_strides": "training.optimization",
     "parameter_groups": "training.optimization",
     "process_group": "evaluation.processes",

@@ -2,6 +2,7 @@
 
 import json
 import re
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def command(*arguments):
 
 
 def write_data(folder, count, seed):
-    """Scenes as maps of labels and images of five bands of 16 bits, arrays and pages of TIFFs by turns."""
+    """Scenes as maps of labels and images of five bands of 16 bits: arrays, and TIFFs of pages or of samples."""
     for name in ("images", "maps"):
         (folder / name).mkdir(parents=True)
     scenes = ScenesDataset(count, SIDE, seed)
@@ -40,7 +41,13 @@ def write_data(folder, count, seed):
     for index in range(count):
         example = scenes[index]
         image = example.image.astype(np.uint16) * 40
-        if index % 2:
+        if index == 3 and find_spec("rasterio"):
+            import rasterio
+
+            size = {"height": SIDE, "width": SIDE, "count": 5, "dtype": np.uint16}
+            with rasterio.open(folder / "images" / f"{index}.tif", "w", driver="GTiff", **size) as file:
+                file.write(image.transpose(2, 0, 1))
+        elif index % 2:
             first, *others = (Image.fromarray(np.ascontiguousarray(band)) for band in image.transpose(2, 0, 1))
             first.save(folder / "images" / f"{index}.tif", save_all=True, append_images=others)
         else:
@@ -56,7 +63,7 @@ def run(tmp_path_factory):
     """A folder with data, and what two steps on it leave."""
     folder = tmp_path_factory.mktemp("bands")
     write_data(folder / "train", 4, 0)
-    write_data(folder / "val", 2, 1)
+    write_data(folder / "val", 4, 1)
     paths = [f"--{split}-{kind}={folder / split / kind}" for split in ("train", "val") for kind in ("images", "maps")]
     data = ["--data", "label-maps", *paths, "--classes", ",".join(NAMES)]
     first = ["--backbone", "tiny", "--channels", 5, "--show-bands", 5, 4, 3]

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mask2former_hf import Mask2FormerImageProcessor
 from mask2former_hf.data.augmentation import PadTo, Pipeline, SSDColour, augmentation_for
 from mask2former_hf.data.bands import check_bands, read_pixels, to_bands
 from mask2former_hf.data.example import Example
 from mask2former_hf.data.folders import LabelMaps
+from mask2former_hf.data.hub_dataset import HubDataset
 from mask2former_hf.data.images import read_image, read_size
 from mask2former_hf.data.pictures import picture, read_picture
 from mask2former_hf.data.scenes import ScenesDataset
@@ -107,6 +109,9 @@ def test_more_bands_or_pages_than_a_photo_has_are_refused_or_said(tmp_path, capl
     array = bands(np.uint8)
     assert np.array_equal(read_image(write_pages(tmp_path / "pages.tif", array)), array[..., [0, 0, 0]])
     assert "pages.tif has 5 pages, of which the first is used" in caplog.text
+    monkeypatch.setattr("mask2former_hf.data.images._SAID", set())
+    open_raster(tmp_path / "pages.tif")
+    assert caplog.text.count("pages.tif has 5 pages, of which the first is used") == 2
     read_image(write_raster(tmp_path / "two.tif", array[..., :2], interleave="pixel"))
     assert "two.tif has 2 bands, of which the first 1 are used" in caplog.text
 
@@ -146,6 +151,25 @@ def test_an_array_beside_a_picture_of_its_name_is_no_second_image(tmp_path):
     np.save(tmp_path / "images" / "a.npy", np.zeros(3))
     Image.new("L", (W, H)).save(tmp_path / "maps" / "a.png")
     assert LabelMaps(tmp_path / "images", tmp_path / "maps", {0: "x"}).file_names() == ["a.png"]
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.uint16, np.int16, np.uint32, np.int64, np.float16, np.float64])
+def test_numbers_of_every_type_are_those_that_the_processor_sees(dtype):
+    array = (np.random.default_rng(0).random((H, W, C)) * 250).astype(dtype)
+    plain = {"do_resize": False, "do_rescale": False, "do_normalize": False, "size_divisor": 1}
+    processor = Mask2FormerImageProcessor(num_channels=C, image_mean=0.0, image_std=1.0, **plain)
+    seen = processor(array, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+    assert np.array_equal(to_bands(array, C, "x"), seen)
+
+
+def test_rows_of_a_hub_data_set_have_bands_as_arrays():
+    rows = [{"image": bands().transpose(2, 0, 1).tolist(), "label": np.ones((H, W), np.uint8)}]
+    reader = HubDataset(rows, {1: "field"}, label="label")
+    reader.channels = C
+    assert np.array_equal(reader[0].image, bands())
+    reader.channels = None
+    with pytest.raises(ValueError, match="row 0, image: .* is no image"):
+        reader[0]
 
 
 def example(dtype=np.uint16, channels=C):

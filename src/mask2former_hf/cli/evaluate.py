@@ -7,10 +7,12 @@ from pathlib import Path
 import torch
 
 from ..data.json_files import write_json
+from ..data.reader import read_bands_of
 from ..evaluation.evaluator import KNOWN_METRICS, evaluate, headline
 from ..evaluation.processes import process_group, process_rank
 from ..inference.loading import default_device
 from ..inference.rules import METHODS
+from ..model.channels import image_channels
 from ..training.settings import MOST_IMAGES, MOST_WORKERS
 from .datasets import add_data_arguments, load_split
 from .loading import load
@@ -59,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _evaluate(settings) -> int:
     dataset = load_split(settings, "")
     model, processor = load(settings.model, settings.device)
+    read_bands_of(dataset, image_channels(processor))
     try:
         if not settings.no_check and process_rank()[0] == 0:
             dataset.check_headers()

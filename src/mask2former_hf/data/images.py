@@ -6,6 +6,7 @@ import logging
 import os
 import stat
 import struct
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -151,8 +152,10 @@ def read_size(path: Path, upright: bool = True) -> tuple[int, int]:
             raise
     rasterio = load_rasterio(path)
     try:
-        with rasterio.open(path) as file:
-            return file.height, file.width
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Dataset has no geotransform")
+            with rasterio.open(path) as file:
+                return file.height, file.width
     except rasterio.errors.RasterioError as error:
         raise OSError(f"{path}: not a readable image ({error}); replace the file or leave it out") from error
 

@@ -61,6 +61,8 @@ class RasterWindows(ImageWindows):
                 raise OSError(f"{path}: not a readable image ({error}); replace the file or leave it out") from error
         self.size = self._file.height, self._file.width
         self._bands = self._colours() if channels is None else self._all_bands()
+        if pages := len(self._file.subdatasets):
+            say_once("pages", f"{path} has {pages} pages, of which the first is used")
         if self._file.tags().get("TIFFTAG_ORIENTATION", "1") != "1":
             raise ValueError(f"{path}: is to be turned upright: windows must lie as they are stored")
         if not self._file.transform.is_identity:

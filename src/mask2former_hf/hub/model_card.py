@@ -203,8 +203,8 @@ result = Segmenter("{name}")("image.tif")
 result.plot("image.tif", show_bands={[1, 2, 3] if channels > 2 else [1]}).save("segments.png")
 ```
 
-transformers' own Mask2Former loads the weights; its image processor resizes photos alone, so prepare `pixel_values`
-with this package's `Mask2FormerImageProcessor`."""
+transformers' own Mask2Former loads the weights; its image processor, with Pillow, resizes no bands, so prepare
+`pixel_values` with this package's `Mask2FormerImageProcessor`."""
 
 
 def _usage(name: str, config, stuff: list[int] | None, with_code: bool, of_clips: bool = False) -> str:

@@ -146,10 +146,9 @@ def map_shapes(backbone: nn.Module, config) -> list[tuple[int, ...]] | None:
             logger.info(f"Strides of the backbone are taken from the config, it cannot run without data: {error}")
             return None
         raise ValueError(
-            f"backbone_config is a {config.model_type} that does not take an image of {pixels.shape[1]} channels and "
-            f"{PROBE[0]} x {PROBE[1]} pixels "
-            f"({str(error).strip().splitlines()[0]}): Mask2Former needs a backbone for images of any size that is a "
-            "multiple of 32"
+            f"backbone_config is a {config.model_type} that does not take an image of {PROBE[0]} x {PROBE[1]} pixels "
+            f"and {pixels.shape[1]} channels ({str(error).strip().splitlines()[0]}): Mask2Former needs a backbone for "
+            "images of any size that is a multiple of 32"
         ) from error
     finally:
         backbone.train(training)
