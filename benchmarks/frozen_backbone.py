@@ -1,17 +1,22 @@
-"""A training step of a plain ViT under Mask2Former: everything tuned, low-rank updates, and a frozen backbone.
+"""A training step of a backbone under Mask2Former: everything tuned, low-rank updates, and a frozen backbone.
 
     python benchmarks/frozen_backbone.py [--backbone dinov3-b] [--neck adapter] [--size 512] [--batch 4] [--bf16]
-        [--ways full frozen lora]
+        [--ways full frozen lora] [--count]
 
-Prints seconds (median; on a CPU the process' own) and peak memory of forward, criterion, backward and optimizer, with
-random weights; on a GPU the allocator's peak, on a CPU no memory.
+Prints seconds (median of interleaved steps; on a CPU the process' own) and memory of forward, criterion, backward and
+optimizer, with random weights. Memory is the allocator's peak on a GPU; on a CPU what has to be there at the end of
+the forward: weights, gradients, AdamW's two moments, and the tensors that autograd keeps. `--count` prints no time,
+but the arithmetic of a forward by part and the share of a full step that it leaves to the other ways (a backward
+counted as two forwards; sampling, norms and optimizer not counted).
 """
 
 import argparse
+import statistics
 import time
 
 import torch
 from common import machine
+from torch.utils.flop_counter import FlopCounterMode
 from training_step import random_batch
 
 from mask2former_hf import new_model
@@ -21,6 +26,12 @@ from mask2former_hf.training.lora import with_lora
 from mask2former_hf.training.optimization import parameter_groups, parts_table
 
 RANK = 16  # of the low-rank updates
+PARTS = {  # title -> end of the module's name
+    "backbone": "pixel_level_module.encoder",
+    "neck": "pixel_level_module.neck",
+    "pixel decoder": "pixel_level_module.decoder",
+    "transformer decoder": "model.transformer_module",
+}
 
 
 def build(way: str, arguments):
@@ -35,32 +46,75 @@ def build(way: str, arguments):
     return model.to(arguments.device).train()
 
 
-def measure(way: str, arguments, batch) -> tuple[float, float]:
-    """Median seconds of a step, and GB at the peak."""
-    model = build(way, arguments)
-    groups = parameter_groups(model)
-    print(f"{way}\n{parts_table(model, groups)}", flush=True)
-    optimizer = torch.optim.AdamW(groups)
-    pixels, masks, labels = batch
-    cuda = arguments.device == "cuda"
-    clock = time.perf_counter if cuda else time.process_time  # of the process alone: CPUs are shared
-    seconds = []
-    for repeat in range(arguments.repeats + 2):
-        if cuda:
+class Stepper:
+    """A model with its optimizer; `step` returns seconds."""
+
+    def __init__(self, way: str, arguments, batch):
+        self.model, self.arguments, self.batch = build(way, arguments), arguments, batch
+        groups = parameter_groups(self.model)
+        print(f"{way}\n{parts_table(self.model, groups)}", flush=True)
+        self.optimizer = torch.optim.AdamW(groups)
+        self.seconds, self.cuda = [], arguments.device == "cuda"
+
+    def forward(self) -> torch.Tensor:
+        pixels, masks, labels = self.batch
+        with torch.autocast(self.arguments.device, dtype=torch.bfloat16, enabled=self.arguments.bf16):
+            return self.model.train()(pixel_values=pixels, mask_labels=masks, class_labels=labels).loss
+
+    def step(self):
+        clock = time.perf_counter if self.cuda else time.process_time  # of the process alone: CPUs are shared
+        start = self._time(clock)
+        self.forward().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.seconds.append(self._time(clock) - start)
+
+    def _time(self, clock) -> float:
+        if self.cuda:
             torch.cuda.synchronize()
-            if repeat == 2:
-                torch.cuda.reset_peak_memory_stats()
-        start = clock()
-        with torch.autocast(arguments.device, dtype=torch.bfloat16, enabled=arguments.bf16):
-            loss = model.train()(pixel_values=pixels, mask_labels=masks, class_labels=labels).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if cuda:
-            torch.cuda.synchronize()
-        seconds.append(clock() - start)
-    peak = torch.cuda.max_memory_allocated() / 1e9 if cuda else float("nan")
-    return sorted(seconds[2:])[arguments.repeats // 2], peak
+        return clock()
+
+    def memory(self) -> float:
+        """GB."""
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            self.step()
+            self.seconds.pop()
+            return (torch.cuda.max_memory_allocated() - before + self._state()) / 1e9
+        weights = {tensor.untyped_storage().data_ptr() for tensor in self.model.state_dict().values()}
+        kept = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = self.forward()
+        del loss
+        return (sum(kept.values()) + self._state()) / 1e9
+
+    def _state(self) -> int:
+        """Bytes of weights, gradients and moments."""
+        sizes = [(x.numel() * x.element_size(), x.requires_grad) for x in self.model.parameters()]
+        return sum(4 * size if trained else size for size, trained in sizes)
+
+
+def count(arguments):
+    """Arithmetic of a forward by part, and what shares of a full step it leaves."""
+    with torch.device("meta"):
+        model = build("full", arguments).eval().requires_grad_(False)
+        pixels = torch.empty(arguments.batch, 3, arguments.size, arguments.size)
+    with FlopCounterMode(display=False, depth=5) as counter, torch.no_grad():
+        model.model(pixels)
+    work = {name: sum(counts.values()) / 1e9 for name, counts in counter.flop_counts.items()}
+    parts = {title: sum(x for name, x in work.items() if name.endswith(end)) for title, end in PARTS.items()}
+    print(", ".join(f"{title} {x:.0f}" for title, x in parts.items()), f"GFLOP, together {work['Global']:.0f}")
+    backbone, rest = parts["backbone"], work["Global"] - parts["backbone"]
+    for way, forwards in {"frozen": 1, "lora": 2}.items():
+        print(f"{way:8}{(forwards * backbone + 3 * rest) / (3 * (backbone + rest)):.2f} of a full step")
 
 
 def main():
@@ -73,11 +127,19 @@ def main():
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--ways", nargs="+", choices=("full", "frozen", "lora"), default=["full", "frozen", "lora"])
+    parser.add_argument("--count", action="store_true")
     arguments = parser.parse_args()
+    if arguments.count:
+        arguments.device = "meta"
+        return count(arguments)
     arguments.device = "cuda" if torch.cuda.is_available() else "cpu"
     print(machine())
     batch = random_batch(arguments)
-    figures = {way: measure(way, arguments, batch) for way in arguments.ways}
+    steppers = {way: Stepper(way, arguments, batch) for way in arguments.ways}
+    for _ in range(arguments.repeats + 2):
+        for stepper in steppers.values():
+            stepper.step()
+    figures = {way: (statistics.median(one.seconds[2:]), one.memory()) for way, one in steppers.items()}
     first = figures[arguments.ways[0]]
     for way, (seconds, peak) in figures.items():
         print(f"{way:8}{seconds:8.3f} s ({seconds / first[0]:.2f}){peak:8.2f} GB ({peak / first[1]:.2f})")

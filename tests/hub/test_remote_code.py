@@ -108,12 +108,15 @@ pipe.model.save_pretrained("again")
 again = json.load(open("again/config.json"))["auto_map"]
 origins = [origin(x) for x in (AutoConfig.from_pretrained(checkpoint, **load),
     AutoModel.from_pretrained(checkpoint, **load), model, processor, pipe.model, pipe.image_processor)]
+of_others = [name for name in ("dinov3_vit", "focalnet", "hiera")
+             if f"transformers.models.{name}.modeling_{name}" in sys.modules]
 print(json.dumps([(logits - torch.load(io + "/expected.pt")).abs().max().item(), sorted(set(origins)), again,
-                  [[s["label"], s["score"]] for s in segments]]))
+                  [[s["label"], s["score"]] for s in segments], of_others]))
 """,
         tmp_path,
     )
-    difference, origins, again, segments = report
+    difference, origins, again, segments, of_others = report
+    assert of_others == [], "modules of backbones that this one is not"
     assert difference < 1e-4 and origins == ["transformers_modules"]
     assert [label for label, _ in segments] == [f"LABEL_{info['label_id']}" for info in expected]
     assert [score for _, score in segments] == pytest.approx([info["score"] for info in expected], abs=1e-5)

@@ -1,15 +1,17 @@
 """Low-rank updates: small files that PEFT alone loads, and that merged give the same model."""
 
+import multiprocessing
 import re
 
 import pytest
 import torch
-from helpers import tiny_model
+from helpers import random_targets, tiny_model
 from safetensors.torch import load_file
 
 from mask2former_hf import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor, Segmenter
 from mask2former_hf.cli.main import main
 from mask2former_hf.training.lora import with_lora
+from mask2former_hf.training.optimization import parameter_groups
 
 peft = pytest.importorskip("peft", reason="low-rank updates need PEFT")
 # of PEFT's use of transformers
@@ -110,3 +112,35 @@ def test_a_run_leaves_a_whole_model_and_its_adapter_and_goes_on(tmp_path, capsys
     assert {path.name for path in adapter.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     assert str(tmp_path) not in (adapter / "adapter_config.json").read_text()
     assert Segmenter(tmp_path / "run").task == "panoptic"
+
+
+def two_steps(rank, folder):
+    """One of two processes, each with an image of its own; keeps what it trained."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
+    model = moved(with_lora(tiny_model("swin"), 2)).train()
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.01, backbone_multiplier=1.0, layer_decay=0.5))
+    parallel = torch.nn.parallel.DistributedDataParallel(model)  # refuses a second step if a gradient was missing
+    masks, labels = random_targets([3], (64, 64), seed=rank)
+    for _ in range(2):
+        parallel(torch.randn(1, 3, 64, 64), mask_labels=masks, class_labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    torch.save((trained, sorted(group["lr"] for group in optimizer.param_groups)), folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_train_the_same_updates_at_the_rates_of_their_layers(tmp_path):
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=two_steps, args=(rank, tmp_path)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=120)
+        assert process.exitcode == 0
+    (first, rates), (second, _) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert rates == [0.01 * 0.5**layers for layers in (4, 3, 2, 1, 0)]  # embeddings are no linear layer; the head
+    assert first.keys() == second.keys() and all(torch.equal(x, second[name]) for name, x in first.items())
+    before = moved(with_lora(tiny_model("swin"), 2)).state_dict()
+    assert all(not torch.equal(x, before[name]) for name, x in first.items() if "lora_B" in name)

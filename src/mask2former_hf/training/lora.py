@@ -23,7 +23,8 @@ def with_lora(model: nn.Module, rank: int, targets: Sequence[str] | None = None,
         rank: of the updates of linear layers, which start at zero.
         targets: ends of the names of the linear layers that get one, such as "q_proj"; None for all.
         new_head: the model's head has random weights, so that it trains whole, with the neck of a ViT, and updates
-            are for the backbone alone. Otherwise the classifier trains whole, and everything else by updates.
+            are for the backbone alone. Otherwise the classifier trains whole, all other linear layers by updates, and
+            convolutions, norms and embeddings not at all.
 
     Returns:
         `peft.PeftModel`; `save_pretrained` writes the updates and what trains whole.
