@@ -125,8 +125,8 @@ class Mask2FormerConfig(PreTrainedConfig):
     r"""Architecture, loss weights and label meaning of a Mask2Former (Cheng et al., CVPR 2022).
 
     Names, defaults and meaning are those of `transformers.Mask2FormerConfig`, and either class reads the other's
-    `config.json`. `freeze_batch_norm`, `task`, `stuff_label_ids` and the fields of the mask loss and of compared designs
-    are additional and optional. Once a model is made, the fields that became modules (`BUILT_IN_FIELDS` and the
+    `config.json`. `freeze_batch_norm`, `task`, `stuff_label_ids` and the fields of the mask loss and of the compared
+    designs are additional, optional. Once a model is made, the fields that became modules (`BUILT_IN_FIELDS` and the
     backbone's config) must stay as they are; the others act whenever they are changed.
 
     Args:
