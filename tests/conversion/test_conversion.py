@@ -588,7 +588,8 @@ MODEL:
     settings = settings_from_yaml(tmp_path / "swin" / "tiny.yaml")
     assert (settings.processor["object_mask_threshold"], settings.processor["overlap_threshold"]) == (0.0, 0.8)
     assert settings.config == {
-        "num_labels": 19, "ignore_value": 255, "num_queries": 200, "pre_norm": True, "task": "panoptic"
+        "num_labels": 19, "ignore_value": 255, "num_queries": 200, "pre_norm": True, "task": "panoptic",
+        "pixel_decoder_type": "deformable", "decoder_type": "masked", "head_type": "masks",
     }  # fmt: skip
     assert settings.backbone == {
         "model_type": "swin", "embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7,
@@ -620,7 +621,7 @@ MODEL:
         ("MODEL: 3", "a value is not of the kind"),
         (YAML + "INPUT: {MIN_SIZE_TEST: wide}", "a value is not of the kind"),
         (YAML + "DATASETS: [3]", "a value is not of the kind"),
-        ("MODEL: {SEM_SEG_HEAD: {PIXEL_DECODER_NAME: BasePixelDecoder}}", "BasePixelDecoder"),
+        ("MODEL: {SEM_SEG_HEAD: {PIXEL_DECODER_NAME: FaPN}}", "'FaPN'; what is converted is .*BasePixelDecoder"),
     ],
 )
 def test_a_yaml_of_something_else_is_refused(text, message, tmp_path):

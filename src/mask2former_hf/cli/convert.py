@@ -31,7 +31,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument(
         "source",
-        help="checkpoint file (.pkl, .pth), or folder or Hub id of transformers' MaskFormer; with --to original of ours",
+        help="checkpoint file (.pkl, .pth); folder or Hub id of a MaskFormer; with --to original of ours",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder; with --to original a file, .pth or .pkl")
     parser.add_argument("--to", choices=("transformers", "original"), default="transformers")

@@ -93,7 +93,7 @@ def infer_architecture(state: Mapping[str, Tensor], vit: dict | None = None) -> 
     types = design_of(shapes)
     config = types | pixel_decoder_fields(types, shape, lambda template: _count(shapes, template))
     assumed = {"pre_norm": False, "dropout": 0.0}
-    if types.get("pixel_decoder_type", "deformable") == "deformable":
+    if types["pixel_decoder_type"] == "deformable":
         layer = _PIXELS + "transformer.encoder.layers.0.self_attn.attention_weights.weight"
         config["num_attention_heads"] = shape(layer, 2)[0] // SAMPLES
         config["common_stride"] = 4 if _PIXELS + "adapter_1.weight" in shapes else 8
@@ -115,17 +115,17 @@ def infer_architecture(state: Mapping[str, Tensor], vit: dict | None = None) -> 
 
 def _queries(types: dict, shapes: Mapping, shape, config: dict, backbone: dict, assumed: dict) -> dict:
     """Fields of the transformer decoder and of the classes; what is not visible goes to `assumed`."""
-    if types.get("head_type") == "per_pixel":
+    if types["head_type"] == "per_pixel":
         classes = shape(_QUERIES + "weight", 4)[0]
         return {"num_labels": classes, "num_queries": classes}
-    if types.get("decoder_type") == "standard":
+    if types["decoder_type"] == "standard":
         stages = backbone.get("hidden_sizes") or [backbone["embed_dim"] * 2**n for n in range(4)]
         channels = dict(zip(BACKBONE_MAPS, stages, strict=True)) | {"pixel_embedding": config["mask_feature_size"]}
-        if types.get("pixel_decoder_type") != "fpn":
+        if types["pixel_decoder_type"] != "fpn":
             channels["transformer_encoder"] = config["feature_size"]
         fields, guess = standard_decoder_fields(shapes, shape, lambda template: _count(shapes, template), channels)
         assumed |= guess
-        of_pixels = types.get("head_type") == "per_pixel_plus"
+        of_pixels = types["head_type"] == "per_pixel_plus"
         classes = fields["num_queries"] if of_pixels else shape(_QUERIES + "class_embed.weight", 2)[0] - 1
         return {"num_labels": classes, **fields}
     queries, hidden = shape(_QUERIES + "query_feat.weight", 2)

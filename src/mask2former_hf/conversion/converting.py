@@ -81,7 +81,7 @@ def recognise_source(checkpoint: Checkpoint, vit: str | os.PathLike | None = Non
     notes = []
     if architecture.backbone["model_type"] == "resnet" and kind == "mmdetection":
         architecture.assumed["freeze_batch_norm"] = True  # requires_grad=False and norm_eval=True in its configs
-    of_masks = "head_type" not in architecture.config
+    of_masks = architecture.config["head_type"] == "masks"
     if kind == "original" and of_masks and "criterion.empty_weight" not in state:
         notes.append("criterion.empty_weight is not in the file; made anew from no_object_weight")
     return Source(kind, state, architecture, notes)

@@ -33,8 +33,8 @@ MASKFORMER = {
 
 
 def design_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
-    """The three types, by the names of tensors; only those that are not the paper's own."""
-    types = {}
+    """The three types, by the names of tensors."""
+    types = {"pixel_decoder_type": "deformable", "decoder_type": "masked", "head_type": "masks"}
     if _PIXELS + "layer_4.weight" in shapes:
         types["pixel_decoder_type"] = "transformer_fpn" if _PIXELS + "input_proj.weight" in shapes else "fpn"
     if _QUERIES + "weight" in shapes:
@@ -48,7 +48,7 @@ def design_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
 
 def pixel_decoder_fields(types: Mapping[str, str], shape: Callable, count: Callable) -> dict:
     """Fields of `Mask2FormerConfig`; `shape(name, dimensions)` reads a tensor's, `count(template)` numbers names."""
-    kind = types.get("pixel_decoder_type", "deformable")
+    kind = types["pixel_decoder_type"]
     first = "input_proj.0.0.weight" if kind == "deformable" else "layer_4.weight"
     fields = {
         "feature_size": shape(_PIXELS + first, 4)[0],

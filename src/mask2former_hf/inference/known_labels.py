@@ -5,19 +5,24 @@ import re
 from functools import cache
 from importlib import resources
 
+from ..model.design_rules import classifies_pixels
+
 SHARE = 0.8  # of the names that must agree: spellings differ ("window" and "windowpane"), data sets far more
 # facebook/mask2former-swin-tiny-coco-panoptic and alike, also as a folder of the Hub's cache
 _NAMED_TASK = re.compile(r"mask2former-[^/\\]*-(semantic|instance|panoptic)(?=[/\\]|$)", re.IGNORECASE)
 
 
 def task_of(config) -> str:
-    """What a checkpoint is for: its field `task`; else the end of a published name; else by its labels.
+    """What a checkpoint is for: `"semantic"` if it classifies pixels; its field `task`; else the end of a published
+    name; else by its labels.
 
     Labels decide so: without stuff it is `"instance"`, otherwise `"panoptic"`, which is also stock's choice.
 
     Args:
         config: a `Mask2FormerConfig`, ours or transformers'.
     """
+    if classifies_pixels(config):
+        return "semantic"
     task = getattr(config, "task", None)
     if task is not None:
         return task

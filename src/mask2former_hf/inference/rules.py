@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ..model.channels import image_channels
+from ..model.design_rules import classifies_pixels
 from ..model.number_checks import check_count, check_fractions
 from ..model.result_defaults import (
     INSTANCE_THRESHOLD,
@@ -32,7 +33,8 @@ class Rules:
         id2label: names of the classes.
         stuff_label_ids: classes of which all pixels are one segment in panoptic results, and that are no instances.
         semantic_only: the model serves semantic results alone: masks are mixed into classes before the last resize, as
-            in the original (`postprocessing.semantic_scores`).
+            in the original (`postprocessing.semantic_scores`). Not of a head that classifies pixels, whose logits are
+            resized.
         threshold: lowest score of a segment: its class probability (panoptic), or that times the mean probability in
             its mask (instance).
         mask_threshold: probability from which on a pixel belongs to a mask.
@@ -77,6 +79,11 @@ def rules_of(
     task = own_task if task is None else task
     if task not in TASKS:
         raise ValueError(f"task={task!r}: must be one of {', '.join(TASKS)}, or None for the checkpoint's own")
+    of_pixels = classifies_pixels(config)
+    if of_pixels and task != "semantic":
+        raise ValueError(
+            f"task={task!r}: a model with head_type={config.head_type!r} classifies pixels; ask for semantic results"
+        )
     given = {name: value for name, value in numbers.items() if value is not None}
     if given.get("refine") == "crf" and (channels := image_channels(processor)) is not None:
         raise ValueError(f"refine='crf': compares the colours of photos, and these images have {channels} bands")
@@ -92,7 +99,7 @@ def rules_of(
     if unknown := [label for label in stuff if label not in names]:
         raise ValueError(f"stuff_label_ids contains {unknown}: labels are 0 to {len(names) - 1}")
     defaults = {"threshold": THRESHOLDS[task], "overlap_threshold": OVERLAP_THRESHOLDS[task]}
-    return Rules(task, names, stuff, own_task == "semantic", **{**defaults, **given})
+    return Rules(task, names, stuff, own_task == "semantic" and not of_pixels, **{**defaults, **given})
 
 
 def _check_read(task: str, given: Mapping):

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .criterion import LossSettings, Target, check_targets
+from .result_defaults import CERTAIN
 from .transformer_decoder import DecoderStates
 
-CERTAIN = 1e4  # of which the softmax is 1 in every dtype; infinities would make differences of logits nan
 NO_LABEL = -1
 
 
@@ -30,14 +30,6 @@ class CertainClasses(nn.Module):
         K = self.out_features - 1
         logits = torch.eye(K, K + 1, dtype=states.dtype, device=states.device) * CERTAIN - CERTAIN
         return logits.expand(*states.shape[:-2], -1, -1)
-
-
-def are_certain(class_logits: Tensor) -> bool:
-    """Whether (..., Q, K + 1) class logits are those of `CertainClasses`: of a model that classifies pixels."""
-    if class_logits.shape[-2] != class_logits.shape[-1] - 1:
-        return False
-    certain = CertainClasses(class_logits.shape[-2])(class_logits[..., :1])
-    return bool(torch.equal(class_logits, certain))
 
 
 class _AsTheyAre(nn.Module):

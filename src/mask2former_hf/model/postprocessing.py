@@ -26,7 +26,7 @@ from .cpu_layout import chunk_length
 from .mask_resizing import check_sizes, query_chunks, resize_rows, source_rows
 from .number_checks import check_count, check_fractions, check_labels
 from .panoptic_rules import Contest, accept, contest, kept_queries
-from .result_defaults import MASK_THRESHOLD, MAX_INSTANCES, OVERLAP_THRESHOLD, PANOPTIC_THRESHOLD
+from .result_defaults import CERTAIN, MASK_THRESHOLD, MAX_INSTANCES, OVERLAP_THRESHOLD, PANOPTIC_THRESHOLD
 
 
 def semantic_scores(
@@ -166,6 +166,7 @@ def _contest(logits, object_mask_threshold, overlap_threshold, mask_threshold, d
         object_mask_threshold=object_mask_threshold, overlap_threshold=overlap_threshold, mask_threshold=mask_threshold
     )
     class_logits, mask_logits, sizes = _check(*logits)
+    _check_has_segments(class_logits)
     kept, scores, labels = kept_queries(class_logits, object_mask_threshold)
     scores, labels, mask_logits = scores[kept], labels[kept], mask_logits[kept]  # (N,), (N,), (N, h, w)
     decide = decide or (lambda masks: masks >= mask_threshold)
@@ -225,6 +226,7 @@ def instance_segmentation(
     if thing_label_ids is not None:
         check_labels(thing_label_ids=thing_label_ids)
     class_logits, mask_logits, sizes = _check(class_logits, mask_logits, canvas_size, image_size, target_size)
+    _check_has_segments(class_logits)
     num_classes, device = class_logits.shape[1] - 1, class_logits.device
     scores = class_logits.softmax(-1)[:, :-1].flatten()  # (Q * K,)
     scores, pairs = scores.topk(min(top_k, len(scores)))
@@ -337,6 +339,18 @@ def _check(class_logits, mask_logits, canvas_size, image_size, target_size):
             raise ValueError(f"{name} has values that are not numbers; is the image finite, and float16 wide enough?")
     sizes = check_sizes(canvas_size, image_size, target_size)
     return class_logits.detach().float(), mask_logits.detach().float(), sizes
+
+
+def _check_has_segments(class_logits: Tensor):
+    """Refuse the output of a head that classifies pixels, where every query is a class (`per_pixel_head`)."""
+    Q, columns = class_logits.shape
+    if columns == Q + 1 and torch.equal(
+        (class_logits / CERTAIN).round(), torch.full_like(class_logits, -1).fill_diagonal_(0)
+    ):
+        raise ValueError(
+            "class_logits are of a model that classifies pixels (head_type of its config), which knows no segments; "
+            "its results are semantic, of post_process_semantic_segmentation or task='semantic'."
+        )
 
 
 def _semantic_bands(class_logits, mask_logits, canvas_size, image_size, target_size, resize_masks_first):

@@ -10,3 +10,5 @@ INSTANCE_THRESHOLD = 0.5
 OVERLAP_THRESHOLD = 0.8
 MASK_THRESHOLD = 0.5
 MAX_INSTANCES = 100
+
+CERTAIN = 1e4  # class logit of heads that classify pixels: a softmax of 1 in every dtype, and finite differences

@@ -118,6 +118,8 @@ def new_model(
         ValueError: if the weights cannot be loaded, or are not those of the architecture.
     """
     name = backbone.backbone_name if isinstance(backbone, Recipe) else backbone
+    if fields.get("head_type", "masks") != "masks":
+        fields = {"num_queries": len(classes)} | fields
     if isinstance(backbone, Recipe):
         described = backbone.backbone_fields()
         config = CONFIG_MAPPING[described.pop("model_type")](**described, out_features=STAGES)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..model.criterion import LossSettings
+from ..model.design_rules import classifies_pixels
 from ..model.mask_logits import DenseMasks, most_uncertain, sample_maps
 from ..model.mask_losses import short_name
 from ..model.matcher import assign
@@ -74,6 +75,8 @@ class Distillation(nn.Module):
                 raise ValueError(f"{name}={value}: must be 0 or more")
         student = getattr(student, "module", student)  # as DistributedDataParallel wraps it
         config = teacher.config if student is None else student.config
+        if classifies_pixels(config) or classifies_pixels(teacher.config):
+            raise ValueError("teacher and student must have head_type='masks': others match nothing")
         if student is not None and dict(config.id2label) != dict(teacher.config.id2label):
             raise ValueError(
                 f"the teacher has {teacher.config.num_labels} classes and the student {config.num_labels}, or their "

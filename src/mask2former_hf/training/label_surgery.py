@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.classes import ClassTable
+from ..model.design_rules import classifies_pixels
 from ..model.modeling_mask2former import Mask2FormerForUniversalSegmentation
 
 
@@ -43,8 +44,11 @@ def resize_queries(
     """
     if num_queries < 1:
         raise ValueError(f"num_queries={num_queries}: must be at least 1")
+    _check_masks(model)
     module = model.model.transformer_module
     for name in ("queries_features", "queries_embedder"):
+        if getattr(module, name, None) is None:
+            continue
         rows = getattr(module, name).weight
         kept, missing = rows[:num_queries], max(0, num_queries - len(rows))
         if missing:
@@ -88,6 +92,7 @@ def set_labels(
     Raises:
         ValueError: for names that are double or unknown, or a model whose present labels have no unique names.
     """
+    _check_masks(model)
     labels, mapping = list(labels), dict(mapping or {})
     old = [model.config.id2label[index] for index in range(model.config.num_labels)]
     _check_names(labels, mapping, old, stuff)
@@ -176,6 +181,14 @@ def _uniform(shape, like: Tensor, generator: torch.Generator | None) -> Tensor:
     """In [-1, 1)."""
     drawn = torch.rand(shape, generator=generator, dtype=torch.float32, device=_device(generator))
     return (2 * drawn - 1).to(like)
+
+
+def _check_masks(model: Mask2FormerForUniversalSegmentation):
+    if classifies_pixels(model.config):
+        raise ValueError(
+            f"head_type={model.config.head_type!r}: its classes are what other models have as queries, "
+            "and stay as they are; make a new model for others"
+        )
 
 
 def _device(generator: torch.Generator | None) -> torch.device | str:

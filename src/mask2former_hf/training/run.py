@@ -19,6 +19,7 @@ from ..evaluation.evaluator import METRICS, SegmentationEvaluator
 from ..inference.loading import LOADING_ERRORS, default_device, first_line, load_model
 from ..model.channels import model_channels
 from ..model.configuration_mask2former import Mask2FormerConfig
+from ..model.design_rules import classifies_pixels
 from .backbones import BACKBONES, new_model, normalisation_of, queries_for
 from .channels import Bands, bands_of_run, channels_of_run, check_channels, check_inflation
 from .checkpoints import last_complete_checkpoint, saving
@@ -34,7 +35,7 @@ from .recipes import Recipe
 from .run_folder import RESULTS, StopAtSignal, check_output, plain_settings, steps_with_results, write_settings
 from .run_lock import RunLock
 from .run_log import RunLog
-from .settings import TrainingSettings, check, check_packages, check_types, complete, starts_pretrained
+from .settings import DESIGNS, TrainingSettings, check, check_packages, check_types, complete, starts_pretrained
 from .trainer import Mask2FormerTrainer, Mask2FormerTrainingArguments
 
 
@@ -244,6 +245,8 @@ def _look_through(dataset, split: str, show: bool) -> Statistics:
 
 def _fit_queries(settings: TrainingSettings, model, most: int, last: str | None) -> str:
     """Give a new model, unless the settings say a number, queries for the fullest image; say why it has its number."""
+    if classifies_pixels(model.config):
+        return "one per class"
     if settings.queries is not None:
         return "as given" if settings.recipe is None else "as given, or the recipe's"
     if settings.model is not None:
@@ -261,7 +264,7 @@ def _fit_queries(settings: TrainingSettings, model, most: int, last: str | None)
 def _check_segments(settings: TrainingSettings, model, train: Statistics, val: Statistics):
     """Refuse more segments than queries, and overlaps where the metric has no meaning for them."""
     queries = model.config.num_queries
-    if train.most > queries:
+    if train.most > queries and not classifies_pixels(model.config):
         whose = f"queries={queries}" if settings.queries else f"model={settings.model} has {queries} queries"
         keeps = "" if settings.model is None else ", which keeps those of the checkpoint and adds new ones"
         raise ValueError(
@@ -278,7 +281,7 @@ def _check_segments(settings: TrainingSettings, model, train: Statistics, val: S
 
 def _model(settings: TrainingSettings, recipe: Recipe | None, classes, task: str):
     """The model, and the names of the classes that a checkpoint did not know."""
-    given = {name: getattr(settings, name) for name in ("mask_loss", "mask_weight", "vit_neck")}
+    given = {name: getattr(settings, name) for name in ("mask_loss", "mask_weight", "vit_neck", *DESIGNS)}
     fields = {name: value for name, value in given.items() if value is not None}
     frozen = recipe is not None and recipe.backbone.get("norm") == "FrozenBN" and starts_pretrained(settings)
     if settings.freeze_batch_norm or frozen:

@@ -15,6 +15,7 @@ from ..data.classes import ClassTable
 from ..data.kinds import KINDS, OF_A_SPLIT
 from ..evaluation.evaluator import METRICS
 from ..model.configuration_mask2former import MASK_LOSSES, VIT_NECKS
+from ..model.design_rules import DECODERS, HEADS, PIXEL_DECODERS
 from ..model.result_defaults import TASKS
 from .backbones import BACKBONES, TINY
 from .freezing import ALL
@@ -25,6 +26,7 @@ from .vit_recipes import vit_recipe
 
 DEFAULT_BATCH, DEFAULT_CROP = 4, 512  # where neither a setting nor a recipe says otherwise
 VIDEO_KINDS = ("youtube-vis", "moving-scenes")  # of data; those of images are in data.kinds
+DESIGNS = {"pixel_decoder_type": PIXEL_DECODERS, "decoder_type": DECODERS, "head_type": HEADS}
 AUGMENTATIONS = ("lsj", "resize-crop", "none")
 MOST_STEPS, MOST_IMAGES, MOST_WORKERS = 10**9, 2**16, 2**10  # beyond any run; more is a slip of the keyboard
 
@@ -90,6 +92,19 @@ class TrainingSettings:
         "number of queries, each of which finds a segment (default: the checkpoint's; of a new model, enough for the "
         "fullest image to train on)",
         group="model",
+    )
+    pixel_decoder_type: str | None = _setting(
+        "of a new model: deformable (default), or compared with it fpn or transformer_fpn",
+        group="model",
+        choices=PIXEL_DECODERS,
+    )
+    decoder_type: str | None = _setting(
+        "of a new model: masked (default), or MaskFormer's standard", group="model", choices=DECODERS
+    )
+    head_type: str | None = _setting(
+        "of a new model: masks (default), or per_pixel, or with decoder_type=standard per_pixel_plus",
+        group="model",
+        choices=HEADS,
     )
     mask_loss: str | None = _setting(
         "cross-entropy (bce, default) or focal loss of masks", group="model", choices=MASK_LOSSES
@@ -356,7 +371,7 @@ def check(settings: TrainingSettings):
     check_numbers(settings, 0, ("seed",), most=2**32 - 1)
     if len(settings.test_size or ()) > 2:
         raise ValueError(f"test_size={settings.test_size}: must be one or two numbers, short and largest long side")
-    choices = {"task": TASKS, "augmentation": AUGMENTATIONS, "mask_loss": MASK_LOSSES, "vit_neck": VIT_NECKS}
+    choices = {"task": TASKS, "augmentation": AUGMENTATIONS, "mask_loss": MASK_LOSSES, "vit_neck": VIT_NECKS} | DESIGNS
     for name, known in choices.items():
         if getattr(settings, name) not in (None, *known):
             raise ValueError(f"{name}={getattr(settings, name)}: must be one of {', '.join(known)}")

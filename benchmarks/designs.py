@@ -1,0 +1,219 @@
+"""The designs that the paper compares, in small: tables 4 and 5 of Mask2Former and table 3 of MaskFormer on scenes.
+
+    python benchmarks/designs.py [--designs NAME ...] [--steps 300] [--size 64] [--seeds 0 1 2] [--output designs]
+        [--data camvid --data-root FOLDER] [--picture FILE.png]
+
+Every design is trained from random weights for the same number of steps on the same images. Printed are parameters, PQ
+(where the design knows segments) and mIoU of 100 held-out scenes, or mIoU of CamVid's validation images; time of the
+processor for a training step and for an image, and what a training step keeps for its backward. A finished run is kept
+in `--output`: a call that was stopped goes on. `--picture` draws what a query of each design attends to.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import machine
+from PIL import Image, ImageDraw
+
+from mask2former_hf import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
+from mask2former_hf.data.kinds import load_split
+from mask2former_hf.data.scenes import ScenesDataset
+from mask2former_hf.evaluation.evaluator import evaluate
+from mask2former_hf.training.backbones import new_model
+from mask2former_hf.training.collation import SegmentationCollator
+from mask2former_hf.training.optimization import parameter_groups, polynomial_schedule
+
+MASKFORMER = {"pixel_decoder_type": "fpn", "decoder_type": "standard"}
+WHOLE = {"matching_on": "masks", "loss_on": "masks"}
+DESIGNS = {
+    "mask2former": {},
+    "no_masked_attention": {"masked_attention": False},
+    "stride_32": {"attended_stride": 32},
+    "stride_16": {"attended_stride": 16},
+    "stride_8": {"attended_stride": 8},
+    "query_features_not_learned": {"learned_query_features": False},
+    "self_attention_first": {"self_attention_first": True},
+    "dropout": {"dropout": 0.1},
+    "fpn": {"pixel_decoder_type": "fpn"},
+    "transformer_fpn": {"pixel_decoder_type": "transformer_fpn"},
+    "matching_on_masks": {"matching_on": "masks"},
+    "loss_on_masks": {"loss_on": "masks"},
+    "both_on_masks": WHOLE,
+    "maskformer": MASKFORMER | {"decoder_layers": 3},
+    "per_pixel": {"pixel_decoder_type": "fpn", "head_type": "per_pixel"},
+    "per_pixel_plus": MASKFORMER | {"head_type": "per_pixel_plus", "decoder_layers": 3},
+}
+PICTURED = ("mask2former", "no_masked_attention", "stride_32", "maskformer")
+BATCH, LEARNING_RATE, GRADIENT_NORM, HELD_OUT_SEED = 4, 1e-3, 1.0, 1_000_003
+
+
+def data(arguments, seed: int):
+    """Images to train on, others to measure on, and their processor."""
+    size = arguments.size
+    processor = Mask2FormerImageProcessor(size={"height": size, "width": size})
+    if arguments.data == "camvid":
+        return *(load_split("camvid", arguments.data_root, split) for split in ("train", "val")), processor
+    return ScenesDataset(arguments.steps * BATCH, size, seed), ScenesDataset(100, size, HELD_OUT_SEED), processor
+
+
+def run(name: str, seed: int, arguments, folder: Path) -> dict:
+    torch.manual_seed(seed)
+    fields = DESIGNS[name]
+    of_pixels = "head_type" in fields
+    task = "semantic" if of_pixels or arguments.data == "camvid" else "panoptic"
+    train, held_out, processor = data(arguments, seed)
+    model = new_model("tiny", train.classes, task, **fields)
+    collate = SegmentationCollator(processor)
+    optimizer = torch.optim.AdamW(parameter_groups(model, LEARNING_RATE, backbone_multiplier=1.0))
+    schedule = polynomial_schedule(optimizer, arguments.steps)
+    order = np.random.default_rng(seed).permutation(arguments.steps * BATCH) % len(train)
+    seconds, kept = [], 0
+    for step in range(arguments.steps):
+        batch = collate([train[int(index)] for index in order[step * BATCH : (step + 1) * BATCH]])
+        start = time.process_time()
+        loss, kept = forward(model.train(), batch, measure=step == 0, kept=kept)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
+        optimizer.step()
+        schedule.step()
+        seconds.append(time.process_time() - start)
+    metrics = ["miou"] if task == "semantic" else ["pq", "miou"]
+    summary = evaluate(model.eval(), processor, held_out, metrics=metrics, progress=False)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "pq": summary["pq"]["all"]["pq"] if "pq" in summary else None,
+        "miou": summary["miou"]["mIoU"],
+        "step": statistics.median(seconds),
+        "image": inference_seconds(model, arguments.size),
+        "kept": kept,
+    }
+
+
+def forward(model, batch, measure: bool, kept: int):
+    """The loss, and with `measure` the bytes of all different tensors that wait for the backward."""
+    if not measure:
+        return model(**batch).loss, kept
+    storages = {}
+
+    def pack(tensor):
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = model(**batch).loss
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    return loss, sum(size for place, size in storages.items() if place not in own)
+
+
+@torch.no_grad()
+def inference_seconds(model, size: int) -> float:
+    pixels, seconds = torch.randn(1, 3, size, size), []
+    for _ in range(12):
+        start = time.process_time()
+        model(pixels)
+        seconds.append(time.process_time() - start)
+    return statistics.median(seconds[2:])
+
+
+def table(runs: dict[str, list[dict]]):
+    def cell(rows, key, scale):
+        values = [row[key] * scale for row in rows if row[key] is not None]
+        if not values:
+            return "-"
+        spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+        return f"{statistics.mean(values):.1f}{spread}"
+
+    columns = {"k parameters": ("parameters", 1e-3), "PQ": ("pq", 100), "mIoU": ("miou", 100)}
+    columns |= {"step, ms": ("step", 1e3), "image, ms": ("image", 1e3), "kept, MB": ("kept", 1e-6)}
+    print("| design | " + " | ".join(columns) + " |\n|---" * 1 + "|---" * len(columns) + "|")
+    for name, rows in runs.items():
+        print(f"| `{name}` | " + " | ".join(cell(rows, *column) for column in columns.values()) + " |")
+
+
+@torch.no_grad()
+def picture(folder: Path, arguments, path: Path, scenes: int = 3, side: int = 160):
+    """A row per scene: the scene, then per design where the query of its surest thing looks, last layers on top."""
+    held_out = ScenesDataset(100, arguments.size, HELD_OUT_SEED)
+    header = 18
+    sheet = Image.new("RGB", ((1 + len(PICTURED)) * side, scenes * side + header), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, title in enumerate(("scene", *PICTURED)):
+        draw.text((column * side + 4, 3), title, fill="black")
+    for column, name in enumerate(PICTURED, start=1):
+        model = Mask2FormerForUniversalSegmentation.from_pretrained(folder / f"{name}_{arguments.seeds[0]}").eval()
+        processor = Mask2FormerImageProcessor.from_pretrained(folder / f"{name}_{arguments.seeds[0]}")
+        for row in range(scenes):
+            image = np.asarray(held_out[row].image)
+            attention, outline = attended(model, processor(image, return_tensors="pt"))
+            pixels = Image.fromarray(image).resize((side, side))
+            sheet.paste(pixels, (0, row * side + header))
+            sheet.paste(overlaid(pixels, attention, outline), (column * side, row * side + header))
+    sheet.save(path)
+
+
+def attended(model, inputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """(H, W) attention of the surest thing's query, mean over heads and over one turn of the levels; its mask."""
+    output = model(**inputs, output_attentions=True)
+    things = [label for label in range(model.config.num_labels) if label not in model.config.stuff_label_ids]
+    scores = output.class_queries_logits[0].softmax(-1)[:, things].amax(-1)
+    query = int(scores.argmax())
+    size = tuple(inputs["pixel_values"].shape[-2:])
+    levels = len({weights.shape[-1] for weights in output.cross_attentions})
+    maps = []
+    for weights in output.cross_attentions[-levels:]:
+        cells = weights[0, :, query].mean(0)  # (h * w,)
+        scale = (size[0] * size[1] / len(cells)) ** 0.5
+        map_ = cells.view(1, 1, round(size[0] / scale), round(size[1] / scale))
+        maps.append(torch.nn.functional.interpolate(map_ / map_.amax(), size, mode="nearest")[0, 0])
+    mask = torch.nn.functional.interpolate(output.masks_queries_logits[:, query : query + 1], size, mode="bilinear")
+    return torch.stack(maps).mean(0), mask[0, 0] > 0
+
+
+def overlaid(image: Image.Image, attention: torch.Tensor, mask: torch.Tensor) -> Image.Image:
+    """Attention as light on a dark image, and the mask's outline."""
+    grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None] * 0.35
+    heat = np.asarray(Image.fromarray((attention.numpy() * 255).astype(np.uint8)).resize(image.size, 0), np.float32)
+    pixels = grey + heat[..., None] * np.array([0.75, 0.55, 0.1], dtype=np.float32)
+    inside = np.asarray(Image.fromarray(mask.numpy()).resize(image.size, 0))
+    edge = inside & ~(np.roll(inside, 1, 0) & np.roll(inside, -1, 0) & np.roll(inside, 1, 1) & np.roll(inside, -1, 1))
+    pixels[edge] = (0, 255, 255)
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--designs", nargs="+", choices=DESIGNS, default=list(DESIGNS))
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--data", choices=("scenes", "camvid"), default="scenes")
+    parser.add_argument("--data-root")
+    parser.add_argument("--output", type=Path, default=Path("designs"))
+    parser.add_argument("--picture", type=Path)
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    print(f"{arguments.steps} steps of {BATCH} images of {arguments.size} x {arguments.size}, {machine()}", flush=True)
+    runs = {name: [] for name in arguments.designs}
+    for seed in arguments.seeds:
+        for name, rows in runs.items():
+            folder = arguments.output / f"{name}_{seed}"
+            path = arguments.output / f"{name}_{seed}.json"
+            if not path.is_file():
+                path.write_text(json.dumps(run(name, seed, arguments, folder)))
+                print(name, seed, path.read_text(), flush=True)
+            rows.append(json.loads(path.read_text()))
+    table(runs)
+    if arguments.picture:
+        picture(arguments.output, arguments, arguments.picture)
+
+
+if __name__ == "__main__":
+    main()
