@@ -1,6 +1,8 @@
 """What the documents promise: tests that they name exist, and files that they link to."""
 
+import argparse
 import ast
+import importlib
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +11,7 @@ from urllib.parse import unquote
 import pytest
 
 import mask2former_hf
+from mask2former_hf.cli.main import COMMANDS
 from mask2former_hf.inference.known_labels import task_of
 from mask2former_hf.training.recipes import recipe_names
 
@@ -56,7 +59,7 @@ def test_links_to_files_and_headings_lead_somewhere(document):
 
 def test_every_public_name_is_in_the_reference():
     pages = "".join(path.read_text() for path in (ROOT / "docs" / "reference").glob("*.md"))
-    named = re.findall(r"^\.\. (?:autoclass|autofunction|py:data):: (\w+)$", pages, flags=re.MULTILINE)
+    named = re.findall(r"^\.\. (?:autoclass|autofunction|py:data):: (\w+)(?:\(.*\))?$", pages, flags=re.MULTILINE)
     assert sorted(named) == mask2former_hf.__all__  # each once, and none that is gone
 
 
@@ -68,6 +71,25 @@ def test_the_model_zoo_has_all_recipes_and_tells_the_task_of_every_checkpoint():
         title = section.splitlines()[0]
         for name in re.findall(r"`(facebook/[\w-]+)`", section):
             assert "Mapillary" in title or task_of(SimpleNamespace(_name_or_path=name)) in title, name
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_checkpoint_that_is_named_is_in_the_model_zoo(document):
+    published = re.findall(r"facebook/mask2former-[\w-]+", (ROOT / "docs" / "model_zoo.md").read_text())
+    assert set(re.findall(r"facebook/mask2former-[\w-]+", document.read_text())) <= set(published)
+    assert len(set(published)) == 30
+
+
+def test_every_flag_that_a_page_names_exists():
+    parser = argparse.ArgumentParser(conflict_handler="resolve")
+    for command in COMMANDS:
+        module = importlib.import_module(f"mask2former_hf.cli.{command.replace('-', '_')}")
+        module.add_arguments(parser)
+    known = {flag for action in parser._actions for flag in action.option_strings}
+    for document in (ROOT / "README.md", ROOT / "docs" / "start.md", *(ROOT / "docs" / "guides").glob("*.md")):
+        lines = [line for line in document.read_text().splitlines() if not line.startswith("torchrun ")]
+        named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", "\n".join(lines)))
+        assert named <= known, f"{document}: {sorted(named - known)}"
 
 
 def headings(text):

@@ -10,13 +10,19 @@ from huggingface_hub import HfApi, RepoUrl
 from pages import ROOT, run_page
 from PIL import Image
 
-from mask2former_hf import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor, ScenesDataset
+from mask2former_hf import ClassTable, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor, ScenesDataset
 from mask2former_hf.data.formats.convert import convert
 
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", DOCS / "start.md", DOCS / "how_it_works.md", *sorted((DOCS / "guides").glob("*.md"))]
+PAGES = [ROOT / "README.md", *(DOCS / f"{name}.md" for name in ("start", "how_it_works", "hub"))]
+PAGES += sorted((DOCS / "guides").glob("*.md"))
 
 
+PUBLISHED = {  # end of the id -> class set; nothing else tells what a published checkpoint is for
+    "coco-panoptic": "coco-panoptic",
+    "coco-instance": "coco-instance",
+    "ade-semantic": "ade20k-semantic",
+}
 FORMATS = {
     "my_data": "coco-instances",
     "my_panoptic": "coco-panoptic",
@@ -31,13 +37,13 @@ FORMATS = {
 def workplace(tmp_path_factory):
     """What pages name: photos, annotated images in some formats, checkpoints of the Hub."""
     folder = tmp_path_factory.mktemp("reader")
-    scenes = ScenesDataset(4, size=64)
-    classes = {"num_labels": len(scenes.classes)} | scenes.classes.config_fields()
-    model = Mask2FormerForUniversalSegmentation(tiny_config("resnet", **classes, decoder_layers=2))
     processor = Mask2FormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 128})
-    for task in ("panoptic", "instance", "semantic"):  # which is known by the name
-        model.save_pretrained(folder / f"facebook/mask2former-swin-tiny-coco-{task}")
-        processor.save_pretrained(folder / f"facebook/mask2former-swin-tiny-coco-{task}")
+    for end, classes in PUBLISHED.items():
+        names = ClassTable.load(classes).id2label
+        config = tiny_config("resnet", num_labels=len(names), id2label=names, decoder_layers=2)
+        Mask2FormerForUniversalSegmentation(config).save_pretrained(folder / f"facebook/mask2former-swin-tiny-{end}")
+        processor.save_pretrained(folder / f"facebook/mask2former-swin-tiny-{end}")
+    scenes = ScenesDataset(4, size=64)
     for place, name in FORMATS.items():
         convert(scenes, folder / place, name)
     save(folder / "photo.jpg", scenes[0].image)
