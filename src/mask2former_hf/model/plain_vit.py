@@ -77,7 +77,8 @@ def whole_patches(pixel_values: Tensor, patch: tuple[int, int]) -> Tensor:
     its map, spread over the whole image afterwards, would be shifted. Multiples of the patch stay as they are.
     """
     H, W = pixel_values.shape[-2:]
-    size = (-(-H // patch[0]) * patch[0], -(-W // patch[1]) * patch[1])
+    # Not by a negative quotient, which PyTorch's tracer rounds to the other side.
+    size = ((H + patch[0] - 1) // patch[0] * patch[0], (W + patch[1] - 1) // patch[1] * patch[1])
     if size == (H, W):
         return pixel_values
     return F.interpolate(pixel_values, size=size, mode="bilinear", align_corners=False)
