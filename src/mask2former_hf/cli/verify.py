@@ -12,6 +12,7 @@ import transformers
 from transformers.utils import ModelOutput
 
 from .. import __version__
+from ..data import kinds
 from ..data.images import read_image
 from ..data.json_files import write_json
 from ..evaluation.evaluator import evaluate, headline
@@ -51,6 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--tolerance {arguments.tolerance}: must be 0 or more")
     if arguments.repeats < 1:
         raise UserError(f"--repeats {arguments.repeats}: must be at least 1")
+    _check_data_flags(arguments)
     images = read_images(arguments.images)
     dataset = None if arguments.data is None else load_split(arguments, "data")
     ours, processor = load(arguments.checkpoint, arguments.device, "CHECKPOINT")
@@ -80,6 +82,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         write_json(arguments.json, report)
     return 0 if report["equal"] else 1
+
+
+def _check_data_flags(arguments):
+    names = (*kinds.SHARED, *(f"data_{name}" for name in kinds.OF_A_SPLIT))
+    given = [name for name in names if getattr(arguments, name) is not None]
+    if arguments.data is None and given:
+        flag = given[0].replace("_", "-")
+        raise UserError(f"--{flag} {getattr(arguments, given[0])}: is of a data set; name its kind with --data")
 
 
 def read_images(paths: list[Path] | None) -> list[np.ndarray]:
