@@ -187,7 +187,7 @@ class Segmenter:
     def segment(self, images: list[np.ndarray], rules: Rules, progress: bool = False) -> list[Segmentation]:
         """The results of a batch of (H, W, 3) uint8 RGB images by given rules."""
         if isinstance(self.model, ExportedModel):
-            return [self.model.segment(image, rules) for image in images]
+            return self.model.segment(images, rules)
         from .results import segment_images
 
         return segment_images(self.model, self.processor, images, rules, tta=self.tta, progress=progress)
@@ -195,13 +195,7 @@ class Segmenter:
 
 def _load(checkpoint: str, device, dtype):
     if is_exported(checkpoint):
-        try:
-            return ExportedModel(checkpoint, device)
-        except (TypeError, KeyError, AttributeError, StopIteration) as error:
-            raise ValueError(
-                f"{checkpoint}: its json files or graphs do not fit each other ({type(error).__name__}: {error}); "
-                "export the checkpoint again"
-            ) from error
+        return ExportedModel(checkpoint, device)
     from .loading import load_model, to_device
 
     fields = {} if dtype is None else {"dtype": dtype}
