@@ -21,6 +21,7 @@ from .card import write_card
 from .errors import ExportError, require
 from .folders import complete_or_nothing
 from .modules import Network
+from .openvino import convert
 from .parity import compare_logits, compare_results, reference_of
 from .tracing import OPSETS, joined, save, trace_network, trace_results
 
@@ -44,12 +45,10 @@ def export_model(
 ) -> dict:
     """Write a checkpoint as ONNX graphs that run at any size, and check them against it.
 
-    `Segmenter(folder)` runs the export without torch. The folder has `model.onnx`, the configs of model and processor,
-    a card, and what was checked as `export.json`.
+    `Segmenter(folder)` runs it without torch. The folder has `model.onnx`, both configs, a card, and `export.json`.
 
     Args:
-        model: `Mask2FormerForUniversalSegmentation`; it stays as it is.
-        processor: its image processor.
+        model, processor: `Mask2FormerForUniversalSegmentation` and its image processor; they stay as they are.
         folder: made, whole or not at all.
         task: "panoptic", "instance" or "semantic" puts the rules of these results into `model.onnx`; None writes
             logits, and the rules of each task as a small graph of its own.
@@ -70,34 +69,32 @@ def export_model(
     """
     _check_settings(task, size, dtype, opset, calibration)
     check_model(model)
-    for name in ("onnx", "onnxruntime", *(["openvino"] if openvino else [])):
+    for name in ("onnx", "onnxruntime", *["openvino"] * openvino):
         require(name, "openvino" if openvino else "onnx")
     processor = fitted_processor(processor, size)
-    config = copy.deepcopy(model.config)
-    config.task, config.stuff_label_ids = task_of(model.config), stuff_of(model.config, processor)
-    tasks = [task] if task else list(TASKS)
-    rules = {name: rules_of(config, name, processor=processor) for name in tasks}
+    config, rules = _config_and_rules(model, processor, task)
     report = {"task": task, "opset": opset, "dtype": dtype, "size": None if size is None else list(size)}
     with complete_or_nothing(Path(folder), overwrite) as staging, torch.no_grad():
         network = _network_graph(model, processor, size, dtype, opset, calibration, on_step)
-        on_step(f"adding the rules of {', '.join(tasks)} results")
-        for name, graph in _with_results(network, config, rules, task, opset).items():
-            save(graph, staging / name)
-        config.save_pretrained(staging)
-        processor.save_pretrained(staging)
-        write_report(staging, REPORT, report)
+        on_step(f"adding the rules of {', '.join(rules)} results")
+        _write(staging, _with_results(network, config, rules, task, opset), config, processor, report)
         on_step("checking it against the checkpoint")
         reference = reference_of(model)
         report["differences"] = _checked(staging, reference, config, processor, rules, dtype, size)
         if openvino:
-            from .openvino import convert
-
             on_step("converting it for OpenVINO")
             report["openvino"] = convert(staging, reference, size, dtype)
-        report["versions"] = versions(*VERSIONS, *(["openvino"] if openvino else []))
+        report["versions"] = versions(*VERSIONS, *["openvino"] * openvino)
         write_report(staging, REPORT, report)
         write_card(staging, config, report)
     return report
+
+
+def _config_and_rules(model, processor, task: str | None) -> tuple:
+    """A config that says what the model is for, and by name the rules of the task's results, or of each task's."""
+    config = copy.deepcopy(model.config)
+    config.task, config.stuff_label_ids = task_of(model.config), stuff_of(model.config, processor)
+    return config, {name: rules_of(config, name, processor=processor) for name in ([task] if task else TASKS)}
 
 
 def _network_graph(model, processor, size, dtype, opset, calibration, on_step):
@@ -119,6 +116,14 @@ def _with_results(network, config, rules: dict[str, Rules], task: str | None, op
     if task:
         return {MODEL: joined(network, graphs[task], input_numbers(rules[task]))}
     return {MODEL: network} | {f"{name}.onnx": graph for name, graph in graphs.items()}
+
+
+def _write(folder: Path, graphs: dict, config, processor, report: dict):
+    for name, graph in graphs.items():
+        save(graph, folder / name)
+    config.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    write_report(folder, REPORT, report)
 
 
 def _checked(folder: Path, reference, config, processor, rules: dict[str, Rules], dtype: str, size) -> list[dict]:

@@ -69,6 +69,7 @@ def _rules(fields: Mapping, channels: int):
     """What each field that will be read must be: its name, whether a value is that, and the words for it."""
     for name in ("do_resize", "do_rescale", "do_normalize"):
         yield name, lambda value: isinstance(value, bool), "true or false"
+    yield "size_divisor", lambda value: value is None or _is_whole(value), "null, or a whole number"
     yield "pad_size", lambda value: value is None or _has_sides(value, SIZES[:1]), "null, or height and width"
     if fields["do_resize"]:
         sizes = ", or ".join(" and ".join(names) for names in SIZES)
@@ -90,8 +91,12 @@ def _has_sides(size, choices) -> bool:
     if not isinstance(size, dict) or set(size) - set(SIDES):
         return False
     lengths = {name: length for name, length in size.items() if length is not None}
-    whole = all(isinstance(length, int) and length > 0 for length in lengths.values())
+    whole = all(_is_whole(length) and length > 0 for length in lengths.values())
     return whole and any(set(names) <= set(lengths) for names in choices)
+
+
+def _is_whole(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value) -> bool:
