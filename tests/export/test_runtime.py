@@ -156,6 +156,12 @@ def test_pixels_are_those_of_the_image_processor(settings, tmp_path):
         assert expected["pixel_mask"][0, : size[0], : size[1]].all() and expected["pixel_mask"].sum() == np.prod(size)
 
 
+def test_a_canvas_that_is_too_small_is_named_with_its_sides():
+    fields = Mask2FormerImageProcessor(do_resize=False, pad_size={"height": 32, "width": 64}).to_dict()
+    with pytest.raises(ValueError, match=r"pad_size={'height': 32, 'width': 64} must give .*hold the largest image"):
+        ArrayProcessor(fields)(photo())
+
+
 def test_what_an_export_cannot_do_is_refused(exported, end_to_end, tmp_path):
     with pytest.raises(ValueError, match="tta=True: .* is an export; use its checkpoint"):
         Segmenter(exported, tta=True)
