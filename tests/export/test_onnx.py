@@ -5,11 +5,13 @@ import json
 import pytest
 import torch
 from exports import FAMILIES, SMALL, family_model
-from helpers import tiny_model
+from helpers import tiny_fields, tiny_model
+from tiny_backbones import backbone_config
 
-from mask2former_hf import export_model
+from mask2former_hf import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, export_model
 from mask2former_hf.export import exporting, parity, tracing
 from mask2former_hf.export.errors import ExportError
+from mask2former_hf.export.folders import complete_or_nothing
 from mask2former_hf.export.modules import Network
 from mask2former_hf.inference.exported import LOGITS, ExportedModel
 
@@ -41,11 +43,17 @@ def test_one_graph_is_the_checkpoint_at_sizes_that_were_not_traced(family, tmp_p
         assert largest_difference(model, run, *size) < 1e-4, size
 
 
+def test_an_operator_that_onnx_has_not_is_one_line(capfd):
+    backbone = backbone_config("dinov2_with_registers")  # it resizes positions with an antialiasing filter
+    model = Mask2FormerForUniversalSegmentation(Mask2FormerConfig(backbone_config=backbone, **tiny_fields(**SMALL)))
+    with pytest.raises(ExportError, match="an operator that is not written as ONNX: .*bicubic2d_aa"):
+        tracing.trace_network(Network(model), None, 17)
+    assert "graph" not in capfd.readouterr().out
+
+
 def test_timm_backbones_export(tmp_path):
     pytest.importorskip("timm")
     from transformers import TimmBackboneConfig
-
-    from mask2former_hf import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
     backbone = TimmBackboneConfig(backbone="resnet10t", out_indices=[1, 2, 3, 4], use_pretrained_backbone=False)
     model = Mask2FormerForUniversalSegmentation(Mask2FormerConfig(backbone_config=backbone, **SMALL)).eval()
@@ -100,8 +108,6 @@ def test_a_folder_says_what_was_checked(exported):
 
 
 def test_the_model_stays_as_it_was(exported, decided, checkpoint):
-    from mask2former_hf import Mask2FormerForUniversalSegmentation
-
     fresh = Mask2FormerForUniversalSegmentation.from_pretrained(checkpoint)
     assert decided.config._attn_implementation == fresh.config._attn_implementation
     assert {name: type(module) for name, module in decided.named_modules()} == {
@@ -125,11 +131,35 @@ def test_a_graph_that_is_not_the_checkpoint_is_refused_and_leaves_nothing(decide
 def test_a_failed_export_leaves_what_was_there(decided, processor, tmp_path, monkeypatch):
     out = tmp_path / "out"
     out.mkdir()
-    (out / "kept.txt").write_text("mine")
+    (out / "export.json").write_text("mine")
     monkeypatch.setattr(exporting, "compare_logits", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export_model(decided, processor, out, overwrite=True)
-    assert [path.name for path in tmp_path.rglob("*")] == ["out", "kept.txt"]
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "export.json"]
+
+
+def test_a_failed_export_takes_the_folders_away_that_it_made(decided, processor, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "trace_network", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export_model(decided, processor, tmp_path / "a" / "b" / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_overwriting_replaces_an_export_and_nothing_else(tmp_path):
+    out, leftovers = tmp_path / "out", [tmp_path / ".out.old", tmp_path / ".out.part"]  # of whoever
+    for folder in (out, *leftovers):
+        folder.mkdir()
+        (folder / "mine").write_text("")
+    with pytest.raises(ExportError, match="is no export that could be replaced"), complete_or_nothing(out, True):
+        pass
+    (out / "export.json").write_text("")
+    with pytest.raises(ExportError, match="exists already; name another place, or overwrite it"):
+        with complete_or_nothing(out, False):
+            pass
+    with complete_or_nothing(out, True) as staging:
+        (staging / "new").write_text("")
+    assert [path.name for path in out.iterdir()] == ["new"]
+    assert sorted(tmp_path.iterdir()) == [*leftovers, out] and all((path / "mine").exists() for path in leftovers)
 
 
 def test_weights_that_one_file_cannot_hold_lie_beside_it(tmp_path, monkeypatch):

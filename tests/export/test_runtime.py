@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from PIL import Image
 import mask2former_hf
 from mask2former_hf import Mask2FormerImageProcessor, Segmenter
 from mask2former_hf.cli.main import main
+from mask2former_hf.data.annotations import decode_mask
+from mask2former_hf.export import tracing
 from mask2former_hf.inference.exported import ArrayProcessor
 
 pytest.importorskip("onnxruntime")
@@ -48,30 +51,53 @@ def test_exports_give_the_results_of_the_checkpoint(task, checkpoint, exported, 
 
 
 @pytest.mark.parametrize(
-    "name, content",
-    [("config.json", "[]"), ("config.json", "null"), ("config.json", '{"id2label": 5}'), ("export.json", "[]")],
+    "name, content, words",
+    [
+        ("config.json", "[]", "config.json: has no fields"),
+        ("config.json", "null", "config.json: has no fields"),
+        ("config.json", '{"id2label": 5}', "config.json: id2label must have a name for each label"),
+        ("config.json", '{"id2label": {"0": "cat"}}', "config.json: has 1 classes, but model.onnx was made for 5"),
+        ("export.json", "[]", "export.json: has no fields"),
+        ("panoptic.onnx", "nodes", "panoptic.onnx: onnxruntime cannot load it"),
+    ],
 )
-def test_json_files_that_do_not_fit_are_one_line(name, content, exported, tmp_path):
+def test_files_that_do_not_fit_are_one_line(name, content, words, exported, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(exported, folder)
     (folder / name).write_text(content)
-    with pytest.raises(ValueError, match="do not fit each other"):
+    with pytest.raises(ValueError, match=words):
         Segmenter(folder)
 
 
-def test_many_images_come_from_an_export_as_from_a_checkpoint(checkpoint, exported):
-    images = [photo(), photo((90, 60), 1)]
-    results = Segmenter(exported)(images, batch_size=2)
+def test_the_rules_of_another_export_are_refused(exported, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(exported, folder)
+    config = SimpleNamespace(num_queries=3, num_labels=2, common_stride=4)
+    tracing.save(tracing.trace_results("semantic", config, 6, True, 17), folder / "semantic.onnx")
+    with pytest.raises(ValueError, match=r"config.json: has 5 classes, but semantic.onnx was made for 2"):
+        Segmenter(folder, task="semantic")
+
+
+def test_many_images_come_from_an_export_as_from_a_checkpoint(checkpoint, exported, end_to_end, monkeypatch):
+    images = [photo(), photo((90, 60), 1), photo(seed=2)]
+    segmenter, shapes = Segmenter(exported), []
+    logits = segmenter.model.logits
+    monkeypatch.setattr(segmenter.model, "logits", lambda pixels: shapes.append(pixels.shape[0]) or logits(pixels))
+    results = segmenter(images, batch_size=3)
     for ours, theirs in zip(results, Segmenter(checkpoint, device="cpu")(images), strict=True):
         assert_same(ours, theirs)
+    assert shapes == [2, 1]  # images of one canvas go through the network together
+    with pytest.raises(ValueError, match="batch_size=3: the graph gives panoptic results of one image at a time"):
+        list(Segmenter(end_to_end / "panoptic")(images, batch_size=3))
 
 
 WITHOUT_TORCH = """
 import sys
 class Blocked:
+    names = {"torch", "transformers", "scipy", "huggingface_hub", "safetensors", "onnx", "yaml", "tqdm"}
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("torch", "transformers", "scipy", "huggingface_hub", "safetensors", "onnx", "tqdm"):
-            raise ModuleNotFoundError(name)
+        if name.split(".")[0] in self.names:
+            raise ModuleNotFoundError(f"No module named {name!r}")
 sys.meta_path.insert(0, Blocked())
 import json
 from mask2former_hf import Segmenter
@@ -79,10 +105,16 @@ segmenters = [Segmenter(folder) for folder in sys.argv[2:]]
 found = [s(sys.argv[1], **({} if s.task == "semantic" else {"threshold": 0.1})) for s in segmenters]
 found[0].plot(sys.argv[1]).save(sys.argv[1] + ".plot.png")
 print(json.dumps([[result.map.tolist(), result.to_coco()] for result in found]))
+Blocked.names.remove("tqdm")
+from mask2former_hf.cli.main import main
+command = ["predict", sys.argv[1], "--threshold", "0.1", "--output", sys.argv[1] + ".out", "--model"]
+assert main([*command, sys.argv[2]]) == 0
+assert main([*command, "a checkpoint", "--overwrite"]) == 2
+assert main(["export", "a checkpoint", "--output", "b"]) == 2
 """
 
 
-def test_segmenter_runs_where_torch_cannot_be_imported(exported, end_to_end, tmp_path):
+def test_segmenter_and_predict_run_where_torch_cannot_be_imported(exported, end_to_end, tmp_path):
     source = Path(mask2former_hf.__file__).parents[1]
     Image.fromarray(photo()).save(tmp_path / "photo.png")
     folders = [exported, *(end_to_end / task for task in TASKS)]
@@ -90,11 +122,16 @@ def test_segmenter_runs_where_torch_cannot_be_imported(exported, end_to_end, tmp
     command = [sys.executable, "-c", code, str(tmp_path / "photo.png"), *map(str, folders)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
-    for (ids, entries), folder in zip(json.loads(done.stdout), folders, strict=True):
+    for (ids, entries), folder in zip(json.loads(done.stdout.splitlines()[0]), folders, strict=True):
         segmenter = Segmenter(folder)
         expected = segmenter(photo(), **({} if segmenter.task == "semantic" else {"threshold": 0.1}))
         assert (np.array(ids) == expected.map).all()
         assert entries == json.loads(json.dumps(expected.to_coco())) and entries
+    written = json.loads((tmp_path / "photo.png.out" / "panoptic.json").read_text())["annotations"][0]
+    expected = Segmenter(exported)(photo(), threshold=0.1)
+    assert [entry["category_id"] for entry in written["segments_info"]] == [s.label_id for s in expected.segments]
+    assert "--model a checkpoint: is no export, and checkpoints need torch" in done.stderr
+    assert "export: No module named 'torch'" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -119,6 +156,12 @@ def test_pixels_are_those_of_the_image_processor(settings, tmp_path):
         assert expected["pixel_mask"][0, : size[0], : size[1]].all() and expected["pixel_mask"].sum() == np.prod(size)
 
 
+def test_a_canvas_that_is_too_small_is_named_with_its_sides():
+    fields = Mask2FormerImageProcessor(do_resize=False, pad_size={"height": 32, "width": 64}).to_dict()
+    with pytest.raises(ValueError, match=r"pad_size={'height': 32, 'width': 64} must give .*hold the largest image"):
+        ArrayProcessor(fields)(photo())
+
+
 def test_what_an_export_cannot_do_is_refused(exported, end_to_end, tmp_path):
     with pytest.raises(ValueError, match="tta=True: .* is an export; use its checkpoint"):
         Segmenter(exported, tta=True)
@@ -139,6 +182,14 @@ def test_what_an_export_cannot_do_is_refused(exported, end_to_end, tmp_path):
     ("field", "words"),
     [
         ({"size_divisor": 20}, "size_divisor=20, but the graph takes multiples of 32; set it to 32"),
+        ({"pad_size": {"height": 100, "width": 128}}, "pad_size=[100, 128], but the graph takes multiples of 32"),
+        ({"size": {}}, "preprocessor_config.json: size={}: must be lengths in pixels"),
+        ({"image_std": None}, "preprocessor_config.json: image_std=None: must be a number, or 3 of them"),
+        ({"image_std": [1, 0, 1]}, "none of them 0"),
+        ({"image_mean": [0.5, 0.5]}, "image_mean=[0.5, 0.5]: must be a number, or 3 of them"),
+        ({"do_resize": None}, "do_resize=None: must be true or false"),
+        ({"resample": "bilinear"}, "resample='bilinear': must be a filter of Pillow, 0 to 5"),
+        ({"rescale_factor": None}, "rescale_factor=None: must be a number"),
         (None, "No such file or directory; the exported folder is not complete"),
     ],
 )
@@ -152,25 +203,64 @@ def test_a_processor_that_does_not_fit_the_graph_is_one_line(field, words, expor
     Image.fromarray(photo()).save(tmp_path / "photo.png")
     command = ["predict", str(tmp_path / "photo.png"), "--model", str(tmp_path / "copy")]
     assert main([*command, "--output", str(tmp_path / "out"), "--device", "cpu"]) == 2
-    assert words in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert words in said and "Traceback" not in said
 
 
-def test_predict_gives_the_same_with_the_export_as_with_the_checkpoint(checkpoint, exported, tmp_path):
+def test_flags_that_nothing_would_read_are_refused(end_to_end, tmp_path, capsys):
+    Image.fromarray(photo()).save(tmp_path / "photo.png")
+    command = ["predict", str(tmp_path / "photo.png"), "--output", str(tmp_path / "out")]
+    command += ["--model", str(end_to_end / "panoptic")]
+    for flag, value, words in (
+        ("--batch-size", "2", "--batch-size 2: the graph gives panoptic results of one image at a time"),
+        ("--overlap", "0.3", "--overlap 0.3: is of tiles; add --tile"),
+        ("--tile", "64", "is an export; use its checkpoint"),
+    ):
+        assert main([*command, flag, value]) == 2
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_predict_gives_the_same_with_the_export_as_with_the_checkpoint(task, checkpoint, exported, tmp_path):
+    photos = [tmp_path / "patches.png"]
+    Image.fromarray(photo()).save(photos[0])
     if PANOPTIC.is_dir():
-        photos = sorted((PANOPTIC / "val").glob("*.jpg"))[:3]
-    else:
-        photos = [tmp_path / "photo.png"]
-        Image.fromarray(photo()).save(photos[0])
-    contents = []
+        photos += sorted((PANOPTIC / "val").glob("*.jpg"))[: 3 if task == "panoptic" else 1]
+    outputs = []
     for folder in (checkpoint, exported):
-        output = tmp_path / folder.name
-        command = ["predict", *map(str, photos), "--model", str(folder), "--output", str(output), "--threshold", "0.1"]
-        assert main([*command, "--device", "cpu"]) == 0
-        contents.append((output, json.loads((output / "panoptic.json").read_text())))
-    (theirs, expected), (ours, found) = contents
-    assert found["categories"] == expected["categories"] and found["images"] == expected["images"]
-    for one, other in zip(found["annotations"], expected["annotations"], strict=True):
-        labels = [[s["category_id"] for s in entry["segments_info"]] for entry in (one, other)]
-        assert labels[0] == labels[1] and labels[0]
-        maps = [np.asarray(Image.open(folder / "panoptic" / one["file_name"])) for folder in (ours, theirs)]
-        assert (maps[0] == maps[1]).mean() > 0.999
+        outputs.append(tmp_path / folder.name)
+        command = ["predict", *map(str, photos), "--model", str(folder), "--output", str(outputs[-1]), "--task", task]
+        threshold = [] if task == "semantic" else ["--threshold", "0.1"]
+        assert main([*command, *threshold, "--device", "cpu"]) == 0
+    files = sorted(path.relative_to(outputs[0]) for path in outputs[0].rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(outputs[1]) for path in outputs[1].rglob("*") if path.is_file())
+    for name in files:
+        theirs, ours = (folder / name for folder in outputs)
+        if name.suffix == ".json":
+            assert_same_json(json.loads(ours.read_text()), json.loads(theirs.read_text()))
+        elif name.parts[0] == task:
+            maps = [np.asarray(Image.open(path)) for path in (ours, theirs)]
+            assert (maps[0] == maps[1]).mean() > 0.999
+            assert len(np.unique(maps[0])) > 1 or name.stem != "patches"
+
+
+def assert_same_json(ours, theirs):
+    """The same words and numbers; areas, scores and sides of boxes as close as 1 pixel in 1000 keeps them."""
+    assert type(ours) is type(theirs)
+    if isinstance(ours, dict):
+        assert list(ours) == list(theirs)
+        for key in ours:
+            if key == "segmentation":
+                one, other = (decode_mask(value[key], tuple(value[key]["size"]), "masks") for value in (ours, theirs))
+                assert (one != other).mean() < 0.001
+            else:
+                assert_same_json(ours[key], theirs[key])
+    elif isinstance(ours, list):
+        assert len(ours) == len(theirs)
+        for one, other in zip(ours, theirs, strict=True):
+            assert_same_json(one, other)
+    elif isinstance(ours, str):
+        assert ours == theirs
+    else:
+        assert ours == pytest.approx(theirs, rel=0.01, abs=2)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from exports import family_model, photo
-from helpers import SUPPORT
+from helpers import SUPPORT, tiny_model
 from PIL import Image
 
-from mask2former_hf import Segmenter, export_model
+from mask2former_hf import Segmenter, export_model, use_kernel
 from mask2former_hf.cli.main import main
 from mask2former_hf.export import errors
 from mask2former_hf.inference.exported import LOGITS, ExportedModel
@@ -46,13 +46,30 @@ def test_openvino_gives_the_checkpoints_logits_at_every_size(processor, tmp_path
     assert {"model.xml", "model.bin"} <= {path.name for path in (tmp_path / "out").iterdir()}
 
 
+def test_the_exporter_of_transformers_takes_the_model(tmp_path):
+    pytest.importorskip("onnxscript")
+    exporting = pytest.importorskip("transformers.exporters.exporter_onnx")
+    model = tiny_model("resnet", encoder_layers=1, decoder_layers=2, num_queries=4)
+    pixels = torch.randn(2, 3, 64, 96)
+    with use_kernel("reference"):  # ONNX has no operator of our kernels
+        exported = exporting.OnnxExporter().export(model, {"pixel_values": pixels}, config=exporting.OnnxConfig())
+    outputs = exported(pixel_values=pixels)
+    with torch.no_grad():
+        expected = model(pixels)
+    for name in LOGITS:
+        torch.testing.assert_close(torch.as_tensor(outputs[name]), expected[name], rtol=1e-4, atol=1e-4)
+
+
 def test_a_program_runs_from_its_file(checkpoint, decided, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "no-compiler")
     command = ["export", str(checkpoint), "--output", str(tmp_path / "out"), "--to", "torch"]
     assert main([*command, "--size", "64", "96"]) == 0
     assert not (tmp_path / "out" / "model_compiled.pt2").exists()
-    pixels = torch.randn(1, 3, 64, 96)
-    outputs = torch.export.load(tmp_path / "out" / "model.pt2").module()(pixels)
+    pixels, program = torch.randn(1, 3, 64, 96), torch.export.load(tmp_path / "out" / "model.pt2")
+    assert not any("mask2former" in str(node.target) for node in program.graph.nodes)  # it runs without this package
+    fields = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
+    assert fields["pad_size"] == {"height": 64, "width": 96}
+    outputs = program.module()(pixels)
     with torch.no_grad():
         expected = decided(pixels)
     for name, ours in zip(LOGITS, outputs, strict=True):
@@ -70,6 +87,7 @@ def test_a_program_runs_from_its_file(checkpoint, decided, tmp_path, monkeypatch
         (["--images", "photo.png"], "--images are for --dtype int8"),
         (["--to", "torch"], "--size 640 640"),
         (["--to", "torch", "--size", "64", "64", "--task", "panoptic"], "--task panoptic: a program of --to torch"),
+        (["--to", "torch", "--size", "64", "64", "--opset", "17"], "--opset 17: is of ONNX; leave it out"),
     ],
 )
 def test_mistakes_are_one_line(checkpoint, tmp_path, capsys, arguments, message):
@@ -94,7 +112,11 @@ def test_folders_that_cannot_be_written_are_one_line(checkpoint, tmp_path, capsy
     assert "file" in capsys.readouterr().err
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("")
-    assert main(["export", str(checkpoint), "--output", str(tmp_path / "full")]) == 2
+    command = ["export", str(checkpoint), "--output", str(tmp_path / "full")]
+    assert main([*command, "--overwrite"]) == 2
+    assert "is no export that could be replaced; name another place" in capsys.readouterr().err
+    (tmp_path / "full" / "export.json").write_text("")
+    assert main(command) == 2
     assert "exists already; name another place, or add --overwrite" in capsys.readouterr().err
 
 
@@ -107,6 +129,8 @@ def test_verify_measures_an_export_beside_its_checkpoint(checkpoint, exported, t
     assert "s in the export" in capsys.readouterr().out
     assert main([*command[:2], "--runtime", str(tmp_path)]) == 2
     assert "no folder of an export; mask2former-hf export writes one" in capsys.readouterr().err
+    assert main([*command, "--data-limit", "3"]) == 2
+    assert "--data-limit 3: is of a data set; name its kind with --data" in capsys.readouterr().err
 
 
 def test_the_example_for_other_languages_gives_the_map_of_segmenter(decided, end_to_end, tmp_path, capsys):

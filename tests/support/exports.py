@@ -3,17 +3,28 @@
 import numpy as np
 from helpers import BACKBONES, randomise, tiny_fields, tiny_model
 from PIL import Image
+from tiny_backbones import backbone_config
 
 from mask2former_hf import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
 SMALL = {"encoder_layers": 1, "decoder_layers": 3, "num_queries": 12}
 
 
-FAMILIES = ("resnet", "swin", "swin-absolute", "convnext")
+# Plain ViTs by their neck: patches of 16 fit every size, those of 14 none
+PLAIN_VITS = {
+    "dinov3 with pyramid": ("dinov3_vit", "pyramid"),
+    "dinov3 with adapter": ("dinov3_vit", "adapter"),
+    "dinov2 with pyramid": ("dinov2", "pyramid"),
+}
+FAMILIES = ("resnet", "swin", "swin-absolute", "convnext", *PLAIN_VITS)
 
 
 def family_model(family):
     """A tiny model of a family of backbones; Swin's windows of 4 fit no map of 96 x 160 pixels."""
+    if family in PLAIN_VITS:
+        name, neck = PLAIN_VITS[family]
+        config = Mask2FormerConfig(backbone_config=backbone_config(name), vit_neck=neck, **tiny_fields(**SMALL))
+        return randomise(Mask2FormerForUniversalSegmentation(config)).eval()
     if family != "swin-absolute":
         return tiny_model(family, **SMALL)
     backbone = BACKBONES["swin"]()

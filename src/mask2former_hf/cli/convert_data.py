@@ -12,8 +12,8 @@ from ..data.formats.data_sets import WRITERS
 from ..data.kinds import KINDS, SHARED, load_both, load_split
 from ..data.recognise import recognise
 from ..training.settings import TrainingSettings
-from .main import UserError
-from .settings import add_flag, in_flags
+from .main import UserError, in_flags
+from .settings import add_flag
 
 SPLITS, PATHS = ("train", "val"), ("images", "annotations", "maps")
 

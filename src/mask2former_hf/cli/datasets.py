@@ -4,8 +4,8 @@ import argparse
 
 from ..data import kinds
 from ..training.settings import VIDEO_KINDS
-from .main import UserError
-from .settings import add_flag, in_flags
+from .main import UserError, in_flags
+from .settings import add_flag
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, split: str = ""):

@@ -16,8 +16,8 @@ from ..model.channels import image_channels
 from ..training.settings import MOST_IMAGES, MOST_WORKERS
 from .datasets import add_data_arguments, load_split
 from .loading import load
-from .main import UserError
-from .settings import add_flag, check_numbers, in_flags, read_settings
+from .main import UserError, in_flags
+from .settings import add_flag, check_numbers, read_settings
 from .tiling import add_tile_arguments, overlap_of
 
 DEFAULTS = {"batch_size": 4, "num_workers": 0, "device": default_device()}

@@ -28,16 +28,18 @@ def add_arguments(parser: argparse.ArgumentParser):
         "--size", nargs=2, type=int, metavar=("H", "W"), help="the only size (default: any multiples of 32)"
     )
     parser.add_argument("--dtype", default="float32", help=f"{', '.join(DTYPES)} (default: %(default)s)")
-    parser.add_argument("--opset", type=int, default=17, help=f"{OPSETS[0]} to {OPSETS[-1]} (default: %(default)s)")
+    parser.add_argument("--opset", type=int, help=f"{OPSETS[0]} to {OPSETS[-1]} (default: {OPSETS[0]})")
     parser.add_argument(
         "--images", nargs="+", type=Path, metavar="IMAGE", help="files or folders that int8 measures its ranges on"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace what is at --output")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export at --output")
 
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.to not in TARGETS:
         raise UserError(f"--to {arguments.to}: must be one of {', '.join(TARGETS)}")
+    if arguments.to == "torch":
+        _refuse_for_torch(arguments)
     if arguments.images and arguments.dtype != "int8":
         raise UserError("--images are for --dtype int8; leave them out")
     model, processor = load(arguments.checkpoint, "cpu", "CHECKPOINT")
@@ -46,7 +48,6 @@ def run(arguments: argparse.Namespace) -> int:
     common = {"size": arguments.size, "overwrite": arguments.overwrite, "on_step": steps}
     try:
         if arguments.to == "torch":
-            _refuse_for_torch(arguments)
             from ..export.programs import export_program
 
             report = export_program(model, processor, arguments.output, **common)
@@ -57,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
                 arguments.output,
                 task=arguments.task,
                 dtype=arguments.dtype,
-                opset=arguments.opset,
+                opset=OPSETS[0] if arguments.opset is None else arguments.opset,
                 calibration=calibration,
                 openvino=arguments.to == "openvino",
                 **common,
@@ -74,6 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _refuse_for_torch(arguments):
+    if arguments.opset is not None:
+        raise UserError(f"--opset {arguments.opset}: is of ONNX; leave it out with --to torch")
     given = {"--task": arguments.task, "--dtype": arguments.dtype != "float32" and arguments.dtype}
     for flag, value in given.items():
         if value:

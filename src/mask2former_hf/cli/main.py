@@ -3,8 +3,10 @@
 import argparse
 import importlib
 import os
+import re
 import sys
 import traceback
+from collections.abc import Iterable
 
 from ..data.errors import DataError
 
@@ -25,6 +27,13 @@ class UserError(Exception):
     """Something the user can mend; shown as one line, exit code 2."""
 
 
+def in_flags(text: str, names: Iterable[str]) -> str:
+    """An error that names settings as `name=value` or `name=`, in the words of the command line: `--name value`."""
+    one_of = "|".join(sorted(names, key=len, reverse=True))
+    text = re.sub(rf"(?<![\w-])({one_of})=(True\b)?", lambda found: f"--{found[1].replace('_', '-')} ", text)
+    return re.sub(r"(--[a-z-]+) (?=[ ,;:.)]|$)", r"\1", text)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command.
 
@@ -43,7 +52,14 @@ def main(arguments: list[str] | None = None) -> int:
     for name, summary in COMMANDS.items():
         subparser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
         if arguments[:1] == [name]:  # only the chosen command is imported: torch takes seconds
-            module = importlib.import_module(f".{name.replace('-', '_')}", __package__)
+            try:
+                module = importlib.import_module(f".{name.replace('-', '_')}", __package__)
+            except ModuleNotFoundError as error:  # of an installation without requirements, for exported folders
+                print(
+                    f"mask2former-hf {name}: {error}; without it only `predict` works, with the folder of an export",
+                    file=sys.stderr,
+                )
+                return 2
             module.add_arguments(subparser)
             subparser.set_defaults(run=module.run, parser=subparser)
     parsed = parser.parse_args(arguments)

@@ -25,16 +25,12 @@ from ..data.pictures import shown_bands
 from ..data.windows import ImageWindows
 from ..inference.exported import is_exported
 from ..inference.known_labels import stuff_of
-from ..inference.loading import default_device
 from ..inference.rules import METHODS, Rules
 from ..inference.segmentation import Segmentation
 from ..inference.segmenter import Segmenter
 from ..inference.video_files import is_video
 from ..model.result_defaults import TASKS
-from . import predict_video
-from .loading import load
-from .main import UserError
-from .settings import in_flags
+from .main import UserError, in_flags
 from .tiling import add_tile_arguments, overlap_of
 
 COCO = "coco"
@@ -86,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     )
     parser.add_argument("--batch-size", type=int, default=1, help="tiles per forward pass (default: %(default)s)")
     parser.add_argument("--tta", action="store_true", help="average over six sizes and their mirror images")
-    parser.add_argument("--device", default=default_device(), help="cpu, cuda, cuda:1, ... (default: %(default)s)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if it is there, cpu for an export)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -102,6 +98,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.video or any(is_video(path) for path in arguments.images):
         if len(arguments.images) > 1:
             raise UserError(f"{len(arguments.images)} inputs, of which one is a video: give one video at a time")
+        from . import predict_video
+
         present = check_output(arguments, arguments.images, predict_video.RESULTS, "video.mp4")
         return predict_video.run(arguments, partial(remove, present))
     images, problems = find_images(arguments.images)
@@ -135,12 +133,20 @@ def _segmenter(arguments) -> tuple[Segmenter, Rules]:
     try:
         options["overlap"] = overlap_of(arguments.tile, arguments.overlap)
         if is_exported(arguments.model):
-            device = None if arguments.device == default_device() else arguments.device  # onnxruntime has its own
-            segmenter = Segmenter(arguments.model, device=device, **options)
+            segmenter = Segmenter(arguments.model, device=arguments.device, **options)
+            segmenter.model.check_batch(arguments.batch_size)
         else:
+            try:
+                from .loading import load  # imports torch, which an export does without
+            except ModuleNotFoundError as error:
+                raise UserError(
+                    f"--model {arguments.model}: is no export, and checkpoints need torch ({error})"
+                ) from error
+
             segmenter = Segmenter.of(*load(arguments.model, arguments.device), **options)
     except (ImportError, ValueError) as error:
-        raise UserError(f"--refine {arguments.refine}: {error}" if arguments.refine else str(error)) from error
+        text = f"--refine {arguments.refine}: {error}" if arguments.refine else in_flags(str(error), ["batch_size"])
+        raise UserError(text) from error
     config, processor = segmenter.model.config, segmenter.processor
     unknown = [label for label in arguments.stuff or () if not 0 <= label < config.num_labels]
     if unknown:

@@ -16,8 +16,8 @@ from ..training.run_lock import FolderInUse
 from ..training.settings import VIDEO_KINDS, TrainingSettings
 from ..training.threads import fewer_threads
 from . import train_video
-from .main import UserError
-from .settings import add_flag, in_flags, read_settings
+from .main import UserError, in_flags
+from .settings import add_flag, read_settings
 from .training_output import AdviceAtZero, LossProgress, draw_batch, headline_names, summary
 
 GROUPS = {

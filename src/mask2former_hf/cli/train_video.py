@@ -6,8 +6,7 @@ from tqdm import tqdm
 
 from ..training.settings import TrainingSettings
 from ..training.video_run import VideoRun
-from .main import UserError
-from .settings import in_flags
+from .main import UserError, in_flags
 
 
 def run(settings: TrainingSettings) -> int:

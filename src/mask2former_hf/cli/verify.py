@@ -12,6 +12,7 @@ import transformers
 from transformers.utils import ModelOutput
 
 from .. import __version__
+from ..data import kinds
 from ..data.bands import read_pixels
 from ..data.json_files import write_json
 from ..evaluation.evaluator import evaluate, headline
@@ -52,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--tolerance {arguments.tolerance}: must be 0 or more")
     if arguments.repeats < 1:
         raise UserError(f"--repeats {arguments.repeats}: must be at least 1")
+    _check_data_flags(arguments)
     dataset = None if arguments.data is None else load_split(arguments, "data")
     ours, processor = load(arguments.checkpoint, arguments.device, "CHECKPOINT")
     images = read_images(arguments.images, image_channels(processor))
@@ -83,6 +85,14 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if report["equal"] else 1
 
 
+def _check_data_flags(arguments):
+    names = (*kinds.SHARED, *(f"data_{name}" for name in kinds.OF_A_SPLIT))
+    given = [name for name in names if getattr(arguments, name) is not None]
+    if arguments.data is None and given:
+        flag = given[0].replace("_", "-")
+        raise UserError(f"--{flag} {getattr(arguments, given[0])}: is of a data set; name its kind with --data")
+
+
 def read_images(paths: list[Path] | None, channels: int | None, most: int | None = None) -> list[np.ndarray]:
     """The images, or so many of them, evenly spread; without paths one of noise that is the same every time."""
     if not paths:
@@ -90,9 +100,9 @@ def read_images(paths: list[Path] | None, channels: int | None, most: int | None
     files, problems = find_images(paths)
     if problems:
         raise UserError(f"--images {problems[0]}")
-    step = 1 if most is None else max(1, len(files) // most)
+    count = len(files) if most is None else min(len(files), most)
     try:
-        return [read_pixels(found.path, channels) for found in files[::step][:most]]
+        return [read_pixels(found.path, channels) for found in (files[n * len(files) // count] for n in range(count))]
     except (OSError, ValueError) as error:
         raise UserError(f"--images {error}") from error
 

@@ -13,14 +13,13 @@ from transformers.models.swin.modeling_swin import SwinLayer
 from ..model.panoptic_rules import accept, contest, kept_queries
 from ..model.postprocessing import masks_to_boxes
 
-LOGITS = ("class_queries_logits", "masks_queries_logits")  # optimum's names
 NUMBERS = ("stuff", "threshold", "mask_threshold", "overlap_threshold")  # inputs of results that have a default
 
 
 class Network(nn.Module):
     """(B, c, H, W) float32 pixels → float32 class logits (B, Q, K + 1) and mask logits (B, Q, H / 4, W / 4).
 
-    A copy of the model in which nothing depends on a size in Python. Its tensors are the model's.
+    Inside is a copy of the model, on the CPU, in which nothing depends on a size in Python.
 
     Args:
         model: `Mask2FormerForUniversalSegmentation`.

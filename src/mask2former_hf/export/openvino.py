@@ -26,7 +26,7 @@ class OpenVinoModel:
         return [outputs[name] for name in LOGITS]
 
 
-def convert(folder: Path, model: nn.Module, size, dtype: str | None) -> list[dict]:
+def convert(folder: Path, model: nn.Module, size, dtype: str) -> list[dict]:
     """Write `model.xml` and `model.bin` beside `model.onnx`.
 
     Returns:
@@ -35,4 +35,4 @@ def convert(folder: Path, model: nn.Module, size, dtype: str | None) -> list[dic
     openvino = require("openvino", "openvino")
     converted = openvino.convert_model(folder / MODEL)
     openvino.save_model(converted, folder / "model.xml", compress_to_fp16=False)
-    return compare_logits(model, OpenVinoModel(folder), dtype or "int8", size)
+    return compare_logits(model, OpenVinoModel(folder), dtype, size)

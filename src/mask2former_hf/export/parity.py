@@ -1,5 +1,7 @@
 """Is an exported graph the checkpoint? Logits and results of both on noise, at sizes that were not traced."""
 
+import copy
+
 import numpy as np
 import torch
 from torch import nn
@@ -15,6 +17,11 @@ SIZES = ((1, *TRACED_SIZE), (2, 160, 128), (1, 224, 192))  # batch, height, widt
 TOLERANCES = {"float32": 1e-4, "float16": 5e-2}  # in units of the largest logit
 DRAWS = 3  # of noise; see `compare_logits`
 SAME_PIXELS = 0.999
+
+
+def reference_of(model: nn.Module) -> nn.Module:
+    """What an export has to equal: the model, or a copy if it is of another dtype than float32 or in training."""
+    return copy.deepcopy(model).float().eval() if model.training or model.dtype != torch.float32 else model
 
 
 def compare_logits(model: nn.Module, exported: ExportedModel, dtype: str, size: tuple[int, int] | None) -> list[dict]:
@@ -52,7 +59,7 @@ def compare_logits(model: nn.Module, exported: ExportedModel, dtype: str, size: 
 
 @torch.inference_mode()
 def differences(model: nn.Module, exported: ExportedModel, pixels: torch.Tensor) -> dict[str, float]:
-    outputs = model(pixel_values=pixels.to(model.device, model.dtype))
+    outputs = model(pixels.to(model.device), return_dict=True)
     pairs = zip(LOGITS, exported.logits(pixels.numpy()), strict=True)
     return {name: largest(logits, outputs[name].float().cpu().numpy()) for name, logits in pairs}
 

@@ -1,7 +1,5 @@
 """A checkpoint as a program of `torch.export`, and compiled ahead of time where there is a C++ compiler."""
 
-import importlib.metadata
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -9,13 +7,14 @@ from pathlib import Path
 
 import torch
 
-from .. import __version__
 from ..inference.exported import LOGITS
+from ..kernels import use_kernel
 from ..model.channels import model_channels
 from .errors import ExportError
-from .exporting import check_size, complete_or_nothing
+from .exporting import check_model, check_size, fitted_processor, versions, write_report
+from .folders import PROGRAM_REPORT, complete_or_nothing
 from .modules import Network
-from .parity import largest
+from .parity import largest, reference_of
 
 PROGRAM, PACKAGE = "model.pt2", "model_compiled.pt2"
 
@@ -43,14 +42,16 @@ def export_program(
     if size is None:
         raise ExportError("size is missing: a program of torch has one size, multiples of 32, such as --size 640 640")
     check_size(size)
+    check_model(model)
     pixels = torch.randn(1, model_channels(model.config), *size, generator=torch.Generator().manual_seed(0))
     with complete_or_nothing(Path(folder), overwrite) as staging, torch.no_grad():
-        network = Network(model)
-        expected = network(pixels)
         on_step("exporting the program")
-        program = torch.export.export(network, (pixels,), strict=False)
+        with use_kernel("reference"):  # the operator of a kernel of ours would need this package
+            program = torch.export.export(Network(model), (pixels,), strict=False)
         torch.export.save(program, staging / PROGRAM)
         on_step("checking it against the checkpoint")
+        outputs = reference_of(model)(pixels.to(model.device), return_dict=True)
+        expected = [outputs[name].cpu() for name in LOGITS]
         row = {"input": list(pixels.shape)}
         row |= _differences(torch.export.load(staging / PROGRAM).module(), pixels, expected)
         if shutil.which(os.environ.get("CXX", "c++")):
@@ -59,19 +60,15 @@ def export_program(
             compiled = torch._inductor.aoti_load_package(str(staging / PACKAGE))
             row |= {f"compiled_{name}": value for name, value in _differences(compiled, pixels, expected).items()}
         model.config.save_pretrained(staging)
-        processor.save_pretrained(staging)
-        versions = {"mask2former_hf": __version__, "torch": importlib.metadata.version("torch")}
-        report = {"size": list(size), "versions": versions, "differences": [row]}
-        (staging / "program.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        fitted_processor(processor, size).save_pretrained(staging)
+        report = {"size": list(size), "versions": versions("torch", "transformers"), "differences": [row]}
+        write_report(staging, PROGRAM_REPORT, report)
     return report
 
 
 def _differences(run, pixels, expected) -> dict[str, float]:
-    outputs = run(pixels)
-    row = {
-        name: largest(ours.numpy(), theirs.numpy())
-        for name, ours, theirs in zip(LOGITS, outputs, expected, strict=True)
-    }
+    pairs = zip(LOGITS, run(pixels), expected, strict=True)
+    row = {name: largest(ours.numpy(), theirs.numpy()) for name, ours, theirs in pairs}
     if not max(row.values()) <= 1e-4:
         raise ExportError(f"the program differs from the checkpoint by {row}; 1e-4 is allowed. Please report it")
     return row

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..inference.exported import ArrayProcessor
 from .errors import require
+from .tracing import is_large, save
 
 # Convolutions and products by weights take the time of a network. What the results hang on stays in float32: the
 # positions that deformable attention samples, and the heads, whose logits decide pixels.
@@ -37,8 +38,9 @@ def quantized(graph, processor, images: Sequence[np.ndarray]):
 
     with tempfile.TemporaryDirectory() as folder:
         plain, prepared, written = (Path(folder) / name for name in ("plain.onnx", "prepared.onnx", "quantized.onnx"))
-        onnx.save(graph, plain)
-        shapes.quant_pre_process(plain, prepared, skip_symbolic_shape=True)
+        large = is_large(graph)
+        save(graph, plain)
+        shapes.quant_pre_process(plain, prepared, skip_symbolic_shape=True, save_as_external_data=large)
         nodes = onnx.load(prepared).graph
         constants = {tensor.name for tensor in nodes.initializer}
         kept = [node.name for node in nodes.node if _stays(node, constants)]
@@ -52,6 +54,7 @@ def quantized(graph, processor, images: Sequence[np.ndarray]):
             per_channel=True,
             activation_type=tools.QuantType.QUInt8,
             weight_type=tools.QuantType.QInt8,
+            use_external_data_format=large,
         )
         return onnx.load(written)
 

@@ -8,12 +8,15 @@ conditions in Python, is mended in `modules.py`, and every export is compared wi
 import tempfile
 import warnings
 from pathlib import Path
+from unittest import mock
 
 import torch
+from torch.onnx.errors import OnnxExporterError
 
+from ..inference.exported import LOGITS
 from ..model.channels import model_channels
-from .errors import require
-from .modules import LOGITS, RESULTS, Network
+from .errors import ExportError, require
+from .modules import RESULTS, Network
 
 TRACED_SIZE = (96, 160)  # a multiple of 32 that is no square and not one of whole windows of Swin
 OPSETS = (17, 18, 19, 20)
@@ -64,19 +67,25 @@ def trace(module, given: tuple, inputs: list[str], outputs: list[str], axes: dic
         axes: input or output -> axis -> name, of axes that may have any length.
     """
     onnx = require("onnx")
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad():
+    # After an error torch prints the graph, thousands of lines.
+    quiet = mock.patch.object(torch._C, "_jit_onnx_log", lambda *parts: None, create=True)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad(), quiet:
         warnings.simplefilter("ignore")  # that the tracer is the older one, and of every condition on a size
         path = Path(folder) / "graph.onnx"
-        torch.onnx.export(
-            module,
-            given,
-            path,
-            input_names=inputs,
-            output_names=outputs,
-            dynamic_axes=axes,
-            opset_version=opset,
-            dynamo=False,
-        )
+        try:
+            torch.onnx.export(
+                module,
+                given,
+                str(path),  # beside which large weights are written; a Path has no place for them
+                input_names=inputs,
+                output_names=outputs,
+                dynamic_axes=axes,
+                opset_version=opset,
+                dynamo=False,
+            )
+        except OnnxExporterError as error:
+            reason = str(error).splitlines()[0]
+            raise ExportError(f"the model has an operator that is not written as ONNX: {reason}") from error
         return onnx.load(path)
 
 
@@ -89,7 +98,10 @@ def joined(network, results, defaults: dict):
     onnx = require("onnx")
     results = onnx.compose.add_prefix(results, "results/", rename_inputs=False, rename_outputs=False)
     outputs = [value.name for value in results.graph.output]
-    merged = onnx.compose.merge_models(network, results, io_map=[(name, name) for name in LOGITS], outputs=outputs)
+    # Not by `merge_models`, which checks the whole in memory, where it may have no more than 2 GB.
+    io_map = [(name, name) for name in LOGITS]
+    graph = onnx.compose.merge_graphs(network.graph, results.graph, io_map, outputs=outputs)
+    merged = onnx.helper.make_model(graph, opset_imports=network.opset_import, ir_version=network.ir_version)
     merged.graph.output.extend(network.graph.output)
     for name, array in defaults.items():
         if name in {value.name for value in merged.graph.input}:
@@ -97,10 +109,14 @@ def joined(network, results, defaults: dict):
     return merged
 
 
+def is_large(graph) -> bool:
+    """Whether one file cannot hold the weights."""
+    return sum(len(tensor.raw_data) for tensor in graph.graph.initializer) > LARGEST_FILE
+
+
 def save(graph, path: Path):
     """Write a graph; its weights beside it where one file cannot hold them."""
     onnx = require("onnx")
-    size = sum(len(tensor.raw_data) for tensor in graph.graph.initializer)
-    external = {"save_as_external_data": True, "location": f"{path.name}.data"} if size > LARGEST_FILE else {}
+    external = {"save_as_external_data": True, "location": f"{path.name}.data"} if is_large(graph) else {}
     onnx.save(graph, path, **external)
     onnx.checker.check_model(str(path))

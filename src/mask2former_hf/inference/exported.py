@@ -3,27 +3,21 @@
 Letters: B batch, Q queries, K classes, (H, W) an image's canvas.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 
 from ..model.channels import image_channels
 from ..model.image_geometry import canvas_size, output_size, resize
 from ..model.result_defaults import MAX_INSTANCES
-from .known_labels import task_of
+from .export_files import AGAIN, CONFIG, PROCESSOR, REPORT, Sides, read_config, read_json, read_processor
 from .rules import Rules
 from .segmentation import Segmentation, instance_result, panoptic_result, semantic_result
 
-REPORT = "export.json"  # by which an exported folder is known
-PROCESSOR = "preprocessor_config.json"
 MODEL = "model.onnx"
-LOGITS = ("class_queries_logits", "masks_queries_logits")
-SIDES = ("height", "width", "shortest_edge", "longest_edge", "max_height", "max_width")
-INSTALL = "pip install 'mask2former-hf[runtime]'"
+LOGITS = ("class_queries_logits", "masks_queries_logits")  # optimum's names
 
 
 def is_exported(folder) -> bool:
@@ -46,28 +40,39 @@ class ExportedModel:
     def __init__(self, folder: str | os.PathLike, device: str | None = None, threads: int | None = None):
         self.folder, self.threads = Path(folder), threads
         self.providers = _providers(device)
-        self.report = _read(self.folder / REPORT)
-        self.config = _config(_read(self.folder / "config.json"))
-        self.processor = ArrayProcessor(_read(self.folder / PROCESSOR))
+        self.report = read_json(self.folder / REPORT)
+        self.config = read_config(self.folder / CONFIG)
         self.task = self.report.get("task")  # whose results are in the graph; None for logits alone
         self.graph, self._result_graphs = self.session(MODEL), {}
-        shape = next(i for i in self.graph.get_inputs() if i.name == "pixel_values").shape
-        self.channels, self.sides = shape[1], shape[2:]
+        inputs, outputs = ({value.name: value.shape for value in values} for values in _ends(self.graph))
+        if "pixel_values" not in inputs or not {*LOGITS} <= {*outputs}:
+            raise ValueError(f"{self.folder / MODEL}: is no graph from pixel_values to {' and '.join(LOGITS)}")
+        self._check_classes(MODEL, outputs)
+        self.channels, self.sides = inputs["pixel_values"][1], inputs["pixel_values"][2:]
+        self.processor = ArrayProcessor(read_processor(self.folder / PROCESSOR, self.channels))
         self._check_processor()
+
+    def _check_classes(self, name: str, shapes: Mapping):
+        found, expected = shapes.get(LOGITS[0], [None])[-1], self.config.num_labels
+        if found != expected + 1:
+            raise ValueError(
+                f"{self.folder / CONFIG}: has {expected} classes, but {name} was made for {found and found - 1}; "
+                f"{AGAIN}"
+            )
 
     def _check_processor(self):
         processor, where = self.processor, self.folder / PROCESSOR
+        pad = None if processor.pad_size is None else [processor.pad_size.height, processor.pad_size.width]
         if all(isinstance(side, int) for side in self.sides):
-            pad = None if processor.pad_size is None else [processor.pad_size.height, processor.pad_size.width]
             if pad != self.sides:
                 shown = "{}x{}".format(*self.sides)
-                raise ValueError(
-                    f"{where}: pad_size={pad}, but the graph takes {shown} alone; use the file of the export itself"
-                )
+                raise ValueError(f"{where}: pad_size={pad}, but the graph takes {shown} alone; {AGAIN}")
         elif (processor.size_divisor or 1) % 32:
             raise ValueError(
                 f"{where}: size_divisor={processor.size_divisor}, but the graph takes multiples of 32; set it to 32"
             )
+        elif pad is not None and any(side % 32 for side in pad):
+            raise ValueError(f"{where}: pad_size={pad}, but the graph takes multiples of 32; set it to such")
         made = image_channels(processor) or 3
         if made != self.channels:
             raise ValueError(f"{where}: makes images of {made} channels, but the graph takes {self.channels}")
@@ -87,10 +92,10 @@ class ExportedModel:
 
     def logits(self, pixel_values: np.ndarray) -> list[np.ndarray]:
         """Class logits (B, Q, K + 1) and mask logits (B, Q, H / 4, W / 4) of (B, c, H, W) float32 pixels."""
-        if self.task is None:
-            return self.graph.run(list(LOGITS), {"pixel_values": pixel_values})
-        ones = np.ones(2, dtype=np.int64)  # the smallest result, which nobody asks for
-        return self.graph.run(list(LOGITS), {"pixel_values": pixel_values, "image_size": ones, "target_size": ones})
+        feed = {"pixel_values": pixel_values}
+        if self.task is not None:
+            feed["image_size"] = feed["target_size"] = np.ones(2, dtype=np.int64)  # the smallest result: nobody asks
+        return _run(self.graph, LOGITS, feed)
 
     def results(self, pixels: np.ndarray, image_size, target_size, rules: Rules) -> dict[str, np.ndarray]:
         """The result of an image, by the names of the graph's outputs.
@@ -100,22 +105,24 @@ class ExportedModel:
             image_size: (rows, columns) of the image in there.
             target_size: (rows, columns) of the result.
         """
-        task = rules.task
-        feed = {"image_size": np.array(image_size), "target_size": np.array(target_size), **input_numbers(rules)}
         if self.task is None:
-            if task not in self._result_graphs:
-                self._result_graphs[task] = self.session(f"{task}.onnx")
-            graph = self._result_graphs[task]
-            feed |= dict(zip(LOGITS, self.graph.run(list(LOGITS), {"pixel_values": pixels}), strict=True))
-        else:
-            graph, feed = self.graph, {**feed, "pixel_values": pixels}
-        names = [output.name for output in graph.get_outputs() if output.name not in LOGITS]
-        known = {value.name for value in [*graph.get_inputs(), *graph.get_overridable_initializers()]}
-        feed = {name: value for name, value in feed.items() if name in known}
-        return dict(zip(names, graph.run(names, feed), strict=True))
+            return self._results_of(self.logits(pixels), image_size, target_size, rules)
+        return _results(self.graph, {"pixel_values": pixels}, image_size, target_size, rules)
+
+    def _results_of(self, logits: list[np.ndarray], image_size, target_size, rules: Rules) -> dict[str, np.ndarray]:
+        feed = dict(zip(LOGITS, logits, strict=True))
+        return _results(self._result_graph(rules.task), feed, image_size, target_size, rules)
+
+    def _result_graph(self, task: str):
+        if task not in self._result_graphs:
+            name = f"{task}.onnx"
+            graph = self.session(name)
+            self._check_classes(name, {value.name: value.shape for value in graph.get_inputs()})
+            self._result_graphs[task] = graph
+        return self._result_graphs[task]
 
     def check(self, rules: Rules):
-        """Refuse rules that the graph cannot follow."""
+        """Refuse rules that the graph cannot follow, and a graph of results that cannot be read."""
         if self.task is not None and rules.task != self.task:
             raise ValueError(
                 f"task={rules.task!r}: the graph gives {self.task} results alone; export again with --task "
@@ -130,12 +137,37 @@ class ExportedModel:
                 f"overlap_threshold={rules.overlap_threshold}: exported graphs drop no instance by its overlap; leave "
                 "it out, or use the checkpoint"
             )
+        if self.task is None:
+            self._result_graph(rules.task)
 
-    def segment(self, image: np.ndarray, rules: Rules) -> Segmentation:
-        """The result of an (H, W, 3) uint8 RGB image, or of (H, W, C) bands."""
+    def check_batch(self, batch_size: int):
+        """Refuse to take several images at a time with a graph that gives the result of one."""
+        if self.task is not None and batch_size > 1:
+            raise ValueError(
+                f"batch_size={batch_size}: the graph gives {self.task} results of one image at a time; leave it out, "
+                "or export without --task"
+            )
+
+    def segment(self, images: list[np.ndarray], rules: Rules) -> list[Segmentation]:
+        """The results of (H, W, 3) uint8 RGB images, or of (H, W, C) bands; those of the same canvas go through the
+        network together."""
         self.check(rules)
-        pixels, size = self.processor(image)
-        return self.segmentation(self.results(pixels, size, image.shape[:2], rules), rules)
+        self.check_batch(len(images))
+        prepared = [self.processor(image) for image in images]
+        targets = [image.shape[:2] for image in images]
+        if self.task is not None:
+            rows = zip(prepared, targets, strict=True)
+            return [self.segmentation(self.results(*own, target, rules), rules) for own, target in rows]
+        results, canvases = {}, {}
+        for number, (pixels, _) in enumerate(prepared):
+            canvases.setdefault(pixels.shape, []).append(number)
+        for numbers in canvases.values():
+            logits = self.logits(np.concatenate([prepared[number][0] for number in numbers]))
+            for row, number in enumerate(numbers):
+                own = [values[row : row + 1] for values in logits]
+                found = self._results_of(own, prepared[number][1], targets[number], rules)
+                results[number] = self.segmentation(found, rules)
+        return [results[number] for number in range(len(images))]
 
     @staticmethod
     def segmentation(found: Mapping[str, np.ndarray], rules: Rules) -> Segmentation:
@@ -174,7 +206,9 @@ class ArrayProcessor:
         self.fields = dict(fields)
         self.label_ids_to_fuse = fields.get("label_ids_to_fuse")
         self.size_divisor = fields.get("size_divisor")
-        self.size, self.pad_size = (_sides(fields.get(name)) for name in ("size", "pad_size"))
+        self.size, self.pad_size = (
+            None if fields.get(name) is None else Sides(fields[name]) for name in ("size", "pad_size")
+        )
         self.num_channels, self.image_mean, self.image_std = map(
             fields.get, ("num_channels", "image_mean", "image_std")
         )
@@ -194,32 +228,32 @@ class ArrayProcessor:
         return pixels, size
 
 
-def _sides(size):
-    return None if size is None else SimpleNamespace(**(dict.fromkeys(SIDES) | dict(size)))
+def _results(graph, feed: Mapping, image_size, target_size, rules: Rules) -> dict[str, np.ndarray]:
+    feed = {"image_size": np.array(image_size), "target_size": np.array(target_size), **input_numbers(rules), **feed}
+    names = [output.name for output in graph.get_outputs() if output.name not in LOGITS]
+    known = {value.name for value in [*graph.get_inputs(), *graph.get_overridable_initializers()]}
+    known_feed = {name: value for name, value in feed.items() if name in known}
+    return dict(zip(names, _run(graph, names, known_feed), strict=True))
 
 
-def _config(fields: Mapping) -> SimpleNamespace:
-    names = {int(label): name for label, name in fields["id2label"].items()}
-    task, stuff = fields.get("task"), fields.get("stuff_label_ids")
-    config = SimpleNamespace(task=task, stuff_label_ids=stuff, id2label=names, num_labels=len(names))
-    config.task = task_of(config)
-    return config
+def _ends(graph):
+    return graph.get_inputs(), graph.get_outputs()
 
 
-def _read(path: Path) -> dict:
+def _run(graph, names, feed: Mapping) -> list[np.ndarray]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}; the exported folder is not complete") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: not json ({error}); export the checkpoint again") from error
+        return graph.run(list(names), feed)
+    except Exception as error:  # onnxruntime's classes have no common name
+        if "alloc" in str(error):
+            raise MemoryError(f"onnxruntime has not enough memory ({str(error).splitlines()[0]}).") from error
+        raise
 
 
 def _onnxruntime():
     try:
         import onnxruntime
     except ImportError as error:
-        raise ImportError(f"an exported folder needs onnxruntime: {INSTALL} ({error})") from error
+        raise ImportError(f"an exported folder needs onnxruntime: pip install onnxruntime ({error})") from error
     return onnxruntime
 
 

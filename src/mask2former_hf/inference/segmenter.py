@@ -203,7 +203,7 @@ class Segmenter:
     def segment(self, images: list[np.ndarray], rules: Rules, progress: bool = False) -> list[Segmentation]:
         """The results of a batch of images by given rules, (H, W, 3) uint8 RGB or bands (`read`)."""
         if isinstance(self.model, ExportedModel):
-            return [self.model.segment(image, rules) for image in images]
+            return self.model.segment(images, rules)
         from .results import segment_images
 
         options = {"tta": self.tta, "progress": progress, "replay": self._replaying()}
@@ -220,13 +220,7 @@ class Segmenter:
 
 def _load(checkpoint: str, device, dtype):
     if is_exported(checkpoint):
-        try:
-            return ExportedModel(checkpoint, device)
-        except (TypeError, KeyError, AttributeError, StopIteration) as error:
-            raise ValueError(
-                f"{checkpoint}: its json files or graphs do not fit each other ({type(error).__name__}: {error}); "
-                "export the checkpoint again"
-            ) from error
+        return ExportedModel(checkpoint, device)
     from .loading import load_model, to_device
 
     fields = {} if dtype is None else {"dtype": dtype}

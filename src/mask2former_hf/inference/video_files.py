@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from ..data.images import read_image
-from ..data.videos import frame_files
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 CAMERA = "webcam:"
@@ -39,6 +38,8 @@ class VideoSource:
         if not self.name.startswith(CAMERA) and not os.path.exists(source):
             raise FileNotFoundError(f"{source}: no such file or folder")
         if os.path.isdir(source):
+            from ..data.videos import frame_files  # imports torch, and `is_video` is asked without
+
             self.files = frame_files(Path(source))
             self.length = len(self.files)
             return
