@@ -12,7 +12,7 @@ from numbers import Integral, Real
 from pathlib import Path
 
 from ..data.classes import ClassTable
-from ..data.kinds import KINDS, OF_A_SPLIT
+from ..data.kinds import KINDS, OF_A_SPLIT, VIDEO_KINDS
 from ..evaluation.evaluator import METRICS
 from ..model.configuration_mask2former import MASK_LOSSES, VIT_NECKS
 from ..model.result_defaults import TASKS
@@ -22,7 +22,6 @@ from .optimization import FROM_PRETRAINED, FROM_RANDOM, WEIGHT_DECAY
 from .recipes import Recipe, load_recipe
 
 DEFAULT_BATCH, DEFAULT_CROP = 4, 512  # where neither a setting nor a recipe says otherwise
-VIDEO_KINDS = ("youtube-vis", "moving-scenes")  # of data; those of images are in data.kinds
 AUGMENTATIONS = ("lsj", "resize-crop", "none")
 MOST_STEPS, MOST_IMAGES, MOST_WORKERS = 10**9, 2**16, 2**10  # beyond any run; more is a slip of the keyboard
 
@@ -201,11 +200,15 @@ def complete(settings: TrainingSettings) -> tuple[TrainingSettings, Recipe | Non
     if settings.layer_decay is not None or settings.lora is not None:
         settings = _filled(settings, {"backbone_multiplier": 1.0})
     settings = _filled(settings, FROM_PRETRAINED if starts_pretrained(settings) else FROM_RANDOM)
+    of_clips = settings.data in VIDEO_KINDS
     if settings.recipe is None:
-        return _filled(settings, {"batch_size": DEFAULT_BATCH, "crop": DEFAULT_CROP}), None
+        return _filled(settings, {"batch_size": DEFAULT_BATCH} | ({} if of_clips else {"crop": DEFAULT_CROP})), None
     try:
         recipe = load_recipe(settings.recipe)
-        recipe.pipeline()
+        if not of_clips:
+            recipe.pipeline()
+        elif not recipe.video:
+            raise ValueError(f"{recipe.name} trains on images; those for videos begin with ytvis-")
     except ValueError as error:
         raise ValueError(f"recipe={settings.recipe}: {error}") from error
     images = settings.accumulate * int(os.environ.get("WORLD_SIZE", "1"))  # the recipe's batch is that of a step
@@ -216,7 +219,7 @@ def complete(settings: TrainingSettings) -> tuple[TrainingSettings, Recipe | Non
         "queries": recipe.num_queries,
         "batch_size": max(1, recipe.batch_size // max(1, images)),
     }
-    if settings.data in KINDS and "classes" in KINDS[settings.data].needs:
+    if "classes" in getattr(KINDS.get(settings.data), "needs", ()):
         implied["classes"] = recipe.class_set
     if settings.augmentation in ("lsj", "resize-crop"):
         implied["crop"] = DEFAULT_CROP
@@ -314,7 +317,7 @@ def check(settings: TrainingSettings):
         raise ValueError("teacher_only= and teacher_cache= need teacher=, a checkpoint with the same classes")
     if settings.teacher_cache and settings.augmentation != "none":
         raise ValueError("teacher_cache= needs augmentation=none: an augmented image is another one every time")
-    if settings.short_sides and settings.augmentation != "resize-crop":
+    if settings.short_sides and settings.augmentation != "resize-crop" and settings.data not in VIDEO_KINDS:
         raise ValueError("short_sides= needs augmentation=resize-crop")
     if settings.bf16 and settings.fp16:
         raise ValueError("bf16= and fp16=: choose one")
@@ -326,7 +329,7 @@ def check_packages(settings: TrainingSettings):
     Raises:
         ImportError: with the line that installs them.
     """
-    kind = KINDS.get(settings.data)
+    kind = (KINDS | VIDEO_KINDS).get(settings.data)
     needed = {"accelerate": "training"} | ({} if kind is None else kind.packages)
     needed |= {} if settings.lora is None else {"peft": "lora"}
     if settings.report_to in ("tensorboard", "trackio", "wandb"):  # transformers refuses what it does not know
