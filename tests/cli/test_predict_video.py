@@ -94,6 +94,16 @@ def test_files_that_are_no_videos_are_named(checkpoints, frames, tmp_path, capsy
     assert "--tta: is for images" in capsys.readouterr().err
 
 
+def test_a_video_in_which_nothing_is_found_gets_a_hint(checkpoints, frames, tmp_path, capsys):
+    source = write(tmp_path / "one.mp4", frames[:1])
+    assert predict(source, checkpoints / "images", tmp_path / "out", "--threshold", "1") == 0
+    shown = capsys.readouterr().out
+    assert "1 frames, 0 objects" in shown and "try --threshold" in shown
+    assert 0 < float(shown.split("best score of the first frames ")[1].split(";")[0]) < 1
+    assert predict(source, checkpoints / "clips", tmp_path / "other", "--stuff", "1") == 2
+    assert "--stuff=[1]: is for models of images" in capsys.readouterr().err
+
+
 def test_a_written_video_has_its_frames_upright_and_even(tmp_path):
     frames = [np.full((33, 51, 3), [250, 20 * number, 0], np.uint8) for number in range(5)]
     back = list(VideoSource(write(tmp_path / "video.mp4", frames)))

@@ -12,9 +12,13 @@ from mask2former_hf import (
     Mask2FormerForVideoSegmentation,
     Mask2FormerImageProcessor,
     Mask2FormerVideoProcessor,
+    Segmenter,
     VideoSegmenter,
 )
+from mask2former_hf.inference import results
+from mask2former_hf.inference.exported import REPORT
 from mask2former_hf.inference.tracking import Tracker, mask_iou
+from mask2former_hf.model.postprocessing import logits_per_image
 
 
 def moving(length, size=(48, 64), seed=0):
@@ -169,13 +173,40 @@ def test_a_video_that_stands_still_has_one_set_of_ids(images, task):
     assert all([(segment.id, segment.area) for segment in result.segments] == first for result in results)
 
 
-def test_a_stream_goes_on_from_its_saved_state(images):
+def test_a_stream_goes_on_from_its_saved_state(images, tmp_path):
     segmenter, frames = VideoSegmenter.of(*images), moving(5)
-    expected = [[s.id for s in result.segments] for result in segmenter(frames, threshold=0.3)]
-    first, second = segmenter.stream(threshold=0.3), segmenter.stream(threshold=0.3)
+    whole, first, second = (segmenter.stream(threshold=0.3) for _ in range(3))
+    expected = [[s.id for s in whole.push(frame)[0].segments] for frame in frames]
     ids = [[s.id for s in first.push(frame)[0].segments] for frame in frames[:2]]
-    second.load_state_dict(first.state_dict())
+    torch.save(first.state_dict(), tmp_path / "state.pt")
+    second.load_state_dict(torch.load(tmp_path / "state.pt"))
     assert ids + [[s.id for s in second.push(frame)[0].segments] for frame in frames[2:]] == expected
+    assert second.seen == whole.seen, "the mean scores of objects are those of the whole video"
+
+
+def test_the_query_of_a_panoptic_segment_is_the_one_whose_mask_it_is(images):
+    """By pixels: of all queries, that one claims the segment."""
+    model, processor = images
+    frame = moving(1)[0]
+    with torch.no_grad():
+        (logits,) = logits_per_image(model(**processor([frame], return_tensors="pt")), [(48, 64)])
+    rules = VideoSegmenter.of(*images).rules(threshold=0.2, overlap_threshold=0.0, stuff_label_ids=[])
+    result, queries = results.panoptic_and_queries(logits, rules)
+    scores = logits[0].softmax(-1)[:, :-1].amax(-1)
+    for segment, query in zip(result.segments, queries, strict=True):
+        assert scores[query].item() == pytest.approx(segment.score)
+    assert len(set(queries)) == len(queries) > 1
+
+
+def test_semantic_frames_are_what_images_are(images, monkeypatch):
+    """Also of a checkpoint with a sliding window."""
+    model, processor = images[0], Mask2FormerImageProcessor(size={"shortest_edge": 96, "longest_edge": 128})
+    (frame,), windows, slide = moving(1, (96, 128)), [], results.sliding_scores
+    monkeypatch.setattr(results, "sliding_scores", lambda *args: windows.append(args[4]) or slide(*args))
+    monkeypatch.setattr(model.config, "sliding_window", {"side": 64, "stride": 48}, raising=False)
+    (video,) = VideoSegmenter.of(model, processor, task="semantic")([frame])
+    assert windows == [{"side": 64, "stride": 48}]
+    assert np.array_equal(video.map, Segmenter.of(model, processor, task="semantic")(frame).map)
 
 
 # --- doors -----------------------------------------------------------------------------------------------------------
@@ -189,9 +220,15 @@ def test_the_checkpoint_says_which_model_it_is(clips, images, tmp_path):
     assert VideoSegmenter(tmp_path / "clips").of_clips and not VideoSegmenter(tmp_path / "images").of_clips
     with pytest.raises(ValueError, match="models of clips have 'instance' alone"):
         VideoSegmenter(tmp_path / "clips", task="panoptic")
+    (tmp_path / "clips" / REPORT).write_text("{}")
+    with pytest.raises(ValueError, match="is an export, .* give the checkpoint that it was made of"):
+        VideoSegmenter(tmp_path / "clips")
 
 
 def test_what_does_not_fit_is_named(clips, images):
+    for name, value in (("overlap_threshold", 0.5), ("stuff_label_ids", [1])):
+        with pytest.raises(ValueError, match=f"{name}=.*: is for models of images"):
+            VideoSegmenter.of(*clips).stream(**{name: value})
     with pytest.raises(ValueError, match="window=3, overlap=3: windows must share fewer frames"):
         VideoSegmenter.of(*clips, window=3, overlap=3)
     stream = VideoSegmenter.of(*images).stream()

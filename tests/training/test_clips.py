@@ -1,25 +1,30 @@
 """Training of models of clips: batches, a start from images, and what is learnt."""
 
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
 import torch
 from helpers import tiny_config, tiny_model
 from PIL import Image
+from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from mask2former_hf import (
-    ClipDataset,
-    ClipRecipe,
     Mask2FormerForVideoSegmentation,
     Mask2FormerVideoProcessor,
     MovingScenes,
+    TrainingSettings,
+    loss_normalizers,
 )
 from mask2former_hf.cli.main import main
 from mask2former_hf.data.clips import NO_LABEL, Clip
 from mask2former_hf.model.run_lengths import mask_to_rle
-from mask2former_hf.training.clips import ClipCollator, train_clips, video_model
-from mask2former_hf.training.optimization import FROM_RANDOM
+from mask2former_hf.training.checkpoints import last_complete_checkpoint
+from mask2former_hf.training.clips import ClipCollator, video_model
+from mask2former_hf.training.video_run import VideoRun
 
 PROCESSOR = Mask2FormerVideoProcessor(size={"shortest_edge": 48, "longest_edge": 48})
 
@@ -53,32 +58,84 @@ def test_a_model_of_clips_starts_from_a_model_of_images():
     assert image.class_predictor.weight.any(), "a copy"
 
 
-def test_training_repeats_itself_and_the_loss_falls():
-    def trained(steps):
-        torch.manual_seed(0)
-        model, losses = Mask2FormerForVideoSegmentation(tiny_config("resnet", num_labels=3)), []
-        data = ClipDataset(MovingScenes(6, 4, size=48), ClipRecipe(short_sides=[48]))
-        done = train_clips(
-            model,
-            data,
-            PROCESSOR,
-            steps=steps,
-            batch_size=2,
-            on_step=lambda n, loss: losses.append(loss),
-            **FROM_RANDOM,
-        )
-        assert done == steps and not any(p.isnan().any() for p in model.parameters())
-        return losses
+def run_settings(output, **changes):
+    """Four steps on a few generated videos, a checkpoint after two."""
+    given = {"data": "moving-scenes", "train_limit": 6, "val_limit": 1, "backbone": "tiny", "short_sides": [48]}
+    given |= {"steps": 4, "eval_every": 2, "batch_size": 2, "cpu": True, "output": output, "log_every": 1}
+    return TrainingSettings(**given | changes)
 
-    losses = trained(12)
+
+class PressCtrlC(TrainerCallback):
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not_been(tmp_path):
+    VideoRun(run_settings(tmp_path / "whole")).train()
+    run = VideoRun(run_settings(tmp_path / "parts"))
+    run.trainer.add_callback(PressCtrlC())
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    assert last_complete_checkpoint(tmp_path / "parts").endswith("checkpoint-2")
+    figures = VideoRun(run_settings(tmp_path / "parts", resume=True)).train()
+    last = "checkpoint-4/model.safetensors"  # the output has the best model
+    whole, parts = (load_file(tmp_path / name / last) for name in ("whole", "parts"))
+    assert all(torch.equal(tensor, parts[name]) for name, tensor in whole.items())
+    assert {"ap", "ap50", "switches", "found"} <= set(figures)
+    logs = [row.split(",")[0] for row in (tmp_path / "parts" / "metrics.csv").read_text().split()[1:]]
+    assert logs == ["4"], "an interrupted run saves without measuring, so that nothing is lost"
+
+
+def test_the_loss_falls(tmp_path):
+    run = VideoRun(run_settings(tmp_path, steps=14, eval_every=14, train_limit=4, backbone="tiny"))
+    run.trainer.train()
+    losses = [row["loss"] for row in run.trainer.state.log_history if "loss" in row]
     assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:3])
-    assert trained(2)[0] == pytest.approx(losses[0])
 
 
-def test_more_clips_than_videos_are_refused():
-    data = ClipDataset(MovingScenes(2, 4, size=48), ClipRecipe(short_sides=[48]))
-    with pytest.raises(ValueError, match="no larger than the 2 videos"):
-        train_clips(Mask2FormerForVideoSegmentation(tiny_config("resnet")), data, PROCESSOR, steps=1, batch_size=3)
+def test_the_loss_of_a_step_is_normalised_over_its_micro_batches():
+    """Clips of one and of three objects: gradients of parts add up to the gradient of the batch."""
+    torch.manual_seed(0)
+    model = Mask2FormerForVideoSegmentation(tiny_config("resnet", num_labels=3)).eval()
+    model.criterion.draw_points = lambda purpose, clip, layers, shape, device, generator: torch.rand(
+        shape, generator=torch.Generator().manual_seed(len(purpose))
+    )
+    pixels, labels = torch.randn(2, 2, 3, 64, 64), [torch.tensor([0]), torch.tensor([1, 2, 3])]
+    masks = [(torch.rand(len(own), 2, 64, 64) > 0.5).byte() for own in labels]
+    whole = model(pixels, mask_labels=masks, class_labels=labels).loss
+    sums = loss_normalizers(labels, model.config.num_queries, model.criterion.class_weights())
+    parts = [
+        model(pixels[n : n + 1], mask_labels=masks[n : n + 1], class_labels=labels[n : n + 1], normalizers=sums).loss
+        for n in range(2)
+    ]
+    torch.testing.assert_close(sum(parts), whole)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"crop": 64}, "crop=64: is for images"),
+        ({"data": "scenes"}, "data=scenes: must be one of youtube-vis, davis, moving-scenes"),
+        ({"steps": "many"}, "steps='many': must be of type int"),
+        ({"batch_size": 0}, "batch_size=0: must be at least 1"),
+        ({"queries": 3}, "queries=3: a video to train on has 5 objects, .* give queries=10"),
+        ({"recipe": "coco-instance-r50"}, "trains on images; those for videos begin with ytvis-"),
+        ({"backbone": None, "model": "no/such"}, "model=no/such: no checkpoint found"),
+        ({"train_maps": "x"}, "data=moving-scenes does not take train_maps="),
+        ({"batch_size": 60000, "short_sides": [30000]}, "clips of 2 frames of 30000 x 30000 pixels"),
+    ],
+)
+def test_a_setting_that_does_not_work_is_an_error_that_names_it(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        VideoRun(run_settings(tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_another_run_is_left_alone(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="has a model, which would be overwritten"):
+        VideoRun(run_settings(tmp_path))
 
 
 def test_the_command_trains_on_youtube_vis_and_measures(tmp_path, capsys):
@@ -87,21 +144,23 @@ def test_the_command_trains_on_youtube_vis_and_measures(tmp_path, capsys):
     data = [f"--{split}-{name}={path}" for split in ("train", "val") for name, path in annotations.items()]
     common = ["train", "--data", "youtube-vis", "--cpu", "--steps", "2", "--batch-size", "2", "--short-sides", "48"]
     assert main([*common, *data, "--backbone", "tiny", "--output", str(tmp_path / "first")]) == 0
-    assert "switches" in capsys.readouterr().out
-    figures = json.loads((tmp_path / "first" / "results.json").read_text())
-    assert figures["steps"] == 2 and 0 <= figures["AP"] <= 1
+    shown = capsys.readouterr().out
+    assert "3 videos to train on" in shown and "switches" in shown
+    results = json.loads((tmp_path / "first" / "results.json").read_text())
+    assert results["steps"] == 2 and 0 <= results["metrics"]["ap"] <= 1
+    assert {"first_batch.png", "metrics.csv", "log.txt", "README.md", "checkpoint-2"} <= {
+        path.name for path in (tmp_path / "first").iterdir()
+    }
+    measured = ["evaluate", "--data", "youtube-vis", "--model", str(tmp_path / "first"), "--device", "cpu"]
+    measured += [f"--{name}={path}" for name, path in annotations.items()] + ["--json", str(tmp_path / "figures.json")]
+    assert main(measured) == 0 and "ap per class" in capsys.readouterr().out
+    assert json.loads((tmp_path / "figures.json").read_text())["AP"] == pytest.approx(results["metrics"]["ap"])
     again = ["--model", str(tmp_path / "first"), "--output", str(tmp_path / "second")]
-    assert main([*common, *data[:2], *again, "--recipe", "ytvis-2019-r50"]) == 0
+    assert main([*common, *data[:2], *again, "--recipe", "ytvis-2019-r50", "--queries", "20"]) == 0
+    assert "held out are 1 of 3 videos" in capsys.readouterr().out
     model = Mask2FormerForVideoSegmentation.from_pretrained(tmp_path / "second")
     assert list(model.config.id2label.values()) == ["disc", "box", "triangle"] and model.config.task == "instance"
     assert Mask2FormerVideoProcessor.from_pretrained(tmp_path / "second").size["shortest_edge"] == 360, "the recipe's"
-    for flags, message in (
-        (["--crop", "64", *again], "--crop 64: is for images"),
-        (["--recipe", "coco-instance-r50", *again], "those for videos begin with ytvis-"),
-        (["--output", "x"], "give one of --model and --backbone"),
-    ):
-        assert main([*common, *data, *flags]) == 2
-        assert message in capsys.readouterr().err
 
 
 def write_youtube_vis(videos, folder):

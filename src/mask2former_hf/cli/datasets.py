@@ -3,7 +3,6 @@
 import argparse
 
 from ..data import kinds
-from ..training.settings import VIDEO_KINDS
 from .main import UserError, in_flags
 from .settings import add_flag
 
@@ -17,15 +16,16 @@ def add_data_arguments(parser: argparse.ArgumentParser, split: str = ""):
         parser.add_argument(f"--{split}-{name}" if split else f"--{name}", type=kind, help=text)
 
 
-def load_split(settings, split: str):
+def load_split(settings, split: str, table=kinds.KINDS):
     """A reader of a split of the data set that the settings describe.
+
+    Args:
+        table: of the kinds of data, `KINDS` or `VIDEO_KINDS`.
 
     Raises:
         UserError: for missing settings, and for what the reader finds wrong with the files.
     """
-    if settings.data in VIDEO_KINDS:
-        raise UserError(f"--data {settings.data}: is of videos, which `train` alone takes (docs/video.md)")
     try:
-        return kinds.load_split(settings, split)
+        return kinds.load_split(settings, split, table)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(in_flags(str(error), vars(settings))) from error

@@ -3,6 +3,7 @@
 import argparse
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -29,8 +30,8 @@ SIZE = 128
 
 def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for checkpoint and pictures")
-    parser.add_argument("--steps", type=int, help="optimizer steps (default: 1200, with --video 2400)")
-    parser.add_argument("--batch-size", type=int, default=4, help="images per step (default: %(default)s)")
+    parser.add_argument("--steps", type=int, help="optimizer steps (default: 1200, with --video 2000)")
+    parser.add_argument("--batch-size", type=int, help="images per step (default: 4), or frames (8)")
     parser.add_argument("--eval-images", type=int, help="held-out scenes (default: 100), or videos (40)")
     parser.add_argument("--video", action="store_true", help="videos: a model of clips, moving scenes, tracks")
     parser.add_argument("--pictures", type=int, default=8, help="pictures to draw (default: %(default)s)")
@@ -46,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(arguments: argparse.Namespace) -> int:
-    defaults = {"steps": 2400, "eval_images": 40} if arguments.video else {"steps": 1200, "eval_images": 100}
+    defaults = {"steps": 1200, "batch_size": 4, "eval_images": 100}
+    if arguments.video:
+        defaults = {"steps": 2000, "batch_size": 8, "eval_images": 40}
     for name, value in defaults.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
@@ -55,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise UserError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least 1")
     transformers_logging.disable_progress_bar()  # of writing one file
     if arguments.video:
-        return demo_video.run(arguments, save)
+        return demo_video.run(arguments, train, save)
     arguments.output.mkdir(parents=True, exist_ok=True)  # now, and not after minutes of training
     torch.manual_seed(arguments.seed)
     processor = Mask2FormerImageProcessor(size={"height": SIZE, "width": SIZE})
@@ -70,10 +73,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _demo(model, processor, arguments: argparse.Namespace) -> int:
     start = time.perf_counter()
-    done = train(model, processor, arguments)
+    dataset = ScenesDataset(arguments.steps * arguments.batch_size, size=SIZE, seed=arguments.seed)
+    loader = DataLoader(
+        dataset,
+        batch_size=arguments.batch_size,
+        sampler=RandomSampler(dataset, generator=torch.Generator().manual_seed(arguments.seed)),
+        collate_fn=SegmentationCollator(processor),
+    )
+    done = train(model, loader, arguments)
     trained = time.perf_counter() - start
-    if done < arguments.steps:
-        print(f"Interrupted after {done} of {arguments.steps} steps; keeping what was learned")
     save(model, processor, arguments.output)
     held_out = ScenesDataset(arguments.eval_images, size=SIZE, seed=arguments.seed + HELD_OUT_SEED)
     pictures = PictureWriter(arguments.output / "pictures", arguments.pictures, model.config.id2label)
@@ -88,26 +96,19 @@ def _demo(model, processor, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def train(model, processor, arguments) -> int:
-    """Train in place; returns the steps done, fewer than asked for after Ctrl-C.
+def train(model, batches: Iterable, arguments) -> int:
+    """Train in place, a step per batch; returns the steps done, fewer than asked for after Ctrl-C.
 
     Not by `TrainingRun`: that needs Accelerate, which a bare installation lacks, and after Ctrl-C it ends, to be
     resumed, where the demo goes on with what was learned.
     """
-    dataset = ScenesDataset(arguments.steps * arguments.batch_size, size=SIZE, seed=arguments.seed)
-    loader = DataLoader(
-        dataset,
-        batch_size=arguments.batch_size,
-        sampler=RandomSampler(dataset, generator=torch.Generator().manual_seed(arguments.seed)),
-        collate_fn=SegmentationCollator(processor),
-    )
     groups = parameter_groups(model, arguments.learning_rate, backbone_multiplier=FROM_RANDOM["backbone_multiplier"])
     optimizer = torch.optim.AdamW(groups, lr=arguments.learning_rate)
     schedule = polynomial_schedule(optimizer, arguments.steps)
     model.train()
     done = 0
     try:
-        with tqdm(loader, desc="training", unit="step") as progress:
+        with tqdm(batches, desc="training", unit="step", total=arguments.steps) as progress:
             for batch in progress:
                 batch = on_device(batch, arguments.device)
                 output = model(**batch)
@@ -120,7 +121,7 @@ def train(model, processor, arguments) -> int:
                 if done % 10 == 0:
                     progress.set_postfix(loss=f"{output.loss.item():.1f}")
     except KeyboardInterrupt:
-        pass
+        print(f"Interrupted after {done} of {arguments.steps} steps; keeping what was learned")
     return done
 
 

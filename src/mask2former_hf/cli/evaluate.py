@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from ..data.json_files import write_json
+from ..data.kinds import VIDEO_KINDS
 from ..data.reader import read_bands_of
 from ..evaluation.evaluator import KNOWN_METRICS, evaluate, headline
 from ..evaluation.processes import process_group, process_rank
@@ -14,6 +15,7 @@ from ..inference.loading import default_device
 from ..inference.rules import METHODS
 from ..model.channels import image_channels
 from ..training.settings import MOST_IMAGES, MOST_WORKERS
+from . import evaluate_video
 from .datasets import add_data_arguments, load_split
 from .loading import load
 from .main import UserError, in_flags
@@ -36,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--max-detections", type=int, help="instances of a class and image in AP (default: 100)")
     add_tile_arguments(parser)
     parser.add_argument("--refine", choices=METHODS, help="a threshold per mask (otsu), or a dense CRF (crf)")
+    parser.add_argument("--class-agnostic", action="store_true", help="videos: take all classes for one, as of DAVIS")
     parser.add_argument("--tta", action="store_true", help="average over six sizes and their mirror images")
     parser.add_argument("--batch-size", type=int, help="images per forward pass (default: 4)")
     parser.add_argument("--num-workers", type=int, help="processes that read images (default: 0)")
@@ -59,6 +62,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(settings) -> int:
+    if settings.data in VIDEO_KINDS:
+        return evaluate_video.run(settings)
+    if settings.class_agnostic:
+        raise UserError("--class-agnostic: is for videos; leave it out")
     dataset = load_split(settings, "")
     model, processor = load(settings.model, settings.device)
     read_bands_of(dataset, image_channels(processor))

@@ -15,6 +15,7 @@ from ..inference.video_results import TrackCollector, for_json
 from ..inference.video_segmenter import VideoSegmenter
 from .main import UserError
 
+ASKED_AGAIN = 10  # frames of which the best score is looked for if no object was above the threshold
 RESULTS = ("video.mp4", "tracks.json", "categories.json")
 
 
@@ -58,6 +59,11 @@ def run(arguments: argparse.Namespace, remove_earlier: Callable[[], None]) -> in
     if problem:
         print(f"mask2former-hf predict: {problem}", file=sys.stderr)
     print(f"{collector.length} frames, {len(tracks)} objects: {arguments.output}")
+    if collector.length and not tracks and segmenter.task != "semantic":
+        print(
+            f"0 objects are above the threshold of {stream.rules.threshold:g}; best score of the first frames "
+            f"{best_score(segmenter, source, numbers):.2f}; try --threshold"
+        )
     return 2 if problem else 0
 
 
@@ -70,6 +76,18 @@ def _segmenter(arguments) -> tuple[VideoSegmenter, dict]:
     except ValueError as error:
         raise UserError(f"--{error}") from error
     return segmenter, {name: value for name, value in given.items() if value is not None}
+
+
+def best_score(segmenter: VideoSegmenter, source: VideoSource, numbers: dict) -> float:
+    """Of any object in the first frames, however small it is."""
+    stream = segmenter.stream(**numbers | {"threshold": 0.0})
+    try:
+        for image, _ in zip(source, range(ASKED_AGAIN), strict=False):
+            stream.push(image)
+        stream.finish()
+    except (OSError, ValueError):  # a damaged file: what was seen before counts
+        pass
+    return max((seen.score for seen in stream.seen.values()), default=0.0)
 
 
 def _results(source: VideoSource, stream):

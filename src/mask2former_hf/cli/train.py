@@ -8,13 +8,15 @@ from pathlib import Path
 from transformers.utils import logging as transformers_logging
 
 from ..data.errors import DataError
+from ..data.kinds import VIDEO_KINDS
 from ..data.pictures import shown_bands
 from ..evaluation.processes import process_group
 from ..training.run import TrainingRun
 from ..training.run_folder import how_to_go_on, steps_with_results
 from ..training.run_lock import FolderInUse
-from ..training.settings import VIDEO_KINDS, TrainingSettings
+from ..training.settings import TrainingSettings
 from ..training.threads import fewer_threads
+from ..training.video_run import VideoRun
 from . import train_video
 from .main import UserError, in_flags
 from .settings import add_flag, read_settings
@@ -57,15 +59,13 @@ def settings_of(arguments: argparse.Namespace) -> TrainingSettings:
 def run(arguments: argparse.Namespace) -> int:
     transformers_logging.disable_progress_bar()
     settings = settings_of(arguments)
-    if settings.data in VIDEO_KINDS:
-        return train_video.run(settings)
     with process_group():
         return _train(settings)
 
 
 def _train(settings: TrainingSettings) -> int:
     try:
-        training = TrainingRun(settings)
+        training = VideoRun(settings) if settings.data in VIDEO_KINDS else TrainingRun(settings)
     except (OSError, ValueError, ImportError) as error:
         names = [entry.name for entry in fields(TrainingSettings)]
         raise UserError(in_flags(str(error), names)) from error
@@ -77,7 +77,7 @@ def _train(settings: TrainingSettings) -> int:
             print("To go on, give more --steps; for another run, another --output.")
         return 0
     if trainer.is_world_process_zero():
-        text = summary(training)
+        text = train_video.summary(training) if isinstance(training, VideoRun) else summary(training)
         print(text)
         training.log.write(text)
         if settings.resume and training.last is None:
@@ -108,6 +108,8 @@ def _train(settings: TrainingSettings) -> int:
     if trainer.is_world_process_zero():
         for name in headline_names(figures):
             print(f"{name:12}{100 * figures[name]:7.2f}")
+        if "switches" in figures:  # of the ids of videos, a number
+            print(f"{'switches':12}{figures['switches']:7.0f}")
         print(f"Model, processor and results.json: {training.settings.output}")
     return 0
 
@@ -116,6 +118,10 @@ def _draw_first_batch(training: TrainingRun):
     folder, images = training.settings.output, training.augmented
     folder.mkdir(parents=True, exist_ok=True)
     first = [images[index] for index in range(min(training.settings.batch_size, len(images)))]
-    show = None if training.channels is None else shown_bands(training.channels, training.settings.show_bands)
-    draw_batch(first, training.model.config.id2label, show).save(folder / "first_batch.png")
+    if isinstance(training, VideoRun):
+        picture = train_video.draw_clips(first, training.model.config.id2label)
+    else:
+        show = None if training.channels is None else shown_bands(training.channels, training.settings.show_bands)
+        picture = draw_batch(first, training.model.config.id2label, show)
+    picture.save(folder / "first_batch.png")
     print(f"The first augmented images with their masks: {folder / 'first_batch.png'}")

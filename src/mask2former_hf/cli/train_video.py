@@ -1,39 +1,39 @@
-"""`mask2former-hf train --data youtube-vis`: a model of clips learns annotated videos."""
+"""What `train` shows of a run on videos: a summary before it starts, and the first clips."""
 
-from dataclasses import fields
+from PIL import Image
 
-from tqdm import tqdm
-
-from ..training.settings import TrainingSettings
+from ..data.clips import NO_LABEL, Clip
+from ..inference.drawing import draw_instances
 from ..training.video_run import VideoRun
-from .main import UserError, in_flags
+from .training_output import in_a_row, recipe_lines
 
 
-def run(settings: TrainingSettings) -> int:
-    try:
-        training = VideoRun.of(settings)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(in_flags(str(error), [entry.name for entry in fields(TrainingSettings)])) from error
-    recipe = training.clips.recipe
-    print(
-        f"{len(training.clips)} videos, clips of {recipe.frames} frames, short sides {list(recipe.short_sides)}; "
-        f"{training.steps} steps of {training.options['batch_size']} clips on {training.model.device}"
-    )
-    if training.new_classes:
-        print(f"New to the checkpoint, from random weights: {', '.join(training.new_classes)}")
-    with tqdm(total=training.steps, desc="training", unit="step") as bar:
+def summary(run: VideoRun) -> str:
+    """What will be trained on what, before anything long starts."""
+    clips = run.augmented.recipe
+    lines = [f"nothing to measure on was given: held out are {run.held_out}"] if run.held_out else []
+    lines += [
+        run.train_data.classes.format_table(),
+        f"{len(run.train_data)} videos to train on, of at most {run.most} objects; {len(run.val_data)} to measure",
+        f"clips of {clips.frames} frames, at most {clips.frame_range} from the first, short sides "
+        f"{', '.join(map(str, clips.short_sides))}",
+        *recipe_lines(run, "clips"),
+    ]
+    return "\n".join(lines)
 
-        def on_step(step, loss):
-            bar.update()
-            bar.set_postfix(loss=f"{loss:.1f}", refresh=False)
 
-        figures = training.train(tqdm, on_step)
-    if figures["steps"] < training.steps:
-        print(f"Interrupted after {figures['steps']} of {training.steps} steps; what was learned is saved")
-    for name in ("AP", "AP50", "AP75", "AR1", "AR10"):
-        if name in figures:
-            print(f"{name:12}{100 * figures[name]:7.2f}")
-    if "switches" in figures:
-        print(f"{'switches':12}{figures['switches']:7d}")
-    print(f"Model, processor and results.json: {settings.output}")
-    return 0
+def draw_clips(clips: list[Clip], id2label) -> Image.Image:
+    """A row per clip: its frames with the masks."""
+    names = dict(id2label) | {NO_LABEL: "(class not told)"}
+    rows = [
+        in_a_row(
+            [draw_instances(x, clip.masks[:, t], clip.labels.tolist(), None, names) for t, x in enumerate(clip.frames)]
+        )
+        for clip in clips
+    ]
+    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)))
+    top = 0
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height
+    return sheet

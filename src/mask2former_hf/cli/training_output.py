@@ -15,7 +15,6 @@ from ..model.mask_losses import WEIGHT_FIELDS, short_name
 from ..training.optimization import FROM_RANDOM, parts_table
 from ..training.run import TrainingRun
 from ..training.settings import starts_pretrained
-from ..training.vit_recipes import vit_recipe
 
 
 def headline_names(figures: dict) -> list[str]:
@@ -24,7 +23,7 @@ def headline_names(figures: dict) -> list[str]:
     return [name for name in named if figures[name] is not None and math.isfinite(figures[name])]
 
 
-_OTHER_METRICS = ("ap", "ap50", "ap75", "aps", "apm", "apl", "miou", "fwiou", "macc", "pacc")
+_OTHER_METRICS = ("ap", "ap50", "ap75", "aps", "apm", "apl", "ar1", "ar10", "miou", "fwiou", "macc", "pacc", "found")
 
 
 class LossProgress(ProgressCallback):
@@ -48,10 +47,7 @@ class LossProgress(ProgressCallback):
 
 def summary(run: TrainingRun) -> str:
     """What will be trained on what, before anything long starts."""
-    lines = []
-    settings, model, statistics, arguments = run.settings, run.model, run.statistics, run.trainer.args
-    if (recipe := vit_recipe(settings.recipe)) is not None:
-        lines.append(f"recipe {recipe}")
+    lines, statistics = [], run.statistics
     for name, value in run.recognised.items():
         lines.append(f"recognised {name.replace('_', ' ')}: {value}")
     if run.held_out:
@@ -63,6 +59,13 @@ def summary(run: TrainingRun) -> str:
     )
     lines += [f"  {line}" for line in statistics.lines()]
     lines += [f"Warning: {line}" for line in statistics.warnings()]
+    return "\n".join(lines + recipe_lines(run, "images"))
+
+
+def recipe_lines(run: TrainingRun, what: str) -> list[str]:
+    """The model and how it is trained, on images or clips."""
+    settings, model, arguments = run.settings, run.model, run.trainer.args
+    lines = []
     start = settings.model or settings.backbone or f"the backbone of {settings.recipe}"
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     lines.append(
@@ -77,7 +80,7 @@ def summary(run: TrainingRun) -> str:
         lines.append(f"new to {start}, so with random rows in the classifier: {', '.join(run.new_classes)}")
     images = settings.batch_size * settings.accumulate * arguments.world_size
     lines.append(
-        f"{settings.steps} steps of {images} images ({settings.steps * images / len(run.train_data):.1f} passes over "
+        f"{settings.steps} steps of {images} {what} ({settings.steps * images / len(run.train_data):.1f} passes over "
         f"the data), {arguments.schedule} schedule, seed {settings.seed}"
     )
     trained = "trained" if starts_pretrained(settings) else "random"
@@ -86,8 +89,7 @@ def summary(run: TrainingRun) -> str:
         f"learning rate {settings.learning_rate:g}, {settings.backbone_multiplier:g} of that in the backbone, "
         f"gradients clipped at {settings.clip:g} ({given}as the backbone starts from {trained} weights)"
     )
-    lines.append(parts_table(run.trainer.model, run.trainer.parameter_groups()))
-    return "\n".join(lines)
+    return [*lines, parts_table(run.trainer.model, run.trainer.parameter_groups())]
 
 
 def _bands_line(run: TrainingRun) -> str:
@@ -134,6 +136,11 @@ def draw_batch(examples: list[Example], id2label, show_bands: Sequence[int] | No
         labels = [segment["category_id"] for segment in example.objects]
         image = to_picture(example.image, show_bands)
         panels.append(draw_instances(image, example.masks(example.objects), labels, None, id2label))
+    return in_a_row(panels)
+
+
+def in_a_row(panels: list[Image.Image]) -> Image.Image:
+    """Pictures side by side."""
     canvas = Image.new("RGB", (sum(panel.width for panel in panels), max(panel.height for panel in panels)))
     left = 0
     for panel in panels:

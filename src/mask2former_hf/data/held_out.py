@@ -8,13 +8,14 @@ import numpy as np
 
 from .example import Example
 from .reader import Reader, annotation, read_bands_of
+from .videos import VideoReader
 
 # "0001TP_006690" -> "0001TP", "clip-3/frame0012" -> "clip-3/frame": what stands before the number of the frame
 _FRAME = re.compile(r"^(.*?)[-_. ]*[a-zA-Z]?\d+$")
 
 
 class Part(Reader):
-    """Examples of a data set, by their indices."""
+    """Examples, or videos, of a data set by their indices."""
 
     def __init__(self, dataset, indices: Sequence[int]):
         self.dataset, self.indices = dataset, indices
@@ -31,12 +32,16 @@ class Part(Reader):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int):
         return self.dataset[self._index(index)]
 
     def annotation(self, index: int) -> Example:
         """The example, without its image where the reader can do that."""
         return annotation(self.dataset, self._index(index))
+
+    def most_objects(self) -> int:
+        """Of any video; see `VideoReader`."""
+        return self.dataset.most_objects()
 
     def check_headers(self, progress: bool = True):
         if hasattr(self.dataset, "check_header"):
@@ -77,7 +82,8 @@ def hold_out(dataset, share: float, seed: int = 0) -> tuple[Part, Part, str]:
     sequences = _sequences(dataset.file_names()) if hasattr(dataset, "file_names") else {}
     if not sequences:
         held = sorted(rng.permutation(len(dataset))[:wanted].tolist())
-        text = f"{len(held)} of {len(dataset)} images, drawn by the seed"
+        what = "videos" if isinstance(dataset, VideoReader) else "images"
+        text = f"{len(held)} of {len(dataset)} {what}, drawn by the seed"
     else:
         names = [list(sequences)[index] for index in rng.permutation(len(sequences))]
         chosen = [min(names, key=lambda name: abs(len(sequences[name]) - wanted))]

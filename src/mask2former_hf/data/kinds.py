@@ -1,4 +1,4 @@
-"""Kinds of annotations in one table, and readers of a split that settings describe."""
+"""Kinds of annotations of images and of videos, a table each, and readers of a split that settings describe."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -9,9 +9,11 @@ from .colour_maps import ColourMaps
 from .folders import InstanceMaps, LabelMaps
 from .held_out import Part, hold_out
 from .hub_dataset import HubDataset
+from .moving_scenes import MovingScenes
 from .reader import Reader
 from .recognise_tools import BESIDE_IMAGES, WITH_IMAGES
 from .scenes import Scenes
+from .videos import DavisFolders, VideoReader, YoutubeVis
 from .yolo import YoloSegments
 
 # What a split has; a setting is called <split>_<name>, or <name> where there is one split.
@@ -51,7 +53,7 @@ class Kind:
 
     needs: tuple[str, ...]
     takes: tuple[str, ...]
-    read: Callable[[Mapping, str], Reader]
+    read: Callable[[Mapping, str], Reader | VideoReader]
     task: str | None
     packages: Mapping[str, str] = field(default_factory=dict)
 
@@ -148,15 +150,32 @@ KINDS = {
     ),
     "scenes": Kind((), (), lambda o, split: Scenes(split), "panoptic"),
 }
+VIDEO_KINDS = {
+    "youtube-vis": Kind(
+        ("images", "annotations"),
+        ("classes",),
+        lambda o, split: YoutubeVis(o["images"], o["annotations"], o["classes"]),
+        "instance",
+        {"pycocotools": "polygons"},
+    ),
+    "davis": Kind(("images", "maps"), (), lambda o, split: DavisFolders(o["images"], o["maps"]), "instance"),
+    "moving-scenes": Kind((), (), lambda o, split: _moving_scenes(split), "instance"),
+    "moving-scenes-panoptic": Kind((), (), lambda o, split: _moving_scenes(split, stuff=True), "panoptic"),
+}
 
 
-def load_split(settings, split: str = "") -> Reader:
+def _moving_scenes(split: str, stuff: bool = False) -> MovingScenes:
+    return MovingScenes(2000, stuff=stuff) if split == "train" else MovingScenes(40, seed=1_000_003, stuff=stuff)
+
+
+def load_split(settings, split: str = "", kinds: Mapping[str, Kind] = KINDS) -> Reader | VideoReader:
     """A reader of a split of the data set that settings describe.
 
     Args:
-        settings: has `data` (a kind of `KINDS`), `classes` in any form of `class_table`, the others of `SHARED`, and
+        settings: has `data` (a kind of `kinds`), `classes` in any form of `class_table`, the others of `SHARED`, and
             what `OF_A_SPLIT` lists.
         split: prefix of the latter, "train", "val" or any other; "" for none.
+        kinds: `KINDS`, or `VIDEO_KINDS`.
 
     Raises:
         ValueError, OSError: for missing settings, for those that the kind does not take, and for what the reader finds
@@ -166,10 +185,10 @@ def load_split(settings, split: str = "") -> Reader:
     prefix = f"{split}_" if split else ""
     options = {name: getattr(settings, prefix + name) for name in OF_A_SPLIT}
     options |= {name: getattr(settings, name) for name in SHARED}
-    _check_options(settings.data, options, prefix)
+    _check_options(kinds, settings.data, options, prefix)
     limit = options["limit"]
     try:
-        dataset = KINDS[settings.data].read(options, split)
+        dataset = kinds[settings.data].read(options, split)
     except (OSError, ValueError) as error:
         kind_of_error = OSError if isinstance(error, OSError) else ValueError
         raise kind_of_error(f"{split or 'data'}: {error}") from error
@@ -180,12 +199,14 @@ def load_split(settings, split: str = "") -> Reader:
     return dataset
 
 
-def _check_options(kind: str | None, options: Mapping, prefix: str):
+def _check_options(kinds: Mapping[str, Kind], kind: str | None, options: Mapping, prefix: str):
     """Refuse a kind that does not exist, options that it needs and lacks, and options that it would not look at."""
-    if kind not in KINDS:
+    if kind not in kinds:
         problem = "data= is missing" if kind is None else f"data={kind}: no such kind"
-        raise ValueError(f"{problem}; choose one of {', '.join(KINDS)}")
-    own = KINDS[kind]
+        if kind in (KINDS | VIDEO_KINDS):
+            problem = f"data={kind}: is of {'videos' if kind in VIDEO_KINDS else 'images'}, which are not taken here"
+        raise ValueError(f"{problem}; choose one of {', '.join(kinds)}")
+    own = kinds[kind]
     called = {name: f"{prefix}{name}=" if name in OF_A_SPLIT else f"{name}=" for name in options}
     if missing := [called[name] for name in own.needs if not options[name]]:
         raise ValueError(f"data={kind} needs {', '.join(missing)}")
@@ -199,7 +220,7 @@ def _check_options(kind: str | None, options: Mapping, prefix: str):
         raise ValueError(f"{called['limit']}{options['limit']}: must be at least 1")
 
 
-def load_both(settings) -> tuple[Reader, Reader, str]:
+def load_both(settings, kinds: Mapping[str, Kind] = KINDS) -> tuple[Reader, Reader, str]:
     """The readers of train and val, with one table of classes, and in words what was held out ("" for nothing).
 
     COCO jsons that list different classes of one numbering are read with all of them. Files without anything to
@@ -207,20 +228,21 @@ def load_both(settings) -> tuple[Reader, Reader, str]:
 
     Args:
         settings: as in `load_split`, a dataclass, with `held_out` and `seed` of `held_out.hold_out`.
+        kinds: `KINDS`, or `VIDEO_KINDS`.
 
     Raises:
         ValueError: also if the classes of the two contradict each other.
     """
-    paths = KINDS[settings.data].paths if settings.data in KINDS else []
+    paths = kinds[settings.data].paths if settings.data in kinds else []
     if paths and not any(getattr(settings, f"val_{name}") for name in paths):
-        whole = load_split(replace(settings, train_limit=None), "train")
+        whole = load_split(replace(settings, train_limit=None), "train", kinds)
         train, val, text = hold_out(whole, settings.held_out, settings.seed)
         parts = [(train, settings.train_limit), (val, settings.val_limit)]
         train, val = (part if most is None else Part(part, range(min(most, len(part)))) for part, most in parts)
         return train, val, text
-    train, val = load_split(settings, "train"), load_split(settings, "val")
+    train, val = (load_split(settings, split, kinds) for split in ("train", "val"))
     if train.classes.id2label != val.classes.id2label and settings.classes is None:
         classes = train.classes.merge(val.classes, "train", "val")
         settings = replace(settings, classes=classes)
-        train, val = load_split(settings, "train"), load_split(settings, "val")
+        train, val = (load_split(settings, split, kinds) for split in ("train", "val"))
     return train, val, ""

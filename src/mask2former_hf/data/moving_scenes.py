@@ -9,7 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from .classes import ClassTable
-from .scenes import ID2LABEL, MIN_VISIBLE, NUM_THING_CLASSES, Outline, background, strong_colour
+from .scenes import (
+    ID2LABEL,
+    MIN_VISIBLE,
+    NUM_THING_CLASSES,
+    STUFF_LABEL_IDS,
+    Outline,
+    ScenesDataset,
+    background,
+    strong_colour,
+)
 from .videos import Video, VideoObject, VideoReader
 
 
@@ -40,7 +49,9 @@ class MovingScenes(VideoReader):
         size: side of the square frames in pixels, or (height, width).
         seed: another seed gives other videos.
         num_things: smallest and largest number of things.
+        radius: smallest and largest size of a thing, as a part of the frame's shorter side.
         noise: standard deviation of the pixel noise, in grey levels of 255.
+        stuff: annotate sky and ground as well, for panoptic results.
     """
 
     classes = ClassTable.from_categories(
@@ -54,7 +65,9 @@ class MovingScenes(VideoReader):
         size: int | tuple[int, int] = 96,
         seed: int = 0,
         num_things: tuple[int, int] = (2, 5),
+        radius: tuple[float, float] = (0.1, 0.2),
         noise: float = 6.0,
+        stuff: bool = False,
     ):
         self.size = (size, size) if isinstance(size, int) else tuple(size)
         if length < 0 or num_frames < 1:
@@ -65,18 +78,25 @@ class MovingScenes(VideoReader):
             raise ValueError(
                 f"num_things={num_things}: must be a smallest and a largest number, 0 <= smallest <= largest"
             )
+        if not 0 < radius[0] <= radius[1]:
+            raise ValueError(f"radius={radius}: must be a smallest and a largest size, 0 < smallest <= largest")
         self.length, self.num_frames, self.seed = length, num_frames, seed
-        self.num_things, self.noise = num_things, noise
+        self.num_things, self.radius, self.noise, self.stuff = num_things, radius, noise, stuff
+        if stuff:
+            self.classes, self.task = ScenesDataset.classes, "panoptic"
 
     def __len__(self) -> int:
         return self.length
+
+    def most_objects(self) -> int:
+        return self.num_things[1] + 2 * self.stuff
 
     def __getitem__(self, index: int) -> Video:
         index = range(self.length)[index]
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, index])))
         H, W = self.size
         y, x = np.mgrid[0.5:H, 0.5:W].astype(np.float32)
-        ground, _ = background(rng, x, y, self.size, max(self.size))
+        ground, behind = background(rng, x, y, self.size, max(self.size))
         ground = ground * rng.uniform(0.75, 1.15)
         things = [self._thing(rng) for _ in range(rng.integers(self.num_things[0], self.num_things[1] + 1))]
         noise_seed = int(rng.integers(2**31))
@@ -86,6 +106,12 @@ class MovingScenes(VideoReader):
             masks = [frame[number] if frame[number].sum() >= MIN_VISIBLE else None for frame in visible]
             if any(mask is not None for mask in masks):
                 objects.append(VideoObject(number + 1, thing.label, masks))
+        if self.stuff:
+            free = [~np.logical_or.reduce([np.zeros_like(x, dtype=bool), *frame]) for frame in visible]
+            objects += [
+                VideoObject(len(things) + number, label, [left & (behind == number) for left in free])
+                for number, label in enumerate(STUFF_LABEL_IDS, start=1)
+            ]
 
         def read(frame: int) -> np.ndarray:
             image = ground.copy()
@@ -107,7 +133,7 @@ class MovingScenes(VideoReader):
             label,
             inside - int(rng.integers(self.num_frames)) * velocity,
             velocity,
-            rng.uniform(0.1, 0.2) * side,
+            rng.uniform(*self.radius) * side,
             rng.uniform(0.65, 1.0),
             rng.uniform(0, 2 * np.pi),
             rng.uniform(-0.12, 0.12),

@@ -12,10 +12,8 @@ from .class_forms import class_table
 from .classes import ClassTable
 from .coco_json import BOX, IS_CROWD, MASK, categories_table, load_coco, same_id
 from .fields import ID, PIXELS, Rule
-from .images import open_image, read_image
+from .images import IMAGE_SUFFIXES, read_image, read_map
 from .paths import locate
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -82,12 +80,18 @@ class VideoReader(Dataset):
     """Videos by number. `classes` is the table of their classes."""
 
     classes: ClassTable
+    task = "instance"
 
     def __len__(self) -> int:
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> Video:
         raise NotImplementedError
+
+    def most_objects(self) -> int:
+        """Of any video, crowds left out."""
+        videos = (self[index] for index in range(len(self)))
+        return max((sum(not thing.iscrowd for thing in video.objects) for video in videos), default=0)
 
 
 class YoutubeVis(VideoReader):
@@ -189,7 +193,7 @@ class DavisFolders(VideoReader):
         name = self.names[range(len(self))[index]]
         files = frame_files(self.images / name)
         maps = {path.stem: path for path in frame_files(self.annotations / name)}
-        ids = [np.asarray(open_image(maps[file.stem])) if file.stem in maps else None for file in files]
+        ids = [read_map(maps[file.stem]) if file.stem in maps else None for file in files]
         size = read_image(files[0]).shape[:2]
         numbers = sorted({int(n) for frame in ids if frame is not None for n in np.unique(frame)} - {0, 255})
         objects = tuple(
@@ -207,7 +211,7 @@ def frame_files(folder: Path) -> list[Path]:
     """
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
-        raise ValueError(f"{folder} has no images ({', '.join(IMAGE_SUFFIXES)})")
+        raise ValueError(f"{folder} has no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return files
 
 

@@ -271,7 +271,7 @@ def run_evaluation(
     several = tta or tile is not None or model.config.sliding_window is not None
     segmenter = Segmenter.of(model, evaluator.processor, tta=tta, tile=tile, overlap=overlap) if several else None
     try:
-        with _forward_in(autocast, model, device):
+        with forward_in(autocast, model, device):
             for batch in tqdm(loader, desc="evaluating", unit="batch", disable=not progress, leave=False):
                 examples = [Example.of(example) for _, example in batch]
                 numbers = [number for number, _ in batch]
@@ -293,7 +293,7 @@ def run_evaluation(
 
 
 @contextlib.contextmanager
-def _forward_in(dtype: torch.dtype | None, model: torch.nn.Module, device: torch.device):
+def forward_in(dtype: torch.dtype | None, model: torch.nn.Module, device: torch.device):
     """The model's forward pass, and nothing around it, in autocast; with None also without that of Accelerate.
 
     Accelerate puts the autocast of a training in mixed precision into `forward` itself, and leaves the forward that

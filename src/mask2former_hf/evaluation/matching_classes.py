@@ -50,17 +50,31 @@ def with_classes_of(config, dataset):
     ours = {int(label): str(name) for label, name in config.id2label.items()}
     if classes is None or dict(classes.id2label) == ours:
         return dataset
-    theirs = dict(classes.id2label)
+    return Relabelled(dataset, labels_in_model(config, classes, exactly=isinstance(dataset, IterableDataset)))
+
+
+def labels_in_model(config, classes, exactly: bool = False) -> dict[int, int]:
+    """The label of the model for each class of a table, by index, matched as in `with_classes_of`.
+
+    Args:
+        exactly: the table has to have the model's classes in the model's order.
+
+    Raises:
+        ValueError: with the difference, if the model lacks a class.
+    """
+    theirs, ours = dict(classes.id2label), {int(label): str(name) for label, name in config.id2label.items()}
+    if theirs == ours:
+        return {label: label for label in ours}
     labels = {index: _label_of(name, theirs, ours) for index, name in theirs.items()}
     missing = [theirs[index] for index, label in labels.items() if label is None]
-    if missing or isinstance(dataset, IterableDataset):
+    if missing or exactly:
         only = [name for label, name in ours.items() if label not in labels.values()]
         raise ValueError(
             f"dataset has {len(theirs)} classes and the model {len(ours)}; only in the data: {_listed(missing)}; only "
             f"in the model: {_listed(only)}. Name the classes as the model does (classes=), use a checkpoint for "
             "those of the data, or give the model their labels (training.label_surgery.set_labels)"
         )
-    return Relabelled(dataset, labels)
+    return labels
 
 
 def _label_of(name: str, theirs: dict[int, str], ours: dict[int, str]) -> int | None:

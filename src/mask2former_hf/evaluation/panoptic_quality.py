@@ -50,11 +50,24 @@ class PanopticQuality:
         Raises:
             ValueError: for maps of different size, ids that are in a map or a list only, and unknown classes.
         """
-        prediction, truth = _to_map(prediction, "prediction"), _to_map(truth, "truth")
+        prediction, truth = to_map(prediction, "prediction"), to_map(truth, "truth")
         if prediction.shape != truth.shape:
             raise ValueError(f"prediction is {prediction.shape} and truth is {truth.shape}: resize the prediction")
+        self.count(count_pairs(truth.ravel(), prediction.ravel()), predicted_segments, segments)
+
+    def count(
+        self,
+        overlap: Mapping[tuple[int, int], int],
+        predicted_segments: Iterable[Mapping],
+        segments: Iterable[Mapping],
+    ):
+        """Count one image, or whatever else has segments that overlap.
+
+        Args:
+            overlap: pixels by pairs of ids, of the truth and of the prediction, as `count_pairs` gives them.
+            predicted_segments, segments: as in `update`.
+        """
         predicted, true = self._index(predicted_segments, "predicted_segments"), self._index(segments, "segments")
-        overlap = _count_pairs(truth.ravel(), prediction.ravel())
         true_area, predicted_area = {}, {}
         for (t, p), n in overlap.items():
             true_area[t] = true_area.get(t, 0) + n
@@ -140,7 +153,8 @@ class PanopticQuality:
         return indexed
 
 
-def _to_map(value, name: str) -> np.ndarray:
+def to_map(value, name: str) -> np.ndarray:
+    """(H, W) int64 of a map of ids; raises ValueError for what is none."""
     array = to_numpy(value)
     if array.ndim != 2 or array.dtype.kind not in "iu":
         raise ValueError(f"{name} is {array.dtype} of shape {array.shape}: it must be an (H, W) map of integer ids")
@@ -149,7 +163,7 @@ def _to_map(value, name: str) -> np.ndarray:
     return array.astype(np.int64)
 
 
-def _count_pairs(truth: np.ndarray, prediction: np.ndarray) -> dict[tuple[int, int], int]:
+def count_pairs(truth: np.ndarray, prediction: np.ndarray) -> dict[tuple[int, int], int]:
     """Pixels per pair of ids; sorts runs of equal pairs, of which segments have few, instead of pixels."""
     if not truth.size:
         return {}

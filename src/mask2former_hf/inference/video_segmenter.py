@@ -14,7 +14,8 @@ from ..model.modeling_mask2former_video import Mask2FormerForVideoSegmentation
 from ..model.postprocessing import logits_per_image, stack_instances
 from ..model.video_postprocessing import MAX_TRACKS, best_pairs, resized_masks
 from ..model.video_processing_mask2former import Mask2FormerVideoProcessor
-from .loading import is_video_checkpoint, load_model, load_processor, to_device
+from .exported import is_exported
+from .loading import LoadingError, is_video_checkpoint, load_model, load_processor, to_device
 from .results import instances_and_queries, panoptic_and_queries, segment_images
 from .rules import Rules, rules_of
 from .segmentation import Segmentation, instance_result
@@ -62,6 +63,11 @@ class VideoSegmenter:
         overlap: int = OVERLAP,
         tracking: Mapping | None = None,
     ):
+        if is_exported(checkpoint):
+            raise LoadingError(
+                f"{checkpoint}: is an export, whose graph does not give what objects of a video are linked by (the "
+                "embeddings of queries); give the checkpoint that it was made of"
+            )
         fields = {} if dtype is None else {"dtype": dtype}
         if is_video_checkpoint(checkpoint):
             model = load_model(checkpoint, Mask2FormerForVideoSegmentation, **fields)
@@ -189,7 +195,7 @@ class FrameStream(_Stream):
     def push(self, frame) -> list[Segmentation]:
         """The result of the next frame, in a list of one."""
         frame = self._read(frame)
-        if self.rules.task == "semantic":
+        if self.rules.task == "semantic":  # nothing to follow; a checkpoint's sliding window is used
             return segment_images(self.model, self.processor, [frame], self.rules)
         inputs = self.processor(Image.fromarray(frame), return_tensors="pt").to(self.model.device)
         outputs = self.model(**inputs)
@@ -218,12 +224,14 @@ class FrameStream(_Stream):
 
     def state_dict(self) -> dict:
         """Plain lists and tensors, for `torch.save`."""
-        return {"tracker": self.tracker.state_dict(), "stuff_ids": self.stuff_ids, "size": self.size}
+        seen = {number: [seen.label_id, seen.total, seen.count] for number, seen in self.seen.items()}
+        return {"tracker": self.tracker.state_dict(), "stuff_ids": self.stuff_ids, "size": self.size, "seen": seen}
 
     def load_state_dict(self, state: dict):
         """Go on where `state_dict` was taken."""
         self.tracker.load_state_dict(state["tracker"])
         self.stuff_ids, self.size = dict(state["stuff_ids"]), state["size"]
+        self.seen = {number: Seen(*fields) for number, fields in state["seen"].items()}
 
 
 class WindowStream(_Stream):

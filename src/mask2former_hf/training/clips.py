@@ -1,17 +1,21 @@
-"""Train a model of clips: batches of them, a start from a model of images, and the original's optimizer."""
+"""What a model of clips is trained on, and with: batches of clips, a start from a model of images, and the trainer."""
 
-from collections.abc import Callable, Iterable, Sequence
-from itertools import chain, count
+from collections.abc import Sequence
 
 import torch
 from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers.trainer_utils import EvalLoopOutput
 
-from ..data.clips import NO_LABEL, Clip, ClipDataset
+from ..data.clips import NO_LABEL, Clip
+from ..evaluation.evaluator import evaluation_loader, forward_in
+from ..evaluation.processes import process_rank
+from ..evaluation.videos import evaluate_videos, headline_of_videos
+from ..inference.video_segmenter import VideoSegmenter
 from ..model.modeling_mask2former import Mask2FormerForUniversalSegmentation
 from ..model.modeling_mask2former_video import Mask2FormerForVideoSegmentation
 from ..model.video_processing_mask2former import Mask2FormerVideoProcessor
-from .collation import on_device
-from .optimization import FROM_PRETRAINED, parameter_groups, polynomial_schedule
+from .trainer import Mask2FormerTrainer
 
 
 class ClipCollator:
@@ -43,73 +47,42 @@ def video_model(model: Mask2FormerForUniversalSegmentation) -> Mask2FormerForVid
     return clips.to(model.device)
 
 
-def train_clips(
-    model: Mask2FormerForVideoSegmentation,
-    clips: ClipDataset,
-    processor: Mask2FormerVideoProcessor,
-    *,
-    steps: int,
-    batch_size: int = 16,
-    learning_rate: float = FROM_PRETRAINED["learning_rate"],
-    clip: float = FROM_PRETRAINED["clip"],
-    backbone_multiplier: float = FROM_PRETRAINED["backbone_multiplier"],
-    seed: int = 0,
-    num_workers: int = 0,
-    schedule: Callable = polynomial_schedule,
-    progress: Callable[[Iterable], Iterable] = iter,
-    on_step: Callable[[int, float], None] | None = None,
-) -> int:
-    """Train in place, on the model's device, as the original does: AdamW, gradients clipped as a whole.
+class ClipTrainer(Mask2FormerTrainer):
+    """`Mask2FormerTrainer` of `Mask2FormerForVideoSegmentation`, whose data are clips and whose figures are tracks'.
 
     Args:
-        clips: shuffled anew in every epoch; the last batch of an epoch is left out if it is not full.
-        batch_size: clips per step.
-        learning_rate, clip, backbone_multiplier: `optimization.FROM_PRETRAINED`, or of `FROM_RANDOM`.
-        schedule: (optimizer, steps) → the learning rate's; the original's recipes for video have
-            `optimization.multi_step_schedule` with milestones of their own.
-        progress: wraps the numbers of the steps, such as `tqdm.tqdm`.
-        on_step: called with the step's number and its loss.
-
-    Returns:
-        The steps done: fewer than asked for after Ctrl-C.
+        train_dataset: `data.clips.ClipDataset`.
+        eval_dataset: `data.videos.VideoReader`; every video counts whole.
+        kwargs: others of `Mask2FormerTrainer`, such as `model`, `args` and `processor`.
     """
-    if steps < 1 or not 1 <= batch_size <= len(clips):
-        raise ValueError(
-            f"steps={steps}, batch_size={batch_size}: must be 1 or more, and a batch no larger than the {len(clips)} "
-            "videos there are"
-        )
-    groups = parameter_groups(model, learning_rate, backbone_multiplier=backbone_multiplier)
-    optimizer = torch.optim.AdamW(groups, lr=learning_rate)
-    rate = schedule(optimizer, steps)
-    loader = DataLoader(
-        clips,
-        batch_size,
-        shuffle=True,
-        drop_last=True,
-        num_workers=num_workers,
-        collate_fn=ClipCollator(processor, model.config.num_labels),
-        generator=torch.Generator().manual_seed(seed),
-    )
 
-    def epoch(number: int):
-        clips.set_epoch(number)
-        return loader
+    def __init__(self, model: Mask2FormerForVideoSegmentation, *args, processor, **kwargs):
+        kwargs.setdefault("data_collator", ClipCollator(processor, model.config.num_labels))
+        super().__init__(model, *args, processor=processor, augmented=True, **kwargs)
 
-    batches = chain.from_iterable(map(epoch, count()))
-    model.train()
-    done = 0
-    try:
-        for step, batch in zip(progress(range(steps)), batches, strict=False):
-            batch = on_device(batch, model.device)
-            loss = model(**batch).loss
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-            optimizer.step()
-            rate.step()
-            done += 1
-            if on_step is not None:
-                on_step(step, loss.item())
-    except KeyboardInterrupt:
-        pass
-    return done
+    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if dataset is None:
+            raise ValueError("eval_dataset is missing: give it to the trainer or to `evaluate`")
+        return evaluation_loader(dataset, batch_size=1)
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ) -> EvalLoopOutput:
+        """Figures of the videos (`evaluation.videos.headline_of_videos`) in the weights' precision, as for images."""
+        model = self.accelerator.unwrap_model(self.model).to(self.args.device)
+        half = torch.bfloat16 if self.args.bf16_full_eval else torch.float16 if self.args.fp16_full_eval else None
+        training, videos = model.training, dataloader.dataset.dataset.dataset
+        hidden = self.args.disable_tqdm or process_rank()[0] != 0
+
+        def progress(numbered):
+            return tqdm(numbered, desc="evaluating", unit="video", disable=hidden, leave=False)
+
+        try:
+            segmenter = VideoSegmenter.of(model, self.processor, task="instance")
+            with forward_in(half, model, self.args.device):
+                figures = headline_of_videos(evaluate_videos(segmenter, videos, progress=progress))
+        finally:
+            model.train(training)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(videos))

@@ -17,7 +17,7 @@ CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_b
 
 
 def bytes_per_pixel(model: nn.Module) -> float:
-    """Float32 bytes of the outputs of all layers for a training image, per pixel; counted without data.
+    """Float32 bytes of the outputs of all layers for a training image, or frame, per pixel; counted without data.
 
     That is about what a step keeps for its backward pass, criterion included. What torch keeps, measured for an image
     of 256 x 256, as a part of it: ResNet-50 0.76, with frozen batch norm 0.60, Swin-T 0.90, the tiny model 0.91; in
@@ -40,8 +40,9 @@ def bytes_per_pixel(model: nn.Module) -> float:
     }
     try:
         with torch.no_grad():
-            image = torch.empty(1, model_channels(model.config), SIDE, SIDE, device="meta")
-            functional_call(model.model, state, (image,))
+            shape = (1, model_channels(model.config), SIDE, SIDE)
+            shape = (1, *shape) if model.main_input_name == "pixel_values_videos" else shape
+            functional_call(model.model, state, (torch.empty(shape, device="meta"),))
     finally:
         for hook in hooks:
             hook.remove()
@@ -67,7 +68,7 @@ def machine_memory(device: torch.device) -> int | None:
     return min(limits, default=None)
 
 
-def check_memory(settings: TrainingSettings, model: nn.Module, side: int, device: torch.device):
+def check_memory(settings: TrainingSettings, model: nn.Module, side: int, device: torch.device, frames: int = 1):
     """Refuse a step that clearly takes more memory than there is: more than twice as much by the estimate.
 
     `STATES` bytes per parameter, and `bytes_per_pixel` for each pixel of the batch; half of that in half precision,
@@ -75,6 +76,7 @@ def check_memory(settings: TrainingSettings, model: nn.Module, side: int, device
 
     Args:
         side: of the training images, in pixels.
+        frames: of a clip.
 
     Raises:
         ValueError: with the estimate, what there is, and the largest batch that fits.
@@ -89,6 +91,7 @@ def check_memory(settings: TrainingSettings, model: nn.Module, side: int, device
     pixel = bytes_per_pixel(model)
     pixel *= 0.5 if settings.bf16 or settings.fp16 else 1.0
     pixel *= 0.25 if settings.gradient_checkpointing else 1.0
+    pixel *= frames
     needed = fixed + settings.batch_size * side**2 * pixel
     if needed / 2 <= memory:
         return
@@ -100,8 +103,9 @@ def check_memory(settings: TrainingSettings, model: nn.Module, side: int, device
         repair = f"not even one such image fits; the largest that does is about crop={largest}"
     else:
         repair = "the model alone does not fit: choose a smaller one"
+    what = "images" if frames == 1 else f"clips of {frames} frames"
     raise ValueError(
-        f"batch_size={settings.batch_size} with images of {side} x {side} pixels: a training step would take about "
+        f"batch_size={settings.batch_size} with {what} of {side} x {side} pixels: a training step would take about "
         f"{needed / 2**30:,.0f} GiB, and there are {memory / 2**30:,.1f} GiB on {device}; {repair}"
     )
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ..data.augmentation import AugmentedDataset, augmentation_for
 from ..data.json_files import write_json
-from ..data.kinds import load_both, load_split
+from ..data.kinds import KINDS, load_both, load_split
 from ..data.reader import check_headers, read_bands_of
 from ..data.recognise import recognise
 from ..data.statistics import Statistics, look_through
@@ -70,31 +70,16 @@ class TrainingRun:
         ImportError: for a package that is needed.
     """
 
+    kinds = KINDS  # of data
+
     def __init__(self, settings: TrainingSettings, train_data=None, val_data=None, show: bool = True):
-        check_types(settings)
-        self.given = [name for name in FROM_RANDOM if getattr(settings, name) is not None]
-        settings, self.recognised = _recognised(settings)
-        settings, self.recipe = complete(settings)
-        check(settings)
-        check_channels(settings)
-        check_packages(settings)
-        settings = replace(settings, output=Path(settings.output))
-        check_output(settings)
-        self.held_out = ""
-        if train_data is None and val_data is None:
-            self.train_data, self.val_data, self.held_out = load_both(settings)
-        else:
-            self.train_data = load_split(settings, "train") if train_data is None else train_data
-            self.val_data = load_split(settings, "val") if val_data is None else val_data
-        if self.train_data.classes.id2label != self.val_data.classes.id2label:
-            raise ValueError(
-                f"the classes of the training and the validation data differ: {self.train_data.classes}; "
-                f"{self.val_data.classes}. Give both readers the same classes="
-            )
-        self.settings = settings = _with_steps(settings, len(self.train_data))
+        self._begin(settings)
+        check_channels(self.settings)
+        self._read(train_data, val_data)
+        settings = self.settings
         classes, task = self.train_data.classes, settings.task or self.train_data.task
         torch.manual_seed(settings.seed)
-        self.model, self.new_classes = _model(settings, self.recipe, classes, task)
+        self.model, self.new_classes = starting_model(settings, self.recipe, classes, task)
         self.channels = channels_of_run(settings, self.model)
         for dataset in (self.train_data, self.val_data):
             read_bands_of(dataset, self.channels)
@@ -103,7 +88,7 @@ class TrainingRun:
         self.statistics = _look_through(self.train_data, "train", show)
         self.statistics.check()
         self.last = last_complete_checkpoint(settings.output) if settings.resume else None
-        self.queries_reason = _fit_queries(settings, self.model, self.statistics.most, self.last)
+        self.queries_reason = fit_queries(settings, self.model, self.statistics.most, self.last)
         _check_segments(settings, self.model, self.statistics, _look_through(self.val_data, "val", show))
         self.model.config.class_table = classes.config_fields(self.statistics.pixels)["class_table"]
         if not settings.no_check:
@@ -114,14 +99,46 @@ class TrainingRun:
         self.side = settings.crop or self.processor.size["shortest_edge"]
         check_batch_norm(settings, self.model, self.side, len(self.train_data))
         check_memory(settings, self.model, self.side, torch.device("cpu" if settings.cpu else default_device()))
+        SegmentationEvaluator(self.model.config, self.processor, settings.metrics)  # not after the first steps
+        self._finish()
+
+    def _begin(self, settings: TrainingSettings):
+        """Complete and check the settings."""
+        check_types(settings)
+        self.given = [name for name in FROM_RANDOM if getattr(settings, name) is not None]
+        settings, self.recognised = _recognised(settings)
+        settings, self.recipe = complete(settings)
+        check(settings)
+        check_packages(settings)
+        self.settings = replace(settings, output=Path(settings.output))
+        check_output(self.settings)
+
+    def _read(self, train_data, val_data):
+        """Both splits, with one table of classes; and from then on a number of steps."""
+        self.held_out = ""
+        if train_data is None and val_data is None:
+            self.train_data, self.val_data, self.held_out = load_both(self.settings, self.kinds)
+        else:
+            given = {"train": train_data, "val": val_data}
+            self.train_data, self.val_data = (
+                load_split(self.settings, split, self.kinds) if data is None else data for split, data in given.items()
+            )
+        if self.train_data.classes.id2label != self.val_data.classes.id2label:
+            raise ValueError(
+                f"the classes of the training and the validation data differ: {self.train_data.classes}; "
+                f"{self.val_data.classes}. Give both readers the same classes="
+            )
+        self.settings = with_steps(self.settings, len(self.train_data))
+
+    def _finish(self):
+        """The trainer and its log, of what has been prepared."""
         try:
-            SegmentationEvaluator(self.model.config, self.processor, settings.metrics)  # not after the first steps
             self.trainer = self._trainer()
         except RuntimeError as error:  # transformers about settings that do not fit the machine
             raise ValueError(first_line(error)) from error
-        self.log = RunLog(settings.output)
+        self.log = RunLog(self.settings.output)
         self.trainer.add_callback(self.log)
-        self.finished = self.last is not None and steps_with_results(settings.output) >= settings.steps
+        self.finished = self.last is not None and steps_with_results(self.settings.output) >= self.settings.steps
 
     def train(self) -> dict[str, float]:
         """Train, measure the best model, and write it with its card and figures into the output.
@@ -168,9 +185,8 @@ class TrainingRun:
 
     def _trainer(self) -> Mask2FormerTrainer:
         settings, model = self.settings, self.model
-        options = _arguments(settings, self.recipe, model.config.task)
-        if settings.gradient_checkpointing:  # renamed in transformers 5.24, where the old name warns
-            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+        options = training_arguments(settings, self.recipe, model.config.task)
+        save_activations(settings, model)
         distillation = _distillation(settings, model)
         if settings.lora is not None:
             model = with_lora(model, settings.lora, settings.lora_target, new_head=settings.model is None)
@@ -212,7 +228,7 @@ def _data_name(settings: TrainingSettings) -> str | None:
     return Path(place).name if place else None
 
 
-def _with_steps(settings: TrainingSettings, images: int) -> TrainingSettings:
+def with_steps(settings: TrainingSettings, images: int) -> TrainingSettings:
     """Epochs in steps, as Trainer counts them."""
     if settings.epochs is None:
         return settings
@@ -243,7 +259,7 @@ def _look_through(dataset, split: str, show: bool) -> Statistics:
         raise ValueError(f"{split}: {error}") from error
 
 
-def _fit_queries(settings: TrainingSettings, model, most: int, last: str | None) -> str:
+def fit_queries(settings: TrainingSettings, model, most: int, last: str | None) -> str:
     """Give a new model, unless the settings say a number, queries for the fullest image; say why it has its number."""
     if classifies_pixels(model.config):
         return "one per class"
@@ -279,7 +295,7 @@ def _check_segments(settings: TrainingSettings, model, train: Statistics, val: S
         )
 
 
-def _model(settings: TrainingSettings, recipe: Recipe | None, classes, task: str):
+def starting_model(settings: TrainingSettings, recipe: Recipe | None, classes, task: str):
     """The model, and the names of the classes that a checkpoint did not know."""
     given = {name: getattr(settings, name) for name in ("mask_loss", "mask_weight", "vit_neck", *DESIGNS)}
     fields = {name: value for name, value in given.items() if value is not None}
@@ -331,6 +347,12 @@ def _images(settings: TrainingSettings, recipe: Recipe | None, train, task: str,
     return train if plain else AugmentedDataset(train, pipeline, seed=settings.seed), processor
 
 
+def save_activations(settings: TrainingSettings, model):
+    """Switch gradient checkpointing on if the settings ask for it."""
+    if settings.gradient_checkpointing:  # renamed in transformers 5.24, where the old name warns
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+
+
 def _distillation(settings: TrainingSettings, model) -> Distillation | None:
     if settings.teacher is None:
         return None
@@ -347,7 +369,7 @@ def _distillation(settings: TrainingSettings, model) -> Distillation | None:
         raise ValueError(f"teacher={settings.teacher}: {text}") from error
 
 
-def _arguments(settings: TrainingSettings, recipe: Recipe | None, task: str) -> Mask2FormerTrainingArguments:
+def training_arguments(settings: TrainingSettings, recipe: Recipe | None, task: str) -> Mask2FormerTrainingArguments:
     every = settings.eval_every or max(1, settings.steps // 10)
     milestones = None
     if recipe is not None and recipe.milestones:  # at the same fraction of a shorter run

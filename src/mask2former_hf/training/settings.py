@@ -12,7 +12,7 @@ from numbers import Integral, Real
 from pathlib import Path
 
 from ..data.classes import ClassTable
-from ..data.kinds import KINDS, OF_A_SPLIT
+from ..data.kinds import KINDS, OF_A_SPLIT, VIDEO_KINDS
 from ..evaluation.evaluator import METRICS
 from ..model.configuration_mask2former import MASK_LOSSES, VIT_NECKS
 from ..model.design_rules import DECODERS, HEADS, PIXEL_DECODERS
@@ -25,7 +25,6 @@ from .recipes import Recipe, load_recipe
 from .vit_recipes import vit_recipe
 
 DEFAULT_BATCH, DEFAULT_CROP = 4, 512  # where neither a setting nor a recipe says otherwise
-VIDEO_KINDS = ("youtube-vis", "moving-scenes")  # of data; those of images are in data.kinds
 DESIGNS = {"pixel_decoder_type": PIXEL_DECODERS, "decoder_type": DECODERS, "head_type": HEADS}
 AUGMENTATIONS = ("lsj", "resize-crop", "none")
 MOST_STEPS, MOST_IMAGES, MOST_WORKERS = 10**9, 2**16, 2**10  # beyond any run; more is a slip of the keyboard
@@ -255,11 +254,15 @@ def complete(settings: TrainingSettings) -> tuple[TrainingSettings, Recipe | Non
     if settings.layer_decay is not None or settings.lora is not None:
         settings = _filled(settings, {"backbone_multiplier": 1.0})
     settings = _filled(settings, FROM_PRETRAINED if starts_pretrained(settings) else FROM_RANDOM)
+    of_clips = settings.data in VIDEO_KINDS
     if settings.recipe is None or of_vit is not None:
-        return _filled(settings, {"batch_size": DEFAULT_BATCH, "crop": DEFAULT_CROP}), None
+        return _filled(settings, {"batch_size": DEFAULT_BATCH} | ({} if of_clips else {"crop": DEFAULT_CROP})), None
     try:
         recipe = load_recipe(settings.recipe)
-        recipe.pipeline()
+        if not of_clips:
+            recipe.pipeline()
+        elif not recipe.video:
+            raise ValueError(f"{recipe.name} trains on images; those for videos begin with ytvis-")
     except ValueError as error:
         raise ValueError(f"recipe={settings.recipe}: {error}") from error
     implied = {
@@ -379,7 +382,7 @@ def check(settings: TrainingSettings):
         raise ValueError("teacher_only= and teacher_cache= need teacher=, a checkpoint with the same classes")
     if settings.teacher_cache and settings.augmentation != "none":
         raise ValueError("teacher_cache= needs augmentation=none: an augmented image is another one every time")
-    if settings.short_sides and settings.augmentation != "resize-crop":
+    if settings.short_sides and settings.augmentation != "resize-crop" and settings.data not in VIDEO_KINDS:
         raise ValueError("short_sides= needs augmentation=resize-crop")
     if settings.bf16 and settings.fp16:
         raise ValueError("bf16= and fp16=: choose one")
@@ -391,7 +394,7 @@ def check_packages(settings: TrainingSettings):
     Raises:
         ImportError: with the line that installs them.
     """
-    kind = KINDS.get(settings.data)
+    kind = (KINDS | VIDEO_KINDS).get(settings.data)
     needed = {"accelerate": "training"} | ({} if kind is None else kind.packages)
     needed |= {} if settings.lora is None else {"peft": "lora"}
     if settings.report_to in ("tensorboard", "trackio", "wandb"):  # transformers refuses what it does not know

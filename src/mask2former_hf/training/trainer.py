@@ -289,14 +289,14 @@ class Mask2FormerTrainer(Trainer):
             return
         evaluations = [row for row in self.state.log_history if "eval_runtime" in row]
         figures = {name.removeprefix("eval_"): value for name, value in (evaluations or [{}])[-1].items()}
-        times = ("runtime", "samples_per_second", "steps_per_second", "epoch", "step")
+        others = ("runtime", "samples_per_second", "steps_per_second", "epoch", "step", "switches")
         write_model_card(
             self.accelerator.unwrap_model(self.model),
             self.args.output_dir,
             self.processor,
             repo_id=self.hub_model_id if self.args.push_to_hub else None,
             dataset=dataset,
-            metrics={name: 100 * value for name, value in figures.items() if name not in times},
+            metrics={name: 100 * value for name, value in figures.items() if name not in others},
             unit="percent",
             training_arguments=self.args,
             license=license,
