@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 
+from ..data.image_lists import find_files
 from ..data.images import read_image
 from ..export.errors import ExportError
 from ..export.exporting import DTYPES, export_model
@@ -13,7 +14,6 @@ from ..inference.exported import LOGITS
 from ..model.result_defaults import TASKS
 from .loading import load
 from .main import UserError
-from .predict import find_images
 
 TARGETS = ("onnx", "openvino", "torch")
 MOST_IMAGES = 64  # of calibration: ranges no longer change
@@ -92,12 +92,12 @@ def _with_flags(text: str) -> str:
 
 def read_images(paths: list[Path]):
     """Up to `MOST_IMAGES`, evenly spread."""
-    files, problems = find_images(paths)
+    files, problems = find_files(map(str, paths))
     if problems:
         raise UserError(f"--images {problems[0]}")
     step = max(1, len(files) // MOST_IMAGES)
     try:
-        return [read_image(found.path) for found in files[::step][:MOST_IMAGES]]
+        return [read_image(path) for path in files.paths[::step][:MOST_IMAGES]]
     except (OSError, ValueError) as error:
         raise UserError(f"--images {error}") from error
 

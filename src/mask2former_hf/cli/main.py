@@ -3,8 +3,10 @@
 import argparse
 import importlib
 import os
+import re
 import sys
 import traceback
+from collections.abc import Iterable
 
 from ..data.errors import DataError
 
@@ -23,6 +25,13 @@ COMMANDS = {
 
 class UserError(Exception):
     """Something the user can mend; shown as one line, exit code 2."""
+
+
+def in_flags(text: str, names: Iterable[str]) -> str:
+    """An error that names settings as `name=value` or `name=`, in the words of the command line: `--name value`."""
+    one_of = "|".join(sorted(names, key=len, reverse=True))
+    text = re.sub(rf"(?<![\w-])({one_of})=(True\b)?", lambda found: f"--{found[1].replace('_', '-')} ", text)
+    return re.sub(r"(--[a-z-]+) (?=[ ,;:.)]|$)", r"\1", text)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import math
-import re
 import reprlib
 import types
 import typing
@@ -14,7 +13,7 @@ import yaml
 
 from ..training.settings import TrainingSettings, kinds_of
 from ..training.settings import check_numbers as check_settings
-from .main import UserError
+from .main import UserError, in_flags
 
 NOT_SETTINGS = {"command", "run", "parser"}  # what `main` adds to the flags
 DEEPEST = 6  # levels of lists and mappings in a file: classes: categories: list: category: colour, and one to spare
@@ -126,13 +125,6 @@ def add_flag(parser, name: str):
     if typing.get_origin(kind) is list:
         kind, options = typing.get_args(kind)[0], options | {"nargs": "+"}
     parser.add_argument(flag, type=kind, **options)
-
-
-def in_flags(text: str, names: Iterable[str]) -> str:
-    """An error that names settings as `name=value` or `name=`, in the words of the command line: `--name value`."""
-    one_of = "|".join(sorted(names, key=len, reverse=True))
-    text = re.sub(rf"(?<![\w-])({one_of})=(True\b)?", lambda found: f"--{found[1].replace('_', '-')} ", text)
-    return re.sub(r"(--[a-z-]+) (?=[ ,;:.)]|$)", r"\1", text)
 
 
 def check_numbers(settings: argparse.Namespace, least: float, names: Iterable[str], most: float = math.inf):

@@ -12,6 +12,7 @@ import transformers
 from transformers.utils import ModelOutput
 
 from .. import __version__
+from ..data.image_lists import find_files
 from ..data.images import read_image
 from ..data.json_files import write_json
 from ..evaluation.evaluator import evaluate, headline
@@ -22,7 +23,6 @@ from ..model.canvas import image_sizes_of
 from .datasets import add_data_arguments, load_split
 from .loading import load
 from .main import UserError
-from .predict import find_images
 
 NOISE_SIZE = (480, 640)
 # Trained weights differ by about 1e-6. One bit of an attention mask that falls the other way, at a logit of zero to
@@ -86,11 +86,11 @@ def read_images(paths: list[Path] | None) -> list[np.ndarray]:
     """The images, or one of noise that is the same every time."""
     if not paths:
         return [np.random.default_rng(0).integers(0, 256, (*NOISE_SIZE, 3), dtype=np.uint8)]
-    files, problems = find_images(paths)
+    files, problems = find_files(map(str, paths))
     if problems:
         raise UserError(f"--images {problems[0]}")
     try:
-        return [read_image(found.path) for found in files]
+        return [read_image(path) for path in files.paths]
     except (OSError, ValueError) as error:
         raise UserError(f"--images {error}") from error
 

@@ -1,6 +1,7 @@
 """Image files: which there are, and how they become RGB, maps of ids, or panoptic ids. The only place that does it."""
 
 import contextlib
+import io
 import logging
 import os
 import stat
@@ -109,9 +110,9 @@ def _refuse_pages(image: Image.Image, where):
         raise ValueError(f"{where}: has {image.n_frames} pages; a map of ids has one, save each as a file of its own")
 
 
-def read_image(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of an image file, upright."""
-    return _read(path, to_rgb)
+def read_image(path: str | Path, content: bytes | None = None) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of an image file, upright; of its content, if that is given, and `path` is for errors."""
+    return _read(path, to_rgb, content=content)
 
 
 def read_map(path: Path) -> np.ndarray:
@@ -151,26 +152,50 @@ def _has_late_texts(path: str | Path) -> bool:
 
 def open_image(path: str | Path) -> Image.Image:
     """`PIL.Image.open` of a file; of nothing else, because a pipe without a writer is waited for without end."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(
+            f"{path}: a folder, where an image is wanted; give its files, sorted(folder.iterdir())"
+        )
+    if not stat.S_ISREG(mode):
         raise OSError(f"{path}: neither a file nor a link to one")
     return Image.open(path)
 
 
-def _read(path: Path, convert, whole: bool = True):
+def load(image: Image.Image, where: str | Path) -> Image.Image:
+    """An image whose pixels are decoded, which PIL leaves for later.
+
+    Raises:
+        OSError: for whatever damaged files raise.
+    """
+    with _decoding(where):
+        image.load()
+    return image
+
+
+@contextlib.contextmanager
+def _decoding(where: str | Path):
+    """Pillow has no common class for what damaged files raise: SyntaxError, ..."""
+    try:
+        yield
+    except (FileNotFoundError, IsADirectoryError):
+        raise
+    except Image.DecompressionBombError as error:
+        raise OSError(
+            f"{where}: has more than {2 * Image.MAX_IMAGE_PIXELS} pixels, which Pillow refuses; make a TIFF of it "
+            "(gdal_translate -of COG), whose windows rasterio reads when it is segmented in tiles"
+        ) from error
+    except Exception as error:
+        raise OSError(f"{where}: not a readable image ({error}); replace the file or leave it out") from error
+
+
+def _read(path: str | Path, convert, whole: bool = True, content: bytes | None = None):
     with contextlib.ExitStack() as stack:
-        try:
-            image = stack.enter_context(open_image(path))
+        with _decoding(path):
+            opened = open_image(path) if content is None else Image.open(io.BytesIO(content))
+            image = stack.enter_context(opened)
             if whole:
                 image.load()
-        except FileNotFoundError:
-            raise
-        except Image.DecompressionBombError as error:
-            raise OSError(
-                f"{path}: has more than {2 * Image.MAX_IMAGE_PIXELS} pixels, which Pillow refuses; make a TIFF of it "
-                "(gdal_translate -of COG), whose windows rasterio reads when it is segmented in tiles"
-            ) from error
-        except Exception as error:  # Pillow has no common class for what damaged files raise: SyntaxError, ...
-            raise OSError(f"{path}: not a readable image ({error}); replace the file or leave it out") from error
         return convert(image, path)
 
 

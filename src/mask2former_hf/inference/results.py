@@ -59,9 +59,7 @@ def _logits(model, processor, images: Sequence[np.ndarray], rules: Rules, tta: b
     sizes = [image.shape[:2] for image in images]
     window = getattr(model.config, "sliding_window", None) if rules.task == "semantic" else None
     if window is None and not tta:
-        inputs = processor(pictures, return_tensors="pt")  # its pixel_mask is read on the host
-        inputs["pixel_values"] = inputs["pixel_values"].to(model.device)
-        yield from logits_per_image(model(**inputs), sizes)
+        yield from _plain_logits(model, processor, pictures, sizes)
         return
     for picture, size in zip(pictures, sizes, strict=True):
         if window is not None:
@@ -71,6 +69,20 @@ def _logits(model, processor, images: Sequence[np.ndarray], rules: Rules, tta: b
             yield augmented_semantic_scores(model, processor, picture, size, resize_masks_first=first)
         else:
             yield from logits_per_image(augmented_outputs(model, processor, picture), [size])
+
+
+def _plain_logits(model, processor, pictures: list[Image.Image], sizes, **options) -> Iterator[tuple]:
+    inputs = processor(pictures, return_tensors="pt", **options)  # its pixel_mask is read on the host
+    inputs["pixel_values"] = inputs["pixel_values"].to(model.device)
+    yield from logits_per_image(model(**inputs), sizes)
+
+
+@torch.inference_mode()
+def segment_resized(model, processor, resized: Sequence[np.ndarray], sizes, rules: Rules) -> list[Segmentation]:
+    """The results of images that are resized as by the processor; `sizes` are those before, and of the results."""
+    pictures = [Image.fromarray(image) for image in resized]
+    found = _plain_logits(model, processor, pictures, sizes, do_resize=False)
+    return [segment_logits(logits, rules) for logits in found]
 
 
 def segment_outputs(

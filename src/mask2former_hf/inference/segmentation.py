@@ -181,7 +181,9 @@ class Segmentation:
 
     def to_rows(self, image_id: int | str, file_name: str) -> list[dict]:
         """A row per segment with COCO's run lengths, for tables such as Parquet; see `data.formats.parquet`."""
-        return parquet.rows(self.labelled_masks(), self.size, image_id, file_name)
+        found = zip(self.labelled_masks(), self.runs, strict=True)
+        codes = ((mask, coco_code(runs, self.size)["counts"]) for mask, runs in found)
+        return [parquet.row(mask, self.size, image_id, file_name, counts) for mask, counts in codes]
 
     def to_supervision(self):
         """`supervision.Detections`."""
