@@ -18,7 +18,7 @@ from mask2former_hf import Mask2FormerImageProcessor
 from mask2former_hf.cli.main import main
 from mask2former_hf.data.file_lock import FileLock
 from mask2former_hf.inference import many_images
-from mask2former_hf.inference.workers import write_result
+from mask2former_hf.inference.workers import WorkerDied, Workers, write_result
 
 SIZES = ((60, 90), (90, 60), (70, 70))
 COUNT, BROKEN = 12, 4
@@ -321,7 +321,6 @@ def test_flags_that_make_no_sense_are_one_line(flags, message, checkpoint, photo
     "name, content, message",
     [
         ("a.txt", "", "a.txt: the list is empty"),
-        ("a.txt", b"\xff\xfe\x00", "a.txt: not a list of paths"),
         ("a.json", "{", "a.json: not a json file"),
         ("a.json", '{"images": []}', "a.json: images is empty"),
         ("a.json", '{"images": [{"id": 1}]}', "images[0] has no file_name"),
@@ -353,6 +352,13 @@ def test_workers_end_with_a_process_that_is_killed(checkpoint, photos, tmp_path)
     while (is_there := _runs(worker)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not is_there
+
+
+def test_a_worker_that_is_ended_from_outside_is_said_and_not_waited_for():
+    workers = Workers(1)
+    with pytest.raises(WorkerDied, match="a worker process was ended from outside"):
+        workers.result(workers.submit(os._exit, 9))
+    workers.stop()
 
 
 def _runs(process: int) -> bool:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -99,7 +98,8 @@ def report(
         _say_best_score(arguments, segmenter, rules, images)
     if unreadable:
         path = arguments.output / UNREADABLE
-        path.write_text("".join(f"{os.path.abspath(name)}\n" for name in unreadable), encoding="utf-8")
+        lines = "".join(f"{name}\n" for name in unreadable)
+        path.write_text(lines, encoding="utf-8", errors="surrogateescape")  # names of files may be any bytes
         print(f"not readable: {len(unreadable)}, listed in {path}")
     return 2 if problems or unreadable else 0
 

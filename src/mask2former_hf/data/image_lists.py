@@ -35,6 +35,11 @@ class Found(NamedTuple):
         """Of its file; of one that has none, its name."""
         return Path(self.name if isinstance(self.source, bytes) else self.source)
 
+    @property
+    def address(self) -> str:
+        """The same from every folder."""
+        return self.name if isinstance(self.source, bytes) else os.path.abspath(self.source)
+
 
 class ImageList(Sequence):
     """Images in an order that every process finds.
@@ -198,7 +203,7 @@ def _files(name: str, root) -> tuple[list[str], str | None]:
 def _lines(name: str, root) -> list[str]:
     """The paths of a list."""
     try:
-        lines = Path(name).read_text(encoding="utf-8").splitlines()
+        lines = Path(name).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except (OSError, ValueError) as error:
         raise ValueError(f"{name}: not a list of paths ({error}); a list is text, a path in each line") from error
     paths = [line.strip() for line in lines if line.strip()]

@@ -3,7 +3,6 @@
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
 from pathlib import Path
 
 from ..data.errors import DataError, data_errors
@@ -71,12 +70,14 @@ class ManyImages:
     def _shard(self, shard: int, staging: Path):
         place = self.folder.place(shard)
         results, problems, writing = ResultFolder(staging, self.settings, place), {}, {}
-        segments = 0
+        running, segments = deque(), 0
         for index, found, result, image in self._results(self.folder.positions(shard), problems):
             arguments = staging, self.settings, place, found, result, image, self._in_tiles
             writing[index] = self.workers.submit(write_result, *arguments)
+            running.append(writing[index])
             segments += len(result.segments)
-            self._wait(writing)
+            if len(running) > 2 * (self.workers.count + self.batch_size):  # results that wait are held in memory
+                self.workers.result(running.popleft())
             self.on_image(None)
         for index in sorted(writing):  # batches of equal canvas have another order
             results.collect(self.workers.result(writing[index]))
@@ -85,17 +86,10 @@ class ManyImages:
             "images": len(writing),
             "segments": segments,
             "unreadable": [
-                {"image": self.images[index].path.as_posix(), "problem": problems[index]} for index in sorted(problems)
+                {"image": self.images[index].address, "problem": problems[index]} for index in sorted(problems)
             ],
         }
         write_json(staging / SUMMARY, summary)
-
-    def _wait(self, writing: dict[int, Future]):
-        """Until few results are being written: those that wait are held in memory."""
-        limit = 2 * (self.workers.count + self.batch_size)
-        running = [future for future in writing.values() if not future.done()] if len(writing) > limit else []
-        if len(running) > limit:
-            self.workers.result(running[0])
 
     def _results(self, positions: range, problems: dict[int, str]) -> Iterator[tuple]:
         """Position, image, result, and what to draw on if it is at hand; what is wrong goes into `problems`."""

@@ -145,10 +145,9 @@ class Segmentation:
         """
         if self.task != "panoptic":
             raise ValueError(f"task={self.task!r}: only panoptic results have COCO's panoptic form; use to_coco()")
-        colours = np.empty((*self.size, 3), dtype=np.uint8)
-        for row, ids in zip(colours, self.map, strict=True):  # by rows: maps of large images fill the memory
-            row[:] = ids[:, None] >> (0, 8, 16) & 255
-        return Image.fromarray(colours), [{"id": segment.id, **self._entry(segment)} for segment in self.segments]
+        digits = self.map.astype("<i4", copy=False).view(np.uint8).reshape(*self.size, 4)  # base 256, lowest first
+        picture = Image.fromarray(np.ascontiguousarray(digits[..., :3]))
+        return picture, [{"id": segment.id, **self._entry(segment)} for segment in self.segments]
 
     def labelled_masks(self) -> Iterator[LabelledMask]:
         """What writers of other formats take: each segment with its name, cut out of the image."""
