@@ -3,7 +3,7 @@
     python benchmarks/throughput.py --model CHECKPOINT --images DIR [--count 48] [--repeats 3] [--task panoptic]
         [--threshold 0.5] [--batch-size 1] [--device cpu] [--no-overlays] [--json FILE]
 
-`stages` is the CPU time that one thread needs for an image: reading, resizing, the network with what makes numbers of
+First the CPU time that one thread needs for an image: reading, resizing, the network with what makes numbers of
 the pixels, the result, the overlay, and COCO's files. Then the whole of it, reading to files, in one process and in
 two, with one thread of torch each, without workers and with two: each variant once per repeat, in turn, the images
 taken again and again until there are `--count`. The clock starts when every process has its model and has done an
@@ -12,7 +12,6 @@ change little.
 """
 
 import argparse
-import json
 import os
 import resource
 import statistics
@@ -49,15 +48,17 @@ def main():
         whole = sum(spent.values())
         print(*(f"{name} {ms:.1f} ms ({100 * ms / whole:.0f} %)" for name, ms in spent.items()), sep=", ")
     rates = {name: [] for name in arguments.variants}
+    children = [Child() for _ in range(max(VARIANTS[name][0] for name in arguments.variants))]
     for _ in range(arguments.repeats):
         for name in arguments.variants:
-            rates[name].append(measure(arguments, *VARIANTS[name]))
+            rates[name].append(measure(arguments, children, *VARIANTS[name]))
+    for process in children:
+        process.end()
     first = statistics.median(rate for rate, _ in rates[arguments.variants[0]])
     for name, values in rates.items():
         rate, cpu = (statistics.median(column) for column in zip(*values, strict=True))
         record.add({"variant": name, "images_per_second": rate, "cpu_seconds_per_image": cpu, "all": values})
         print(f"{name:24}{rate:7.2f} images/s {rate / first:6.2f} x {1000 * cpu:8.0f} ms of CPU per image")
-    return 0
 
 
 def parse() -> argparse.Namespace:
@@ -73,8 +74,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--no-overlays", action="store_true")
     parser.add_argument("--json")
-    parser.add_argument("--child", nargs=3, type=int, help=argparse.SUPPRESS)  # process, processes, workers
-    parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -124,55 +123,67 @@ def stages(arguments) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in spent.items()}
 
 
-def measure(arguments, processes: int, workers: int) -> tuple[float, float]:
+class Child:
+    """A process that keeps its model from one measurement to the next."""
+
+    def __init__(self):
+        # Not this file as a script: the processes of a pool import again what a script imports, torch here.
+        command = [sys.executable, "-c", "import throughput; throughput.child(throughput.parse())", *sys.argv[1:]]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self.process = subprocess.Popen(command, text=True, env=environment, **pipes)
+
+    def say(self, *words):
+        print(*words, file=self.process.stdin, flush=True)
+
+    def hear(self) -> str:
+        return self.process.stdout.readline()
+
+    def end(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def measure(arguments, children: list[Child], processes: int, workers: int) -> tuple[float, float]:
     """Images per second, and seconds of CPU per image, of a number of processes."""
+    children = children[:processes]
     with tempfile.TemporaryDirectory() as folder:
-        children = [
-            subprocess.Popen(
-                # Not this file itself: the processes of a pool import again what a script imports, torch here.
-                [sys.executable, "-c", "import throughput; throughput.child(throughput.parse())"]
-                + [*sys.argv[1:], "--output", folder]
-                + ["--child", *map(str, (number, processes, workers))],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-            )
-            for number in range(processes)
-        ]
+        for number, process in enumerate(children):
+            process.say(folder, number, processes, workers)
         for process in children:
-            assert process.stdout.readline() == "ready\n"
+            process.hear()  # that it is ready
         start = time.perf_counter()
         for process in children:
-            print(file=process.stdin, flush=True)
-        spent = [json.loads(process.stdout.readline()) for process in children]
+            process.say("go")
+        spent = [float(process.hear()) for process in children]
         seconds = time.perf_counter() - start
-        for process in children:
-            process.wait()
     return arguments.count / seconds, sum(spent) / arguments.count
 
 
 def child(arguments):
-    """One process of a variant; prints its CPU seconds, those of its workers included."""
-    process, processes, workers = arguments.child
+    """Does its share of the images whenever it is told to, and says how many seconds of CPU it took, workers
+    included."""
     segmenter, rules, images, settings = prepare(arguments)
-    folder = RunFolder(arguments.output, len(images), processes * SHARDS)
-    options = {"batch_size": arguments.batch_size, "workers": workers}
-    run = ManyImages(segmenter, rules, images, folder, settings, **options)
     segmenter(images[0].source)
-    run.workers.result(run.workers.submit(os.getpid))
-    print("ready", flush=True)
-    sys.stdin.readline()
-    before = cpu_seconds()
-    run.run(share_of(process, processes, folder.num_shards))
-    print(cpu_seconds() - before, flush=True)
+    for line in iter(sys.stdin.readline, ""):
+        output, process, processes, workers = line.split()
+        folder = RunFolder(Path(output), len(images), int(processes) * SHARDS)
+        options = {"batch_size": arguments.batch_size, "workers": int(workers)}
+        run = ManyImages(segmenter, rules, images, folder, settings, **options)
+        for begun in [run.workers.submit(time.sleep, 1) for _ in range(int(workers))]:
+            run.workers.result(begun)  # all of them are there
+        print("ready", flush=True)
+        sys.stdin.readline()
+        before = cpu_seconds()
+        run.run(share_of(int(process), int(processes), folder.num_shards))
+        print(cpu_seconds() - before, flush=True)
 
 
 def cpu_seconds() -> float:
-    """Of this process, and of its workers that have ended."""
+    """Of this process, and of its workers that have ended, their start included."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

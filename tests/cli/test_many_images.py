@@ -1,5 +1,6 @@
 """`predict` over many images: shards, stops of every kind, several processes, and every way to name images."""
 
+import io
 import json
 import os
 import shutil
@@ -14,10 +15,11 @@ import pytest
 from helpers import tiny_model
 from PIL import Image
 
-from mask2former_hf import Mask2FormerImageProcessor
+from mask2former_hf import Mask2FormerImageProcessor, Segmenter
 from mask2former_hf.cli.main import main
 from mask2former_hf.data.file_lock import FileLock
 from mask2former_hf.inference import many_images
+from mask2former_hf.inference.photos import WAITING, in_batches
 from mask2former_hf.inference.workers import WorkerDied, Workers, write_result
 
 SIZES = ((60, 90), (90, 60), (70, 70))
@@ -93,6 +95,23 @@ def test_a_shard_is_what_a_small_run_leaves_and_shards_have_all_images_once(whol
     assert ids == [number + 1 for number in range(COUNT) if number != BROKEN]
 
 
+def test_batches_of_mixed_sizes_give_what_each_image_gives_alone(whole, checkpoint, photos):
+    segmenter = Segmenter(checkpoint, device="cpu")
+    for name in ("00", "01", "02"):
+        result = segmenter(photos / f"{name}.png", threshold=0.1)
+        picture = np.asarray(Image.open(io.BytesIO(whole[f"shards/00000-of-00004/panoptic/{name}.png"]))).astype(int)
+        assert result.segments and (picture[..., 0] == result.map).mean() > 0.999
+
+
+def test_images_of_one_canvas_come_together_and_none_waits_for_long():
+    items = [("wide", 0), ("high", 1), ("wide", 2), ("wide", 3), ("high", 4), ("square", 5)]
+    batches = list(in_batches(items, 2, lambda item: item[0]))
+    assert batches == [[("wide", 0), ("wide", 2)], [("high", 1), ("high", 4)], [("wide", 3)], [("square", 5)]]
+    drawn = []
+    source = ((drawn.append(k), ("first" if k == 0 else f"{k}", k))[1] for k in range(100))
+    assert next(in_batches(source, 3, lambda item: item[0])) == [("first", 0)] and len(drawn) == WAITING * 3
+
+
 def test_an_unreadable_image_is_listed_and_the_list_can_be_predicted(whole, photos, checkpoint, tmp_path, capsys):
     assert whole["unreadable.txt"].decode().splitlines() == [str(photos / f"{BROKEN:02}.png")]
     summary = json.loads(whole["shards/00001-of-00004/summary.json"])
@@ -141,6 +160,7 @@ KILLED = """
 import os, sys
 from mask2former_hf.cli.main import main
 from mask2former_hf.inference import many_images
+from mask2former_hf.inference.photos import WAITING, in_batches
 write, calls = many_images.write_result, []
 
 def write_or_die(*arguments):
@@ -279,6 +299,19 @@ def test_a_json_s_images_keep_their_ids_and_lists_and_patterns_name_files(checkp
         found = json.loads((tmp_path / folder / "instances.json").read_text())
         codes.append([entry["segmentation"] for entry in found if Path(entry["file_name"]).name == "03.png"])
     assert codes[0] and codes[0] == codes[1] == codes[2]
+
+
+def test_a_broken_file_beside_an_image_costs_the_run_that_image_alone(checkpoint, photos, tmp_path, capsys):
+    pytest.importorskip("shapely")
+    for name in ("00.png", "01.png"):
+        shutil.copy(photos / name, tmp_path / name)
+    (tmp_path / "00.pgw").write_text("north")
+    given = ["--model", checkpoint, "--threshold", "0.1", "--output", tmp_path / "out", "--format", "geojson"]
+    assert predict(tmp_path / "00.png", tmp_path / "01.png", *given) == 2
+    said = capsys.readouterr()
+    assert "1 of 2 images" in said.out and "00.pgw: not a world file" in said.err
+    assert [path.name for path in (tmp_path / "out" / "geojson").glob("*.geojson")] == ["01.geojson"]
+    assert (tmp_path / "out" / "unreadable.txt").read_text() == f"{tmp_path / '00.png'}\n"
 
 
 def test_a_data_set_s_images_have_the_numbers_of_their_rows(checkpoint, photos, tmp_path, capsys):

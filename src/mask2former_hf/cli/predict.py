@@ -119,8 +119,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--output {arguments.output}: cannot be created ({error.strerror})") from error
     except ImportError as error:
         raise UserError(f"--format {' '.join(settings.formats)}: {error}") from error
-    if process == 0:
-        _say(problems)
+    for problem in problems if process == 0 else ():
+        _say(problem)
     _predict(arguments, segmenter, rules, images, folder, settings, shards, process, processes)
     return report(arguments, folder, problems, segmenter, rules, images)
 
@@ -133,13 +133,17 @@ def _predict(arguments, segmenter, rules, images, folder, settings, shards, proc
     done = sum(len(folder.positions(shard)) for shard in shards if folder.is_done(shard))
     description = "predicting" if processes == 1 else f"predicting ({process + 1} of {processes} processes)"
     with tqdm(total=whole, initial=done, desc=description, unit="image", disable=process > 0) as bar:
-
-        def on_image(problem: str | None):
-            if problem is not None:
-                _say([problem])
-            bar.update()
-
-        run = ManyImages(segmenter, rules, images, folder, settings, arguments.batch_size, count, on_image)
+        run = ManyImages(
+            segmenter,
+            rules,
+            images,
+            folder,
+            settings,
+            arguments.batch_size,
+            count,
+            bar.update,
+            _say,
+        )
         try:
             run.run(shards)
         except WorkerDied as error:
@@ -149,13 +153,12 @@ def _predict(arguments, segmenter, rules, images, folder, settings, shards, proc
         except KeyboardInterrupt:
             bar.close()
             complete = folder.num_shards - len(folder.missing())
-            _say([f"{complete} of {folder.num_shards} shards are complete; the same command does the others"])
+            _say(f"{complete} of {folder.num_shards} shards are complete; the same command does the others")
             raise
 
 
-def _say(lines: list[str]):
-    for line in lines:
-        tqdm.write(f"mask2former-hf predict: {line}", file=sys.stderr)
+def _say(line: str):
+    tqdm.write(f"mask2former-hf predict: {line}", file=sys.stderr)  # above the bar
 
 
 def _check_numbers(arguments):

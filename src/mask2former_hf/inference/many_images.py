@@ -3,6 +3,7 @@
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 from ..data.errors import DataError, data_errors
@@ -29,7 +30,8 @@ class ManyImages:
         settings: what is written.
         batch_size: images, or tiles of an image, that go through the network at a time.
         workers: processes that read and write.
-        on_image: called after every image, with what is wrong with it or None.
+        on_image: called after every image.
+        on_problem: called with what is wrong with an image that is left out.
     """
 
     def __init__(
@@ -41,10 +43,12 @@ class ManyImages:
         settings: OutputSettings,
         batch_size: int = 1,
         workers: int = 0,
-        on_image: Callable[[str | None], None] = lambda problem: None,
+        on_image: Callable[[], object] = lambda: None,
+        on_problem: Callable[[str], object] = lambda problem: None,
     ):
         self.segmenter, self.rules, self.images, self.folder = segmenter, rules, images, folder
-        self.settings, self.batch_size, self.on_image = settings, batch_size, on_image
+        self.settings, self.batch_size = settings, batch_size
+        self.on_image, self.on_problem = on_image, on_problem
         self.workers = Workers(workers)
         self._in_tiles = segmenter.tile is not None
         self._resizing, self._keep = segmenter.resizing(rules), settings.overlays and not workers
@@ -77,19 +81,30 @@ class ManyImages:
             running.append(writing[index])
             segments += len(result.segments)
             if len(running) > 2 * (self.workers.count + self.batch_size):  # results that wait are held in memory
-                self.workers.result(running.popleft())
-            self.on_image(None)
+                self._parts(running.popleft())
+            self.on_image()
         for index in sorted(writing):  # batches of equal canvas have another order
-            results.collect(self.workers.result(writing[index]))
+            parts = self._parts(writing[index])
+            if isinstance(parts, DataError):
+                self._leave_out(index, parts, problems)
+            else:
+                results.collect(parts)
         results.close()
         summary = {
-            "images": len(writing),
+            "images": len(set(writing) - set(problems)),
             "segments": segments,
             "unreadable": [
                 {"image": self.images[index].address, "problem": problems[index]} for index in sorted(problems)
             ],
         }
         write_json(staging / SUMMARY, summary)
+
+    def _parts(self, future: Future) -> list | DataError:
+        """What an image adds to the files of all; or what is wrong with a file beside it, as of its georeference."""
+        try:
+            return self.workers.result(future)
+        except DataError as error:
+            return error
 
     def _results(self, positions: range, problems: dict[int, str]) -> Iterator[tuple]:
         """Position, image, result, and what to draw on if it is at hand; what is wrong goes into `problems`."""
@@ -112,6 +127,7 @@ class ManyImages:
                 result = self.segmenter.segment_windows(image, self.rules, self.batch_size, progress=True)
             except DataError as error:  # windows of a file are read with the tiles
                 self._leave_out(index, error, problems)
+                self.on_image()
                 continue
             yield index, found, result, image if self._keep else None
 
@@ -132,7 +148,8 @@ class ManyImages:
             yield index, found, self.workers.result(future)
         except DataError as error:
             self._leave_out(index, error, problems)
+            self.on_image()
 
     def _leave_out(self, index: int, error: DataError, problems: dict[int, str]):
         problems[index] = str(error)
-        self.on_image(str(error))
+        self.on_problem(str(error))

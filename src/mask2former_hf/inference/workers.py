@@ -98,7 +98,11 @@ def write_result(
     Args:
         image: what to draw on; None to open it again, which costs less than its way from one process to another.
         in_tiles: whether it is opened as for tiles.
+
+    Raises:
+        DataError: for files of the image that cannot be read.
     """
     if image is None and settings.overlays:
-        image = open_windows(found.source, in_tiles)
+        with data_errors():
+            image = open_windows(found.source, in_tiles)
     return ResultFolder(folder, settings, place).write(found, result, image)

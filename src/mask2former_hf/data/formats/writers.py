@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
+from ..errors import data_errors
 from ..georeference import Georeference, read_georeference
 from ..json_files import write_json
 from . import geojson, label_studio, labelme, parquet, yolo
@@ -128,7 +129,10 @@ class GeoJson(FormatWriter):
     images = ""
 
     def write(self, image, masks):
-        reference = image.georeference or (read_georeference(image.path) if image.path.is_file() else None)
+        reference = image.georeference
+        if reference is None and image.path.is_file():  # rows of data sets have no file
+            with data_errors():
+                reference = read_georeference(image.path)
         content = geojson.feature_collection(masks, self.tolerance, reference)
         write_json(self._file("", image, ".geojson"), content, indent=None)
 
