@@ -214,7 +214,8 @@ def test_a_second_run_does_not_mix_with_the_first(checkpoint, photos, tmp_path, 
     assert before == {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
     assert predict(photos[0], *given, "--task", "instance", "--overwrite") == 0
     left = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
-    assert left == {"notes.txt", "overlays/a.png", "instances.json", "categories.json"}
+    of_the_run = {"run.json", "summary.json"}
+    assert left == {"notes.txt", "overlays/a.png", "instances.json", "categories.json"} | of_the_run
 
 
 def test_overwriting_removes_neither_inputs_nor_what_no_run_has_written(checkpoint, photos, tmp_path, capsys):

@@ -129,6 +129,8 @@ def test_what_is_no_image_is_refused(segmenters, tmp_path):
         segmenter(7)
     with pytest.raises(OSError, match="none.png"):
         segmenter(tmp_path / "none.png")
+    with pytest.raises(OSError, match=r"a folder, .*give .* files"):
+        segmenter(tmp_path)
     with pytest.raises(ValueError, match="image is float32"):
         segmenter(np.zeros((8, 8, 3), dtype=np.float32))
     with pytest.raises(ValueError, match="threshold=2 must lie between 0 and 1"):

@@ -23,6 +23,9 @@ def run(arguments: argparse.Namespace, remove_earlier: Callable[[], None]) -> in
     """`remove_earlier` takes away an earlier run's results, once nothing stands in the way of new ones."""
     given = {"refine": arguments.refine, "tta": arguments.tta, "tile": arguments.tile, "overlap": arguments.overlap}
     given |= {"tolerance": arguments.tolerance, "batch-size": arguments.batch_size > 1}
+    given |= {"num-workers": arguments.num_workers is not None, "num-shards": arguments.num_shards is not None}
+    given |= {"shard": arguments.shard is not None, "no-overlays": arguments.no_overlays}
+    given |= {name: getattr(arguments, name) is not None for name in ("root", "split", "column")}
     given["format"] = arguments.format != ["coco"]
     for flag, value in given.items():
         if value:

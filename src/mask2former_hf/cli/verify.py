@@ -14,6 +14,7 @@ from transformers.utils import ModelOutput
 from .. import __version__
 from ..data import kinds
 from ..data.bands import read_pixels
+from ..data.image_lists import find_files
 from ..data.json_files import write_json
 from ..evaluation.evaluator import evaluate, headline
 from ..inference.exported import ExportedModel, is_exported
@@ -24,7 +25,6 @@ from ..model.channels import image_channels
 from .datasets import add_data_arguments, load_split
 from .loading import load
 from .main import UserError
-from .predict import find_images
 
 NOISE_SIZE = (480, 640)
 # Trained weights differ by about 1e-6. One bit of an attention mask that falls the other way, at a logit of zero to
@@ -97,12 +97,12 @@ def read_images(paths: list[Path] | None, channels: int | None, most: int | None
     """The images, or so many of them, evenly spread; without paths one of noise that is the same every time."""
     if not paths:
         return [np.random.default_rng(0).integers(0, 256, (*NOISE_SIZE, channels or 3), dtype=np.uint8)]
-    files, problems = find_images(paths)
+    files, problems = find_files(map(str, paths))
     if problems:
         raise UserError(f"--images {problems[0]}")
     count = len(files) if most is None else min(len(files), most)
     try:
-        return [read_pixels(found.path, channels) for found in (files[n * len(files) // count] for n in range(count))]
+        return [read_pixels(files.paths[n * len(files) // count], channels) for n in range(count)]
     except (OSError, ValueError) as error:
         raise UserError(f"--images {error}") from error
 

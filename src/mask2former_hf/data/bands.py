@@ -19,15 +19,20 @@ _SAMPLES_PER_PIXEL, _PLANAR, _GDAL_NODATA = 277, 284, 42113  # TIFF tags
 CHOOSE = "{} are wanted, the model's or those of channels=: choose bands with gdal_translate -b 1 -b 2 ..., or NumPy"
 
 
-def read_pixels(path: str | Path, channels: int | None = None) -> np.ndarray:
+def read_pixels(path: str | Path, channels: int | None = None, content: bytes | None = None) -> np.ndarray:
     """An image file: (H, W, 3) uint8 RGB, or (H, W, channels) of `to_bands`.
 
     Pixels of the value that the file declares to be "no data" (GDAL's tag) become 0, which is said once.
+
+    Args:
+        content: of the file, if it was read already; `path` is for errors then.
 
     Raises:
         OSError: for files that are missing or damaged, and for a TIFF that Pillow cannot read if rasterio is missing.
         ValueError: for another number of bands or pages.
     """
+    if content is not None:
+        return read_as(path, lambda image, where: to_pixels(image, where, channels), content=content)
     path = Path(path)
     if channels is None:
         return read_image(path)

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import io
 import logging
 import os
 import stat
@@ -115,11 +116,15 @@ def _refuse_pages(image: Image.Image, where):
         raise ValueError(f"{where}: has {image.n_frames} pages; a map of ids has one, save each as a file of its own")
 
 
-def read_image(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of an image file, upright, or of an array of NumPy (.npy), (H, W) or (H, W, C)."""
-    if Path(path).suffix.lower() == ARRAY_SUFFIX:
+def read_image(path: str | Path, content: bytes | None = None) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of an image file, upright, or of an array of NumPy (.npy), (H, W) or (H, W, C).
+
+    Args:
+        content: of the file, if it was read already; `path` is for errors then.
+    """
+    if content is None and Path(path).suffix.lower() == ARRAY_SUFFIX:
         return to_rgb(load_array(path), path)
-    return read_as(path, to_rgb)
+    return read_as(path, to_rgb, content=content)
 
 
 def read_map(path: Path) -> np.ndarray:
@@ -215,34 +220,61 @@ def _has_late_texts(path: str | Path) -> bool:
 
 def open_image(path: str | Path) -> Image.Image:
     """`PIL.Image.open` of a file; of nothing else, because a pipe without a writer is waited for without end."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(
+            f"{path}: a folder, where an image is wanted; give its files, sorted(folder.iterdir())"
+        )
+    if not stat.S_ISREG(mode):
         raise OSError(f"{path}: neither a file nor a link to one")
     return Image.open(path)
 
 
-def read_as(path: Path, convert: Callable, whole: bool = True):
+def load(image: Image.Image, where: str | Path) -> Image.Image:
+    """An image whose pixels are decoded, which PIL leaves for later.
+
+    Raises:
+        OSError: for whatever damaged files raise.
+    """
+    with _decoding(where):
+        image.load()
+    return image
+
+
+@contextlib.contextmanager
+def _decoding(where: str | Path):
+    """Pillow has no common class for what damaged files raise: SyntaxError, ..."""
+    try:
+        yield
+    except (FileNotFoundError, IsADirectoryError):
+        raise
+    except Image.DecompressionBombError as error:
+        raise OSError(
+            f"{where}: has more than {2 * Image.MAX_IMAGE_PIXELS} pixels, which Pillow refuses; make a TIFF of it "
+            "(gdal_translate -of COG), whose windows rasterio reads when it is segmented in tiles"
+        ) from error
+    except Exception as error:
+        repair = "replace the file or leave it out"
+        if is_tiff(where):
+            repair += "; if it has more bands or bits than a photo, train a model of bands on such (--channels)"
+        raise OSError(f"{where}: not a readable image ({error}); {repair}") from error
+
+
+def read_as(path: str | Path, convert: Callable, whole: bool = True, content: bytes | None = None):
     """What `convert(image, path)` makes of the picture in a file; of its header alone if not `whole`.
+
+    Args:
+        content: of the file, if it was read already; `path` is for errors then.
 
     Raises:
         OSError: for files that are missing or damaged.
     """
     with contextlib.ExitStack() as stack:
-        try:
-            image = stack.enter_context(open_image(path))
+        with _decoding(path):
+            opened = open_image(path) if content is None else Image.open(io.BytesIO(content))
+            image = stack.enter_context(opened)
             if whole:
                 image.load()
-        except FileNotFoundError:
-            raise
-        except Image.DecompressionBombError as error:
-            raise OSError(
-                f"{path}: has more than {2 * Image.MAX_IMAGE_PIXELS} pixels, which Pillow refuses; make a TIFF of it "
-                "(gdal_translate -of COG), whose windows rasterio reads when it is segmented in tiles"
-            ) from error
-        except Exception as error:  # Pillow has no common class for what damaged files raise: SyntaxError, ...
-            repair = "replace the file or leave it out"
-            if is_tiff(path):
-                repair += "; if it has more bands or bits than a photo, train a model of bands on such (--channels)"
-            raise OSError(f"{path}: not a readable image ({error}); {repair}") from error
         return convert(image, path)
 
 

@@ -76,9 +76,7 @@ def _logits(
     sizes = [image.shape[:2] for image in images]
     window = model.config.sliding_window if rules.task == "semantic" else None
     if window is None and not tta:
-        inputs = processor(pictures, return_tensors="pt")  # its pixel_mask is read on the host
-        inputs["pixel_values"] = inputs["pixel_values"].to(model.device)
-        yield from logits_per_image((replay or model)(**inputs), sizes)
+        yield from _plain_logits(model, processor, pictures, sizes, replay)
         return
     for picture, size in zip(pictures, sizes, strict=True):
         if window is not None:
@@ -96,6 +94,22 @@ def as_processed(image: np.ndarray, channels: int | None):
     A photo is a picture of Pillow's; bands come first, which processors take for channels in doubt.
     """
     return Image.fromarray(image) if channels is None else image.transpose(2, 0, 1)
+
+
+def _plain_logits(model, processor, pictures: list, sizes, replay: Replay | None, **options) -> Iterator[tuple]:
+    inputs = processor(pictures, return_tensors="pt", **options)  # its pixel_mask is read on the host
+    inputs["pixel_values"] = inputs["pixel_values"].to(model.device)
+    yield from logits_per_image((replay or model)(**inputs), sizes)
+
+
+@torch.inference_mode()
+def segment_resized(
+    model, processor, resized: Sequence[np.ndarray], sizes, rules: Rules, replay: Replay | None = None
+) -> list[Segmentation]:
+    """The results of photos that are resized as by the processor; `sizes` are those before, and of the results."""
+    pictures = [Image.fromarray(image) for image in resized]
+    found = _plain_logits(model, processor, pictures, sizes, replay, do_resize=False)
+    return [segment_logits(logits, rules) for logits in found]
 
 
 def segment_outputs(

@@ -148,10 +148,9 @@ class Segmentation:
         """
         if self.task != "panoptic":
             raise ValueError(f"task={self.task!r}: only panoptic results have COCO's panoptic form; use to_coco()")
-        colours = np.empty((*self.size, 3), dtype=np.uint8)
-        for row, ids in zip(colours, self.map, strict=True):  # by rows: maps of large images fill the memory
-            row[:] = ids[:, None] >> (0, 8, 16) & 255
-        return Image.fromarray(colours), [{"id": segment.id, **self._entry(segment)} for segment in self.segments]
+        digits = self.map.astype("<i4", copy=False).view(np.uint8).reshape(*self.size, 4)  # base 256, lowest first
+        picture = Image.fromarray(np.ascontiguousarray(digits[..., :3]))
+        return picture, [{"id": segment.id, **self._entry(segment)} for segment in self.segments]
 
     def labelled_masks(self) -> Iterator[LabelledMask]:
         """What writers of other formats take: each segment with its name, cut out of the image."""
@@ -184,7 +183,9 @@ class Segmentation:
 
     def to_rows(self, image_id: int | str, file_name: str) -> list[dict]:
         """A row per segment with COCO's run lengths, for tables such as Parquet; see `data.formats.parquet`."""
-        return parquet.rows(self.labelled_masks(), self.size, image_id, file_name)
+        found = zip(self.labelled_masks(), self.runs, strict=True)
+        codes = ((mask, coco_code(runs, self.size)["counts"]) for mask, runs in found)
+        return [parquet.row(mask, self.size, image_id, file_name, counts) for mask, counts in codes]
 
     def to_supervision(self):
         """`supervision.Detections`."""

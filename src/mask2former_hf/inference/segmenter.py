@@ -1,10 +1,9 @@
 """The one way to segment: a checkpoint and images in, `Segmentation`s out. torch is imported for checkpoints alone."""
 
-import io
 import os
 import sys
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import islice
@@ -15,10 +14,13 @@ import numpy as np
 from PIL import Image
 
 from ..data.bands import read_pixels, to_pixels
+from ..data.images import load
 from ..data.windows import ImageWindows, open_raster
 from ..model.channels import check_same_channels, image_channels
 from ..model.number_checks import check_count
+from .batches import batch_schema, rows_of_batch
 from .exported import ExportedModel, is_exported
+from .photos import Photo, Resizing
 from .rules import Rules, rules_of
 from .segmentation import Segmentation
 from .tiles import OVERLAP, check_tiling, plan_tiles
@@ -166,15 +168,47 @@ class Segmenter:
         while batch := [self.read(image) for image in islice(images, batch_size)]:
             yield from self.segment(batch, rules, progress)
 
+    def on_batch(
+        self,
+        batch: Mapping[str, Sequence],
+        indices: Sequence[int] | None = None,
+        *,
+        image: str = "image",
+        image_id: str | None = None,
+        batch_size: int = 1,
+        **numbers,
+    ) -> dict[str, list]:
+        """Segment a batch of columns, as engines for many machines hand it out: one row for each segment.
+
+        It is a function for `datasets.Dataset.map(batched=True)`, for a class of Ray Data's `map_batches`, and for
+        Spark's `mapInPandas`; docs/scale.md and `examples/` have all three.
+
+        Args:
+            batch: columns by name: lists, arrays, or a DataFrame of pandas.
+            indices: numbers of the rows, which `Dataset.map(with_indices=True)` gives; they become the images' ids.
+            image: column of the images: paths, bytes, arrays, PIL, or the dicts {"bytes", "path"} of `datasets`.
+            image_id: column of the images' ids; without it, and without `indices`, the paths of the images are.
+            batch_size: images, or tiles, that go through the network at a time.
+            numbers: see `__call__`.
+
+        Returns:
+            The columns of `Segmentation.to_rows`, and `problem`: an image that cannot be read has one row, with its
+            id and what is wrong with it. An image without a segment has none. Their types: `batch_schema`.
+
+        Raises:
+            ValueError: for columns that are not there, and images without an id.
+        """
+        check_count(batch_size=batch_size)
+        return rows_of_batch(self, batch, indices, image, image_id, batch_size, self.rules(**numbers))
+
+    @staticmethod
+    def batch_schema():
+        """`pyarrow.schema` of what `on_batch` returns, for engines that guess types from the first rows."""
+        return batch_schema()
+
     def open(self, image) -> ImageWindows:
         """An image in any of its forms; of a large TIFF, if this segmenter makes tiles, nothing is read yet."""
-        if isinstance(image, ImageWindows):
-            return image
-        if self.tile is not None and isinstance(image, str | os.PathLike):
-            windows = open_raster(image, self.channels)
-            if windows is not None:
-                return windows
-        return ImageWindows(self.read(image))
+        return open_windows(image, self.tile is not None, self.channels)
 
     def read(self, image) -> np.ndarray:
         """The pixels of an image in any of its forms, (H, W, 3) uint8 RGB or the checkpoint's bands."""
@@ -217,6 +251,24 @@ class Segmenter:
             self._replay = Replay(self.model)
         return self._replay
 
+    def resizing(self, rules: Rules) -> Resizing | None:
+        """What other processes may do to images before `segment_photos`; None where results need whole images, and
+        for bands."""
+        window = getattr(self.model.config, "sliding_window", None) if rules.task == "semantic" else None
+        needs_whole = self.tta or window is not None or rules.refine == "crf" or self.channels is not None
+        if needs_whole or isinstance(self.model, ExportedModel):
+            return None
+        return Resizing.of(self.processor)
+
+    def segment_photos(self, photos: list[Photo], rules: Rules) -> list[Segmentation]:
+        """The results of a batch, of which all photos are resized, or none."""
+        if not photos[0].is_resized:
+            return self.segment([photo.pixels for photo in photos], rules)
+        from .results import segment_resized
+
+        pixels, sizes = [photo.pixels for photo in photos], [photo.size for photo in photos]
+        return segment_resized(self.model, self.processor, pixels, sizes, rules, self._replaying())
+
 
 def _load(checkpoint: str, device, dtype):
     if is_exported(checkpoint):
@@ -244,12 +296,22 @@ def is_image(value) -> bool:
         return True
     if isinstance(value, np.ndarray) or _is_tensor(value):
         return value.ndim in (2, 3)
-    if not isinstance(value, Iterable):
+    if isinstance(value, Mapping) or not isinstance(value, Iterable):
+        if isinstance(value, Mapping):
+            raise TypeError(f"images is a {type(value).__name__} of {', '.join(map(str, value))}: on_batch takes such")
         raise TypeError(
             f"images is a {type(value).__name__}: give a PIL image, a path, a URL, an array or tensor, or an iterable "
             "of these"
         )
     return False
+
+
+def open_windows(image, in_tiles: bool, channels: int | None = None) -> ImageWindows:
+    """An image in any of its forms; of a large TIFF that is segmented in tiles nothing is read yet."""
+    if isinstance(image, ImageWindows):
+        return image
+    windows = open_raster(image, channels) if in_tiles and isinstance(image, str | os.PathLike) else None
+    return ImageWindows(read(image, channels=channels)) if windows is None else windows
 
 
 def read(image, timeout: float = DOWNLOAD_TIMEOUT, channels: int | None = None) -> np.ndarray:
@@ -267,9 +329,11 @@ def read(image, timeout: float = DOWNLOAD_TIMEOUT, channels: int | None = None) 
         with urllib.request.urlopen(image, timeout=timeout) as response:
             image = response.read()
     if isinstance(image, bytes):
-        image = Image.open(io.BytesIO(image))
-    elif isinstance(image, str | os.PathLike):
+        return read_pixels("the bytes of an image", channels, image)
+    if isinstance(image, str | os.PathLike):
         return read_pixels(Path(image), channels)
+    if isinstance(image, Image.Image):
+        image = load(image, getattr(image, "filename", "") or "images")
     if _is_tensor(image) and image.ndim == 3 and image.shape[0] <= (channels or 4):
         image = image.permute(1, 2, 0)  # torch's channels come first, NumPy's last
     return to_pixels(image, getattr(image, "filename", "") or "images", channels)

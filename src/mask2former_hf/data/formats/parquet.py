@@ -8,24 +8,55 @@ from .labelled_mask import LabelledMask
 
 
 def rows(masks: Iterable[LabelledMask], size: tuple[int, int], image_id: int | str, file_name: str) -> list[dict]:
-    """A row per segment; `counts` are COCO's compressed run lengths, of the size `height` x `width`."""
+    """A row per segment."""
+    codes = ((mask, coco_code(mask.runs, size)["counts"]) for mask in masks)
+    return [row(mask, size, image_id, file_name, counts) for mask, counts in codes]
+
+
+def row(mask: LabelledMask, size: tuple[int, int], image_id: int | str, file_name: str, counts: str) -> dict:
+    """Of one segment; `counts` are COCO's compressed run lengths, of the size `height` x `width`."""
     height, width = size
-    return [
+    return {
+        "image_id": str(image_id),
+        "file_name": file_name,
+        "height": height,
+        "width": width,
+        "label_id": mask.label_id,
+        "label": mask.label,
+        "score": mask.score,
+        "iscrowd": mask.iscrowd,
+        "area": mask.area,
+        "box": list(mask.box),
+        "counts": counts,
+    }
+
+
+def row_schema():
+    """`pyarrow.schema` of the rows.
+
+    Raises:
+        ImportError: without pyarrow.
+    """
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise ImportError("Parquet needs pyarrow: pip install pyarrow") from error
+    text, whole = pyarrow.string(), pyarrow.int32()
+    return pyarrow.schema(
         {
-            "image_id": str(image_id),
-            "file_name": file_name,
-            "height": height,
-            "width": width,
-            "label_id": mask.label_id,
-            "label": mask.label,
-            "score": mask.score,
-            "iscrowd": mask.iscrowd,
-            "area": mask.area,
-            "box": list(mask.box),
-            "counts": coco_code(mask.runs, size)["counts"],
+            "image_id": text,
+            "file_name": text,
+            "height": whole,
+            "width": whole,
+            "label_id": whole,
+            "label": text,
+            "score": pyarrow.float32(),
+            "iscrowd": pyarrow.bool_(),
+            "area": pyarrow.int64(),
+            "box": pyarrow.list_(whole, 4),
+            "counts": text,
         }
-        for mask in masks
-    ]
+    )
 
 
 class RowFile:
@@ -34,27 +65,10 @@ class RowFile:
     GROUP = 10_000  # rows
 
     def __init__(self, path: Path):
-        try:
-            import pyarrow
-            from pyarrow import parquet
-        except ImportError as error:
-            raise ImportError("Parquet needs pyarrow: pip install pyarrow") from error
-        text, whole = pyarrow.string(), pyarrow.int32()
-        self.schema = pyarrow.schema(
-            {
-                "image_id": text,
-                "file_name": text,
-                "height": whole,
-                "width": whole,
-                "label_id": whole,
-                "label": text,
-                "score": pyarrow.float32(),
-                "iscrowd": pyarrow.bool_(),
-                "area": pyarrow.int64(),
-                "box": pyarrow.list_(whole, 4),
-                "counts": text,
-            }
-        )
+        self.schema = row_schema()
+        import pyarrow
+        from pyarrow import parquet
+
         self._table = pyarrow.Table.from_pylist
         self._file, self._rows = parquet.ParquetWriter(path, self.schema), []
 

@@ -3,11 +3,13 @@
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
+from ..errors import data_errors
 from ..georeference import Georeference, read_georeference
 from ..json_files import write_json
 from . import geojson, label_studio, labelme, parquet, yolo
@@ -37,6 +39,9 @@ class ImageFile(NamedTuple):
 class FormatWriter:
     """Writes segments of images; `close` writes what belongs to all images together.
 
+    What `write` does for one image depends on no other, so that other processes may do it: a writer there has written
+    the image's files, and the one that is closed collects, in the order of the images, what `write` returned.
+
     Args:
         root: folder to write into.
         id2label: names of all classes, by index.
@@ -44,6 +49,7 @@ class FormatWriter:
         split: "train", "val", or "" for what has no splits, such as predictions.
         tolerance: of polygons; see `data.polygons.polygons_of`.
         annotated_by: name of the model that made the segments; None for annotations of people.
+        place: where the folder will be in the end; None where it is.
 
     Raises:
         ImportError: if a package that the format needs is missing.
@@ -60,13 +66,20 @@ class FormatWriter:
         split: str = "",
         tolerance: float = 0.0,
         annotated_by: str | None = None,
+        place: Path | None = None,
     ):
-        if missing := [name for name in self.needs if find_spec(name) is None]:
-            raise ImportError(f"needs the packages {', '.join(missing)}: pip install {' '.join(missing)}")
+        self.check_packages()
         self.root, self.split, self.tolerance, self.annotated_by = Path(root), split, tolerance, annotated_by
         self.id2label, self.stuff_label_ids = dict(id2label), frozenset(stuff_label_ids)
+        self.place = self.root if place is None else Path(place)
         self.lost = Counter()  # what the format cannot say, in words -> how often it occurred
         self.root.mkdir(parents=True, exist_ok=True)
+
+    @classmethod
+    def check_packages(cls):
+        """Fail before the first image if a package that the format needs is missing."""
+        if missing := [name for name in cls.needs if find_spec(name) is None]:
+            raise ImportError(f"needs the packages {', '.join(missing)}: pip install {' '.join(missing)}")
 
     def image_path(self, name: str) -> Path:
         """Where an image of a data set in this format lies."""
@@ -74,7 +87,14 @@ class FormatWriter:
 
     def add(self, image: ImageFile, masks: Iterable[LabelledMask]):
         """Write the segments of an image."""
+        self.collect(self.write(image, masks))
+
+    def write(self, image: ImageFile, masks: Iterable[LabelledMask]):
+        """Write the files of an image; returns what goes into those of all images, or None."""
         raise NotImplementedError
+
+    def collect(self, part):
+        """Take what `write` returned."""
 
     def close(self):
         """Write what belongs to all images together; the least is the names of the classes."""
@@ -108,8 +128,11 @@ class GeoJson(FormatWriter):
     needs = ("shapely",)
     images = ""
 
-    def add(self, image, masks):
-        reference = image.georeference or read_georeference(image.path)
+    def write(self, image, masks):
+        reference = image.georeference
+        if reference is None and image.path.is_file():  # rows of data sets have no file
+            with data_errors():
+                reference = read_georeference(image.path)
         content = geojson.feature_collection(masks, self.tolerance, reference)
         write_json(self._file("", image, ".geojson"), content, indent=None)
 
@@ -119,7 +142,7 @@ class Yolo(FormatWriter):
 
     needs = ("shapely", "yaml")
 
-    def add(self, image, masks):
+    def write(self, image, masks):
         text = yolo.label_lines(self.without_crowds(masks), image.size, self.tolerance)
         self._file("labels", image, ".txt").write_text(text, encoding="utf-8")
 
@@ -136,9 +159,10 @@ class Labelme(FormatWriter):
     needs = ("shapely",)
     images = ""
 
-    def add(self, image, masks):
+    def write(self, image, masks):
         path = self._file("", image, ".json")
-        relative = Path(os.path.relpath(image.path, path.parent)).as_posix()
+        folder = self.place / path.parent.relative_to(self.root)
+        relative = Path(os.path.relpath(image.path, folder)).as_posix()
         write_json(path, labelme.labelme_json(masks, image.size, relative, self.tolerance))
 
 
@@ -149,10 +173,13 @@ class LabelStudio(FormatWriter):
         super().__init__(*arguments, **options)
         self._tasks = []
 
-    def add(self, image, masks):
+    def write(self, image, masks):
         name = image.path.relative_to(self.root).as_posix() if image.path.is_relative_to(self.root) else image.name
         address = f"/data/local-files/?d={quote(name)}"
-        self._tasks.append(label_studio.task(self.without_crowds(masks), image.size, address, self.annotated_by))
+        return label_studio.task(self.without_crowds(masks), image.size, address, self.annotated_by)
+
+    def collect(self, part):
+        self._tasks.append(part)
 
     def close(self):
         super().close()
@@ -165,12 +192,15 @@ class Parquet(FormatWriter):
 
     needs = ("pyarrow",)
 
-    def __init__(self, *arguments, **options):
-        super().__init__(*arguments, **options)
-        self._rows = parquet.RowFile(self._named("segments", ".parquet"))
+    @cached_property
+    def _rows(self) -> parquet.RowFile:
+        return parquet.RowFile(self._named("segments", ".parquet"))
 
-    def add(self, image, masks):
-        self._rows.add(parquet.rows(masks, image.size, image.image_id, image.name))
+    def write(self, image, masks):
+        return parquet.rows(masks, image.size, image.image_id, image.name)
+
+    def collect(self, part):
+        self._rows.add(part)
 
     def close(self):
         super().close()
