@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from .coco_json import FILE_NAME, ID, load_coco, same_id
+from .coco_json import load_coco, same_id
+from .fields import FILE_NAME, ID
 from .images import ARRAY_SUFFIX, IMAGE_SUFFIXES
 
 HUB = "hf://datasets/"
