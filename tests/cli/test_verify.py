@@ -48,7 +48,7 @@ def test_the_difference_is_that_of_the_logits(checkpoint):
     stock = verify.load_stock(checkpoint, "cpu")
     assert type(stock) is transformers.Mask2FormerForUniversalSegmentation
     stock.class_predictor.bias.data[2] += 3.0
-    image = verify.read_images(None)[0]
+    image = verify.read_images(None, None)[0]
     report = verify.compare(model, stock, processor, [image], repeats=1)
     with torch.no_grad():
         logits = stock(**processor(image, return_tensors="pt")).class_queries_logits
@@ -129,4 +129,4 @@ def test_an_export_and_videos_are_refused_by_name(tmp_path, capsys):
     assert main(["evaluate", "--model", str(tmp_path), "--data", "scenes"]) == 2
     assert "is an export, which `predict` takes for images; give its checkpoint" in capsys.readouterr().err
     assert main(["evaluate", "--model", str(tmp_path), "--data", "moving-scenes"]) == 2
-    assert "is of videos, which `train` alone takes" in capsys.readouterr().err
+    assert "not give what objects of a video are linked by" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from ..data.reader import read_bands_of
 from ..data.rle import coco_code
 from ..data.runs import NOTHING, joined, runs_of_map
 from ..data.windows import ImageWindows
-from ..inference.known_labels import task_of
+from ..inference.known_labels import task_of, window_of
 from ..inference.results import segment_outputs
 from ..inference.rules import rules_of
 from ..inference.segmentation import Segmentation
@@ -268,7 +268,7 @@ def run_evaluation(
     device = next(iter(model.parameters())).device
     model.eval()
     # which knows of views, windows and tiles; otherwise one forward serves every task
-    several = tta or tile is not None or model.config.sliding_window is not None
+    several = tta or tile is not None or window_of(model.config) is not None
     segmenter = Segmenter.of(model, evaluator.processor, tta=tta, tile=tile, overlap=overlap) if several else None
     try:
         with forward_in(autocast, model, device):

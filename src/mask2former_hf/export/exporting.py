@@ -13,7 +13,7 @@ import torch
 from .. import __version__
 from ..inference.export_files import REPORT
 from ..inference.exported import MODEL, ExportedModel, input_numbers
-from ..inference.known_labels import stuff_of, task_of
+from ..inference.known_labels import stuff_of, task_of, window_of
 from ..inference.rules import Rules, rules_of
 from ..model.channels import check_same_channels
 from ..model.modeling_mask2former_video import Mask2FormerForVideoSegmentation
@@ -163,7 +163,7 @@ def check_model(model):
     """Refuse models whose results a graph of one image does not give."""
     if isinstance(model, Mask2FormerForVideoSegmentation):
         raise ExportError("a model of clips is not exported: a graph takes images, and objects would lose their ids")
-    if model.config.sliding_window is not None:
+    if window_of(model.config) is not None:
         raise ExportError(
             "checkpoints with a sliding window are not exported: a graph sees an image once; use Segmenter"
         )

@@ -15,7 +15,7 @@ from transformers.image_utils import load_image
 from transformers.pipelines.image_segmentation import ImageSegmentationPipeline
 from transformers.utils import ModelOutput, logging
 
-from ..inference.known_labels import task_of
+from ..inference.known_labels import task_of, window_of
 from ..inference.results import as_processed, from_scores, segment_outputs
 from ..inference.rules import rules_of
 from ..inference.segmenter import DOWNLOAD_TIMEOUT, read
@@ -63,7 +63,7 @@ class Mask2FormerSegmentationPipeline(ImageSegmentationPipeline):
         channels = image_channels(self.image_processor)
         pixels = read(image, timeout=timeout or DOWNLOAD_TIMEOUT, channels=channels)
         config = self.model.config
-        if config.sliding_window is not None and (subtask or task_of(config)) == "semantic":
+        if window_of(config, subtask or task_of(config)) is not None:
             return {"inputs": {"image": pixels}, "target_size": torch.tensor([pixels.shape[:2]])}
         inputs = self.image_processor([as_processed(pixels, channels)], return_tensors="pt")
         return {"inputs": dict(inputs), "target_size": torch.tensor([pixels.shape[:2]])}
@@ -72,7 +72,7 @@ class Mask2FormerSegmentationPipeline(ImageSegmentationPipeline):
         inputs, sizes = model_inputs["inputs"], model_inputs["target_size"]
         inputs = inputs if isinstance(inputs, list) else [inputs]  # transformers collates tensors, and lists the rest
         if "image" in inputs[0]:
-            window = self.model.config.sliding_window
+            window = window_of(self.model.config)
             channels = image_channels(self.image_processor)
             pairs = zip((as_processed(item["image"], channels) for item in inputs), sizes.tolist(), strict=True)
             scores = [sliding_scores(self.model, self.image_processor, *pair, window) for pair in pairs]

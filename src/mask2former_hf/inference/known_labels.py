@@ -32,6 +32,15 @@ def task_of(config) -> str:
     return "instance" if stuff_of(config) == [] else "panoptic"
 
 
+def window_of(config, task: str = "semantic") -> dict | None:
+    """The sliding window that results of a task are averaged over, `{"side", "stride"}`; None for none.
+
+    Args:
+        config: a `Mask2FormerConfig`; transformers' has no such field.
+    """
+    return getattr(config, "sliding_window", None) if task == "semantic" else None
+
+
 def stuff_of(config, processor=None) -> list[int] | None:
     """Labels that are stuff: the config's `stuff_label_ids`, else the processor's `label_ids_to_fuse`, else those of a
     known label set; `None` if unknown.

@@ -17,6 +17,7 @@ from ..model.postprocessing import (
     stack_instances,
 )
 from .crf import crf_instance_decision, crf_panoptic_segmentation, crf_semantic_map, dense_crf, map_of_winners
+from .known_labels import window_of
 from .otsu import otsu_decision
 from .replay import Replay
 from .rules import Rules
@@ -74,7 +75,7 @@ def _logits(
     """Per image its logits and sizes; or, of semantic results that are averages, (K, H, W) scores."""
     pictures = [as_processed(image, image_channels(processor)) for image in images]
     sizes = [image.shape[:2] for image in images]
-    window = model.config.sliding_window if rules.task == "semantic" else None
+    window = window_of(model.config, rules.task)
     if window is None and not tta:
         yield from _plain_logits(model, processor, pictures, sizes, replay)
         return

@@ -20,6 +20,7 @@ from ..model.channels import check_same_channels, image_channels
 from ..model.number_checks import check_count
 from .batches import batch_schema, rows_of_batch
 from .exported import ExportedModel, is_exported
+from .known_labels import window_of
 from .photos import Photo, Resizing
 from .rules import Rules, rules_of
 from .segmentation import Segmentation
@@ -254,7 +255,7 @@ class Segmenter:
     def resizing(self, rules: Rules) -> Resizing | None:
         """What other processes may do to images before `segment_photos`; None where results need whole images, and
         for bands."""
-        window = getattr(self.model.config, "sliding_window", None) if rules.task == "semantic" else None
+        window = window_of(self.model.config, rules.task)
         needs_whole = self.tta or window is not None or rules.refine == "crf" or self.channels is not None
         if needs_whole or isinstance(self.model, ExportedModel):
             return None
