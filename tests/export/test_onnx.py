@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from exports import FAMILIES, SMALL, family_model
@@ -165,9 +166,12 @@ def test_overwriting_replaces_an_export_and_nothing_else(tmp_path):
 def test_weights_that_one_file_cannot_hold_lie_beside_it(tmp_path, monkeypatch):
     monkeypatch.setattr(tracing, "LARGEST_FILE", 1000)
     model = tiny_model("resnet", **SMALL)
-    run = session(tracing.trace_network(Network(model), None, 17), tmp_path / "model.onnx").run
+    network = tracing.trace_network(Network(model), None, 17)
+    whole = tracing.joined(network, tracing.trace_results("semantic", model.config, 1, True, 17), {})
+    run = session(whole, tmp_path / "model.onnx").run
     assert (tmp_path / "model.onnx.data").stat().st_size > (tmp_path / "model.onnx").stat().st_size
-    assert largest_difference(model, run, 1, 64, 64) < 1e-4
+    sizes = {"image_size": np.array([64, 64]), "target_size": np.array([64, 64])}
+    assert largest_difference(model, lambda names, feed: run(names, feed | sizes), 1, 64, 64) < 1e-4
 
 
 def test_settings_that_do_not_fit_are_named(decided, processor, tmp_path):

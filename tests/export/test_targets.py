@@ -12,7 +12,7 @@ from PIL import Image
 
 from mask2former_hf import Segmenter, export_model, use_kernel
 from mask2former_hf.cli.main import main
-from mask2former_hf.export import errors
+from mask2former_hf.export import errors, programs
 from mask2former_hf.inference.exported import LOGITS, ExportedModel
 
 pytest.importorskip("onnxruntime")
@@ -58,6 +58,15 @@ def test_the_exporter_of_transformers_takes_the_model(tmp_path):
         expected = model(pixels)
     for name in LOGITS:
         torch.testing.assert_close(torch.as_tensor(outputs[name]), expected[name], rtol=1e-4, atol=1e-4)
+
+
+def test_a_compiler_that_fails_is_one_line(tmp_path, monkeypatch):
+    def fails(program, package_path):
+        raise RuntimeError("C++ compile error\ncommand: ...")
+
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", fails)
+    with pytest.raises(errors.ExportError, match=r"ahead of time \(C\+\+ compile error\); name a C\+\+ compiler"):
+        programs._compile(None, tmp_path / "model_compiled.pt2")
 
 
 def test_a_program_runs_from_its_file(checkpoint, decided, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def export_program(
         row |= _differences(torch.export.load(staging / PROGRAM).module(), pixels, expected)
         if shutil.which(os.environ.get("CXX", "c++")):
             on_step("compiling it ahead of time")
-            torch._inductor.aoti_compile_and_package(program, package_path=str(staging / PACKAGE))
+            _compile(program, staging / PACKAGE)
             compiled = torch._inductor.aoti_load_package(str(staging / PACKAGE))
             row |= {f"compiled_{name}": value for name, value in _differences(compiled, pixels, expected).items()}
         model.config.save_pretrained(staging)
@@ -64,6 +65,17 @@ def export_program(
         report = {"size": list(size), "versions": versions("torch", "transformers"), "differences": [row]}
         write_report(staging, PROGRAM_REPORT, report)
     return report
+
+
+def _compile(program, path: Path):
+    try:
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    except (RuntimeError, subprocess.CalledProcessError) as error:  # the compiler's, and what comes before it
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ExportError(
+            f"the program cannot be compiled ahead of time ({reason}); name a C++ compiler with OpenMP in "
+            f"the variable CXX, or one that does not exist to leave {path.name} out"
+        ) from error
 
 
 def _differences(run, pixels, expected) -> dict[str, float]:
