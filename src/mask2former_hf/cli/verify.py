@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if report["equal"] else 1
 
 
-def read_images(paths: list[Path] | None, channels: int | None) -> list[np.ndarray]:
+def read_images(paths: list[Path] | None, channels: int | None = None) -> list[np.ndarray]:
     """The images, or one of noise that is the same every time."""
     if not paths:
         return [np.random.default_rng(0).integers(0, 256, (*NOISE_SIZE, channels or 3), dtype=np.uint8)]
