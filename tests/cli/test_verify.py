@@ -48,7 +48,7 @@ def test_the_difference_is_that_of_the_logits(checkpoint):
     stock = verify.load_stock(checkpoint, "cpu")
     assert type(stock) is transformers.Mask2FormerForUniversalSegmentation
     stock.class_predictor.bias.data[2] += 3.0
-    image = verify.read_images(None, None)[0]
+    image = verify.read_images(None)[0]
     report = verify.compare(model, stock, processor, [image], repeats=1)
     with torch.no_grad():
         logits = stock(**processor(image, return_tensors="pt")).class_queries_logits

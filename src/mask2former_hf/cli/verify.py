@@ -93,7 +93,7 @@ def _check_data_flags(arguments):
         raise UserError(f"--{flag} {getattr(arguments, given[0])}: is of a data set; name its kind with --data")
 
 
-def read_images(paths: list[Path] | None, channels: int | None, most: int | None = None) -> list[np.ndarray]:
+def read_images(paths: list[Path] | None, channels: int | None = None, most: int | None = None) -> list[np.ndarray]:
     """The images, or so many of them, evenly spread; without paths one of noise that is the same every time."""
     if not paths:
         return [np.random.default_rng(0).integers(0, 256, (*NOISE_SIZE, channels or 3), dtype=np.uint8)]

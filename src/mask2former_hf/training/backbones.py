@@ -1,7 +1,7 @@
 """Backbones by name, and a new model on one of them."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ from ..model.modeling_mask2former import Mask2FormerForUniversalSegmentation
 from .inflation import MEAN, set_channels, with_channels
 from .recipes import Recipe
 from .timm_backbones import is_timm, timm_config, timm_normalisation, timm_weights
-from .vit_backbones import VITS, normalisation, with_maps
+from .vit_backbones import NORMALISATION, VITS, normalisation, with_maps
 
 
 class Backbone(NamedTuple):
@@ -144,8 +144,11 @@ def new_model(
     return model if channels in (None, model_channels(model.config)) else with_channels(model, channels, inflate)
 
 
-def normalisation_of(source: str | Recipe, random_weights: bool = False) -> dict[str, list[float]]:
-    """`image_mean` and `image_std` for images as those that the weights of a backbone or a checkpoint were trained on.
+def normalisation_of(
+    source: str | Recipe, random_weights: bool = False, names: Sequence[str] = NORMALISATION
+) -> dict[str, list[float]]:
+    """`image_mean` and `image_std` for images as those that the weights of a backbone or a checkpoint were trained on;
+    or other fields of its processor.
 
     Empty for a source without a processor, and for one of the Hub that is not on this machine where it cannot be
     reached, or nothing of it is loaded.
@@ -155,8 +158,8 @@ def normalisation_of(source: str | Recipe, random_weights: bool = False) -> dict
         return {}
     source = BACKBONES[name].weights if name in BACKBONES else name
     if is_timm(source):
-        return timm_normalisation(source)
-    return normalisation(source, local_files_only=os.path.isdir(source) or random_weights or not _hub_answers())
+        return {name: value for name, value in timm_normalisation(source).items() if name in names}
+    return normalisation(source, os.path.isdir(source) or random_weights or not _hub_answers(), names)
 
 
 def _weights(name: str, source: str, config) -> dict:

@@ -7,8 +7,9 @@ import numpy as np
 
 from ..data.pictures import shown_bands
 from ..data.statistics import measure_bands
-from ..inference.loading import load_processor
-from ..model.channels import MOST_CHANNELS, image_channels, model_channels
+from ..model.channels import MOST_CHANNELS, model_channels
+from ..model.channels import check_channels as channels_by_statistics
+from .backbones import normalisation_of
 from .inflation import INFLATIONS, ZERO
 from .settings import TrainingSettings, check_numbers, starts_pretrained
 
@@ -61,7 +62,7 @@ def channels_of_run(settings: TrainingSettings, model) -> int | None:
     """
     channels = settings.channels
     if channels is None and settings.model is not None:
-        channels = image_channels(load_processor(settings.model))
+        channels = _channels_of(_own_fields(settings.model))
     if channels is None and model_channels(model.config) != 3:
         channels = model_channels(model.config)
     if settings.show_bands is not None:
@@ -74,8 +75,8 @@ def channels_of_run(settings: TrainingSettings, model) -> int | None:
 def bands_of_run(settings: TrainingSettings, channels: int | None, dataset) -> Bands:
     """How the processor brings a run's images to the scale of the network.
 
-    As the settings say; else as the checkpoint's own processor does, if it has so many bands; else by the mean and the
-    deviation of every band in the training images, which white, 1/255 of 8 bits and 1/65535 of 16, makes readable.
+    As the settings say; else as the checkpoint's own processor does, if it has so many bands; else by mean and
+    deviation of every band in the training images, after a factor of 1/255 for 8 bits, 1/65535 for 16, 1 for floats.
 
     Raises:
         ValueError: for images that differ in type, or have other bands.
@@ -85,8 +86,9 @@ def bands_of_run(settings: TrainingSettings, channels: int | None, dataset) -> B
     if channels is None:
         return Bands(None, given)
     fields, reason = {"num_channels": channels}, "as given"
-    if settings.model is not None and image_channels(own := load_processor(settings.model)) == channels:
-        fields |= {name: getattr(own, name) for name in STATISTICS}
+    own = {} if settings.model is None else _own_fields(settings.model)
+    if own.keys() >= set(STATISTICS) and _channels_of(own) == channels:
+        fields |= {name: own[name] for name in STATISTICS}
         reason = "the checkpoint's"
     elif len(given) < len(STATISTICS):
         measured = measure_bands(dataset, LOOKED_AT)
@@ -96,3 +98,12 @@ def bands_of_run(settings: TrainingSettings, channels: int | None, dataset) -> B
         fields["image_std"] = [float(f"{abs(factor) * value:.6g}") for value in measured.std]
         reason = f"measured on {measured.images} images of {measured.dtype}"
     return Bands(channels, fields | given, reason)
+
+
+def _own_fields(checkpoint: str) -> dict:
+    """What the processor of a checkpoint says of channels; empty if there is none."""
+    return normalisation_of(checkpoint, names=(*STATISTICS, "num_channels"))
+
+
+def _channels_of(fields: Mapping) -> int | None:
+    return channels_by_statistics(*map(fields.get, ("num_channels", "image_mean", "image_std")))

@@ -372,6 +372,7 @@ def check(settings: TrainingSettings):
     factors = ("learning_rate", "clip", "mask_weight", "weight_decay", "backbone_multiplier", "teacher_weight")
     check_numbers(settings, 0, factors)
     check_numbers(settings, 0, ("seed",), most=2**32 - 1)
+    check_numbers(settings, -(10**9), ("image_mean", "image_std", "rescale_factor"), most=10**9)
     if len(settings.test_size or ()) > 2:
         raise ValueError(f"test_size={settings.test_size}: must be one or two numbers, short and largest long side")
     choices = {"task": TASKS, "augmentation": AUGMENTATIONS, "mask_loss": MASK_LOSSES, "vit_neck": VIT_NECKS} | DESIGNS

@@ -1,6 +1,6 @@
 """Plain ViTs by short name, which maps of a backbone are asked for, and how its images are normalised."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from transformers import Dinov2Config, DINOv3ViTConfig, ImageProcessingMixin, PreTrainedConfig
@@ -8,7 +8,7 @@ from transformers import Dinov2Config, DINOv3ViTConfig, ImageProcessingMixin, Pr
 from ..model.plain_vit import LEAST_PATCH, patch_size_of
 from ..model.vit_adapter import tapped_blocks
 
-_NORMALISATION = ("image_mean", "image_std")
+NORMALISATION = ("image_mean", "image_std")
 
 
 def _dinov2(width: int, layers: int) -> Callable[[], Dinov2Config]:
@@ -64,10 +64,11 @@ def with_maps(config: PreTrainedConfig, vit_neck: str | None) -> PreTrainedConfi
     return config
 
 
-def normalisation(source: str, local_files_only: bool) -> dict[str, list[float]]:
-    """`image_mean` and `image_std` of the image processor of a folder or Hub id; empty if it has none."""
+def normalisation(source: str, local_files_only: bool, names: Sequence[str] = NORMALISATION) -> dict:
+    """`image_mean` and `image_std`, or other fields, of the image processor of a folder or Hub id; empty if it has
+    none."""
     try:
         fields, _ = ImageProcessingMixin.get_image_processor_dict(source, local_files_only=local_files_only)
     except OSError:
         return {}
-    return {name: fields[name] for name in _NORMALISATION if fields.get(name) is not None}
+    return {name: fields[name] for name in names if fields.get(name) is not None}
