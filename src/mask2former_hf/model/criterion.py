@@ -133,7 +133,11 @@ def check_labels(image: int, masks: Tensor, labels: Tensor, num_labels: int, of_
     if labels.device.type == "cpu":
         unknown = sorted({label for label in labels.tolist() if not 0 <= label < num_labels + of_clips})
         if unknown:
-            repair = f", or {num_labels} if it is not known" if of_clips else "; leave out targets without a label"
+            repair = (
+                f", or {num_labels} for an object whose class is not known"
+                if of_clips
+                else "; leave out targets without a label"
+            )
             raise ValueError(f"class_labels[{image}] contains {unknown}: labels are 0 to {num_labels - 1}{repair}")
 
 
