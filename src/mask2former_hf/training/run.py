@@ -87,7 +87,8 @@ class TrainingRun:
                 f"{self.val_data.classes}. Give both readers the same classes="
             )
         self.settings = settings = _with_steps(settings, len(self.train_data))
-        classes, task = self.train_data.classes, settings.task or self.train_data.task
+        usual = "semantic" if classifies_pixels(settings) else self.train_data.task
+        classes, task = self.train_data.classes, settings.task or usual
         torch.manual_seed(settings.seed)
         self.model, self.new_classes = _model(settings, self.recipe, classes, task)
         if settings.freeze_backbone is not None:
@@ -101,7 +102,7 @@ class TrainingRun:
         if not settings.no_check:
             _check_headers(self.train_data, "train", show)
             _check_headers(self.val_data, "val", show)
-        self.augmented, self.processor = _images(settings, self.recipe, self.train_data, task)
+        self.augmented, self.processor = _images(settings, self.recipe, self.train_data, self.model.config.task)
         self.side = settings.crop or self.processor.size["shortest_edge"]
         check_batch_norm(settings, self.model, self.side, len(self.train_data))
         check_memory(settings, self.model, self.side, torch.device("cpu" if settings.cpu else default_device()))
