@@ -168,7 +168,8 @@ class Mask2FormerConfig(PreTrainedConfig):
         ignore_value: label that means "no label"; for data pipelines, the model does not read it.
         num_queries: segments that can be predicted in an image.
         no_object_weight: weight of the "no object" class in the classification loss.
-        class_weight, mask_weight, dice_weight: weights of the three terms in matching cost and loss.
+        class_weight, mask_weight, dice_weight: weights of the three terms in matching cost and loss; of a head that
+            classifies pixels the first alone (the original has 1 there).
         train_num_points: points per mask at which matching cost and mask losses are evaluated.
         oversample_ratio: candidates per point that importance sampling chooses from.
         importance_sample_ratio: share of the points chosen for their uncertainty; the rest is uniform.

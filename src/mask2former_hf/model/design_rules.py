@@ -40,8 +40,8 @@ _OF_MASKED = ("masked_attention", "attended_stride", "self_attention_first", "le
 
 
 def classifies_pixels(config) -> bool:
-    """Whether a config's head says a class per pixel; of this package's config or transformers'."""
-    return getattr(config, "head_type", "masks") != "masks"
+    """Whether a config's head says a class per pixel; of this package's config, transformers', or training settings."""
+    return getattr(config, "head_type", None) in ("per_pixel", "per_pixel_plus")
 
 
 def check_design(config):

@@ -26,7 +26,7 @@ class Mask2FormerModelOutput(ModelOutput):
         transformer_decoder_intermediate_states: L times (B, Q, C), layer-normalised, as the heads read them.
         masks_queries_logits: (B, Q, H/4, W/4) of the last layer, or of all L layers if asked for.
         attentions: on request, (B, h, Q, Q) self-attention of each layer.
-        cross_attentions: on request, (B, h, Q, H * W) masked attention of each layer over its feature level.
+        cross_attentions: on request, (B, h, Q, H * W) attention of each layer over its feature level.
         image_sizes: (B, 2) int64, (height, width) of each image without padding.
         canvas_sizes: (B, 2) int64, (height, width) of the padded input that each image's results were computed on.
         mask_strides: (B,) int64, input pixels along a side of a mask logit, `config.common_stride` for all.
@@ -58,7 +58,8 @@ class Mask2FormerForUniversalSegmentationOutput(ModelOutput):
             computes them, unless `output_auxiliary_logits` is set.
         auxiliary_logits: on request, a dict of `class_queries_logits` and `masks_queries_logits` per earlier layer.
         loss_dict: the weighted terms that sum to `loss`: "loss_cross_entropy", "loss_mask" and "loss_dice", each (L,)
-            with the final prediction last.
+            with the final prediction last. Of a head that classifies pixels the first alone, and query k is class k:
+            its class logits are certain, its mask logits are logarithms of the probability of class k.
         image_sizes, canvas_sizes, mask_strides: what post-processing needs to crop the padding.
     """
 

@@ -213,7 +213,7 @@ def model_for_classes(
     model = checkpoint
     if not isinstance(model, Mask2FormerForUniversalSegmentation):
         model = Mask2FormerForUniversalSegmentation.from_pretrained(checkpoint)
-    model.config.task = task
+    model.config.task = "semantic" if classifies_pixels(model.config) else task
     wanted = classes.config_fields()
     names = list(wanted["id2label"].values())
     if list(model.config.id2label.values()) == names:

@@ -77,7 +77,8 @@ class TrainingRun:
         check_channels(self.settings)
         self._read(train_data, val_data)
         settings = self.settings
-        classes, task = self.train_data.classes, settings.task or self.train_data.task
+        usual = "semantic" if classifies_pixels(settings) else self.train_data.task
+        classes, task = self.train_data.classes, settings.task or usual
         torch.manual_seed(settings.seed)
         self.model, self.new_classes = starting_model(settings, self.recipe, classes, task)
         self.channels = channels_of_run(settings, self.model)
@@ -95,7 +96,9 @@ class TrainingRun:
             _check_headers(self.train_data, "train", show)
             _check_headers(self.val_data, "val", show)
         self.bands = bands_of_run(settings, self.channels, self.train_data)
-        self.augmented, self.processor = _images(settings, self.recipe, self.train_data, task, self.bands)
+        self.augmented, self.processor = _images(
+            settings, self.recipe, self.train_data, self.model.config.task, self.bands
+        )
         self.side = settings.crop or self.processor.size["shortest_edge"]
         check_batch_norm(settings, self.model, self.side, len(self.train_data))
         check_memory(settings, self.model, self.side, torch.device("cpu" if settings.cpu else default_device()))
