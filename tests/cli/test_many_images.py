@@ -244,6 +244,10 @@ def test_a_small_run_that_was_killed_while_it_was_published_is_completed(checkpo
         (tmp_path / "two" / name).rename(staging / name)
     assert predict(*arguments, tmp_path / "two") == 0
     assert contents(tmp_path / "two") == expected and not staging.exists()
+    (tmp_path / "two" / "summary.json").unlink()
+    shutil.copytree(tmp_path / "one", staging)  # what --overwrite is to replace, too
+    assert predict(*arguments, tmp_path / "two", "--overwrite", "--no-overlays") == 0
+    assert not (tmp_path / "two" / "overlays").exists() and not staging.exists()
 
 
 @pytest.mark.parametrize(
@@ -328,14 +332,17 @@ def test_a_data_set_s_images_have_the_numbers_of_their_rows(checkpoint, photos, 
     assert predict(*given, "--split", "test") == 2
     content = json.loads((tmp_path / "out" / "panoptic.json").read_text())
     assert [image["id"] for image in content["images"]] == [0, 2]
-    assert "00000001.png: the bytes of an image: not a readable image" in capsys.readouterr().err
+    assert predict(*given[:-1], tmp_path / "other", "--split", "test", "--format", "labelme") == 2
+    said = capsys.readouterr().err
+    assert "--format labelme: names the file of each image, which data sets have not" in said
+    assert "00000001.png: the bytes of an image: not a readable image" in said
     assert (tmp_path / "out" / "overlays" / "00000002.png").is_file()
 
 
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--num-shards", "99"], "--num-shards 99: there are 12 images"),
+        (["--num-shards", "99"], "--num-shards 99: a shard has one image at least; give at most 12"),
         (["--num-shards", "4", "--shard", "4"], "--shard 4: the shards are 0 to 3"),
         (["--num-workers", "-1"], "--num-workers -1: must be 0"),
         (["--batch-size", "0"], "--batch-size 0: must be at least 1"),

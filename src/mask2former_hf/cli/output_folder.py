@@ -10,11 +10,12 @@ from ..data.image_lists import ImageList
 from ..inference.digest import digest
 from ..inference.result_files import RESULTS
 from ..inference.rules import Rules
-from ..inference.run_folder import RECORD, SHARDS, SUMMARY, UNREADABLE, RunFolder
+from ..inference.run_folder import RECORD, SHARDS, STAGING_OF_ONE, SUMMARY, UNREADABLE, RunFolder
 from ..inference.segmenter import Segmenter
 from .main import UserError
 
-OF_IMAGES = (*RESULTS, SHARDS, SUMMARY, UNREADABLE, RECORD)  # the record last: without it the others are nobody's
+# The record is the last to be removed: without it the others are nobody's.
+OF_IMAGES = (*RESULTS, SHARDS, STAGING_OF_ONE, SUMMARY, UNREADABLE, RECORD)
 ASKED_AGAIN = 10  # images of which the best score is looked for if no segment was above the threshold
 
 

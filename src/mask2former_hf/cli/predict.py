@@ -20,7 +20,7 @@ from ..inference.known_labels import stuff_of
 from ..inference.many_images import ManyImages
 from ..inference.result_files import COCO, OutputSettings
 from ..inference.rules import METHODS, Rules
-from ..inference.run_folder import OtherRun, RunFolder, check_record, number_of_shards, share_of, write_record
+from ..inference.run_folder import OtherRun, RunFolder, number_of_shards, share_of, write_record
 from ..inference.segmenter import Segmenter
 from ..inference.video_files import is_video
 from ..inference.workers import WorkerDied
@@ -112,10 +112,9 @@ def run(arguments: argparse.Namespace) -> int:
     segmenter, rules = _segmenter(arguments)
     settings = _settings(arguments, rules, segmenter.channels)
     record = record_of(arguments, segmenter, rules, images, folder.num_shards)
-    remove(present)
     try:
-        check_record(arguments.output, record)
         settings.check_packages()
+        remove(present)
         write_record(arguments.output, record)
     except OtherRun as error:
         raise UserError(
@@ -219,7 +218,7 @@ def _shards(arguments, images: int, process: int, processes: int) -> tuple[RunFo
     """The folder of the run, and which shards are for this process."""
     count = number_of_shards(images) if arguments.num_shards is None else arguments.num_shards
     if count > images:
-        raise UserError(f"--num-shards {count}: there are {images} images, and a shard has one at least")
+        raise UserError(f"--num-shards {count}: a shard has one image at least; give at most {images}")
     if wrong := [shard for shard in arguments.shard or () if not 0 <= shard < count]:
         raise UserError(f"--shard {wrong[0]}: the shards are 0 to {count - 1} (--num-shards {count})")
     chosen = share_of(process, processes, count) if arguments.shard is None else dict.fromkeys(arguments.shard)

@@ -17,6 +17,7 @@ from ..data.json_files import write_json
 
 SHARD_SIZE = 500  # images, at most, unless the number of shards is given: 4 minutes at 2 images per second
 RECORD, SHARDS, SUMMARY, UNREADABLE = "run.json", "shards", "summary.json", "unreadable.txt"
+STAGING_OF_ONE = ".00000-of-00001"  # of a run with one shard
 NAME_ONLY = "model"  # of the record: the same weights from another place are the same model
 
 
@@ -83,10 +84,13 @@ class RunFolder:
                 return
             shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
             staging.mkdir(parents=True)
-            yield staging
+            try:
+                yield staging
+            except BaseException:
+                shutil.rmtree(staging, ignore_errors=True)
+                raise
             self._publish(staging, shard)
         finally:
-            shutil.rmtree(staging, ignore_errors=True)
             lock.path.unlink(missing_ok=True)
             lock.release()
 
@@ -97,6 +101,7 @@ class RunFolder:
             return
         for path in sorted(staging.iterdir(), key=lambda path: path.name == SUMMARY):  # it says that all are there
             path.rename(place / path.name)
+        staging.rmdir()
 
     def _name(self, shard: int) -> str:
         return f"{shard:05}-of-{self.num_shards:05}"
