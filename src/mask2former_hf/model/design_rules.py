@@ -40,7 +40,7 @@ _OF_MASKED = ("masked_attention", "attended_stride", "self_attention_first", "le
 
 
 def classifies_pixels(config) -> bool:
-    """Whether a config's head says a class per pixel; of this package's config, transformers', or training settings."""
+    """Whether the head says a class per pixel; of this package's config, transformers', or training settings."""
     return getattr(config, "head_type", None) in ("per_pixel", "per_pixel_plus")
 
 
