@@ -133,7 +133,7 @@ def table(runs: dict[str, list[dict]]):
 
     columns = {"k parameters": ("parameters", 1e-3), "PQ": ("pq", 100), "mIoU": ("miou", 100)}
     columns |= {"step, ms": ("step", 1e3), "image, ms": ("image", 1e3), "kept, MB": ("kept", 1e-6)}
-    print("| design | " + " | ".join(columns) + " |\n|---" * 1 + "|---" * len(columns) + "|")
+    print("| design | " + " | ".join(columns) + " |\n" + "|---" * (1 + len(columns)) + "|")
     for name, rows in runs.items():
         print(f"| `{name}` | " + " | ".join(cell(rows, *column) for column in columns.values()) + " |")
 
@@ -158,7 +158,7 @@ def picture(folder: Path, arguments, path: Path, scenes: int = 3, side: int = 19
             pixels = Image.fromarray(example.image).resize((side, side))
             sheet.paste(pixels, (0, row * side + header))
             sheet.paste(overlaid(pixels, attention, outline), (column * side, row * side + header))
-    sheet.save(path)
+    sheet.quantize(128).save(path)
 
 
 def attended(model, inputs, thing: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
