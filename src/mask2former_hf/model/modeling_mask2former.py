@@ -39,7 +39,8 @@ class Mask2FormerPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = [
-        "Mask2FormerPixelDecoderEncoderLayer", "DetrEncoderLayer", "Mask2FormerDecoderLayer", "SwinStage", "ResNetStage"
+        "Mask2FormerPixelDecoderEncoderLayer", "Mask2FormerDecoderLayer", "DetrEncoderLayer",
+        "SwinStage", "ResNetStage",
     ]  # fmt: skip
     _keys_to_ignore_on_load_missing = [r"encoder\.swin\.layernorm\."]
 
