@@ -133,15 +133,15 @@ def table(runs: dict[str, list[dict]]):
 
     columns = {"k parameters": ("parameters", 1e-3), "PQ": ("pq", 100), "mIoU": ("miou", 100)}
     columns |= {"step, ms": ("step", 1e3), "image, ms": ("image", 1e3), "kept, MB": ("kept", 1e-6)}
-    print("| design | " + " | ".join(columns) + " |\n|---" * 1 + "|---" * len(columns) + "|")
+    print("| design | " + " | ".join(columns) + " |\n" + "|---" * (1 + len(columns)) + "|")
     for name, rows in runs.items():
         print(f"| `{name}` | " + " | ".join(cell(rows, *column) for column in columns.values()) + " |")
 
 
 @torch.no_grad()
-def picture(folder: Path, arguments, path: Path, scenes: int = 3, side: int = 160):
-    """A row per scene: the scene, then per design where the query of its surest thing looks, last layers on top."""
-    held_out = ScenesDataset(100, arguments.size, HELD_OUT_SEED)
+def picture(folder: Path, arguments, path: Path, scenes: int = 3, side: int = 192):
+    """A row per scene: the scene, then per design where the query of its largest thing looks in the last layer."""
+    held_out = ScenesDataset(scenes, 2 * arguments.size, HELD_OUT_SEED)
     header = 18
     sheet = Image.new("RGB", ((1 + len(PICTURED)) * side, scenes * side + header), "white")
     draw = ImageDraw.Draw(sheet)
@@ -149,32 +149,29 @@ def picture(folder: Path, arguments, path: Path, scenes: int = 3, side: int = 16
         draw.text((column * side + 4, 3), title, fill="black")
     for column, name in enumerate(PICTURED, start=1):
         model = Mask2FormerForUniversalSegmentation.from_pretrained(folder / f"{name}_{arguments.seeds[0]}").eval()
-        processor = Mask2FormerImageProcessor.from_pretrained(folder / f"{name}_{arguments.seeds[0]}")
-        for row in range(scenes):
-            image = np.asarray(held_out[row].image)
-            attention, outline = attended(model, processor(image, return_tensors="pt"))
-            pixels = Image.fromarray(image).resize((side, side))
+        processor = Mask2FormerImageProcessor(size={"height": 2 * arguments.size, "width": 2 * arguments.size})
+        for row, example in enumerate(held_out):
+            things = [segment for segment in example.segments if segment["isthing"]]
+            areas = [(example.segmentation == segment["id"]).sum() for segment in things]
+            thing = torch.from_numpy(example.segmentation == things[int(np.argmax(areas))]["id"])
+            attention, outline = attended(model, processor(example.image, return_tensors="pt"), thing)
+            pixels = Image.fromarray(example.image).resize((side, side))
             sheet.paste(pixels, (0, row * side + header))
             sheet.paste(overlaid(pixels, attention, outline), (column * side, row * side + header))
-    sheet.save(path)
+    sheet.quantize(128).save(path)
 
 
-def attended(model, inputs) -> tuple[torch.Tensor, torch.Tensor]:
-    """(H, W) attention of the surest thing's query, mean over heads and over one turn of the levels; its mask."""
+def attended(model, inputs, thing: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(H, W) attention, mean over heads, of the query whose mask fits the (H, W) thing best; and its mask."""
     output = model(**inputs, output_attentions=True)
-    things = [label for label in range(model.config.num_labels) if label not in model.config.stuff_label_ids]
-    scores = output.class_queries_logits[0].softmax(-1)[:, things].amax(-1)
-    query = int(scores.argmax())
-    size = tuple(inputs["pixel_values"].shape[-2:])
-    levels = len({weights.shape[-1] for weights in output.cross_attentions})
-    maps = []
-    for weights in output.cross_attentions[-levels:]:
-        cells = weights[0, :, query].mean(0)  # (h * w,)
-        scale = (size[0] * size[1] / len(cells)) ** 0.5
-        map_ = cells.view(1, 1, round(size[0] / scale), round(size[1] / scale))
-        maps.append(torch.nn.functional.interpolate(map_ / map_.amax(), size, mode="nearest")[0, 0])
-    mask = torch.nn.functional.interpolate(output.masks_queries_logits[:, query : query + 1], size, mode="bilinear")
-    return torch.stack(maps).mean(0), mask[0, 0] > 0
+    size = tuple(thing.shape)
+    masks = torch.nn.functional.interpolate(output.masks_queries_logits, size, mode="bilinear")[0] > 0
+    fit = (masks & thing).flatten(1).sum(1) / (masks | thing).flatten(1).sum(1)
+    query = int(fit.argmax())
+    cells = output.cross_attentions[-1][0, :, query].mean(0)  # (h * w,)
+    stride = round((size[0] * size[1] / len(cells)) ** 0.5)
+    attention = cells.view(1, 1, size[0] // stride, size[1] // stride)
+    return torch.nn.functional.interpolate(attention / attention.amax(), size, mode="nearest")[0, 0], masks[query]
 
 
 def overlaid(image: Image.Image, attention: torch.Tensor, mask: torch.Tensor) -> Image.Image:

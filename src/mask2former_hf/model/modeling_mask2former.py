@@ -19,7 +19,6 @@ from .canvas import PADDING_LOGIT, canvas_of, image_extents, image_sizes_of, mer
 from .channels import model_channels
 from .configuration_mask2former import Mask2FormerConfig, built_in_values, check_built_in, no_object_weight_of
 from .criterion import LossSettings, Mask2FormerLoss
-from .design_rules import classifies_pixels
 from .designs import make_head, make_pixel_decoder, make_transformer
 from .initialization import initialize
 from .mask_logits import LazyMasks
@@ -42,7 +41,10 @@ class Mask2FormerPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ["Mask2FormerPixelDecoderEncoderLayer", "Mask2FormerDecoderLayer", "SwinStage", "ResNetStage"]
+    _no_split_modules = [
+        "Mask2FormerPixelDecoderEncoderLayer", "Mask2FormerDecoderLayer", "DetrEncoderLayer",
+        "SwinStage", "ResNetStage",
+    ]  # fmt: skip
     _keys_to_ignore_on_load_missing = [r"encoder\.swin\.layernorm\."]
 
     def __init__(self, config: Mask2FormerConfig):
@@ -67,10 +69,8 @@ class Mask2FormerPreTrainedModel(PreTrainedModel):
         own = self.state_dict()
         if not all(name in own for name in state_dict):
             markers = {name: torch.tensor(number) for number, name in enumerate(own)}
-            in_memory = list(own)
-            in_files = {
-                name: in_memory[marker.item()] for name, marker in revert_weight_conversion(self, markers).items()
-            }
+            in_memory, markers = list(own), revert_weight_conversion(self, markers)
+            in_files = {name: in_memory[marker.item()] for name, marker in markers.items()}
             state_dict = {
                 name if name in own else in_files.get(name, name): tensor for name, tensor in state_dict.items()
             }
@@ -211,7 +211,7 @@ class Mask2FormerModel(Mask2FormerPreTrainedModel):
 
     def mask_maps(self, embeddings: Tensor, mask_features: Tensor) -> Tensor:
         """Mask logits (B, Q, H, W) of (B, Q, C) embeddings and (B, C, H, W) mask features."""
-        if classifies_pixels(self.config):
+        if self.config.head_type != "masks":
             return class_maps(embeddings, mask_features)
         return torch.einsum("bqc,bchw->bqhw", embeddings, mask_features)
 

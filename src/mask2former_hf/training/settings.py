@@ -379,9 +379,7 @@ def check(settings: TrainingSettings):
     for name, known in choices.items():
         if getattr(settings, name) not in (None, *known):
             raise ValueError(f"{name}={getattr(settings, name)}: must be one of {', '.join(known)}")
-    for name in DESIGNS:
-        if settings.model is not None and getattr(settings, name) is not None:
-            raise ValueError(f"{name}={getattr(settings, name)}: is of a new model, and model= is one that is made")
+    _check_new(settings)
     if settings.teacher is None and (settings.teacher_only or settings.teacher_cache):
         raise ValueError("teacher_only= and teacher_cache= need teacher=, a checkpoint with the same classes")
     if settings.teacher_cache and settings.augmentation != "none":
@@ -390,6 +388,13 @@ def check(settings: TrainingSettings):
         raise ValueError("short_sides= needs augmentation=resize-crop")
     if settings.bf16 and settings.fp16:
         raise ValueError("bf16= and fp16=: choose one")
+
+
+def _check_new(settings: TrainingSettings):
+    """Refuse a design for a checkpoint, which has its own."""
+    for name in DESIGNS:
+        if settings.model is not None and getattr(settings, name) is not None:
+            raise ValueError(f"{name}={getattr(settings, name)}: is of a new model, and model= is one that is made")
 
 
 def check_packages(settings: TrainingSettings):
