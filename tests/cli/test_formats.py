@@ -98,7 +98,7 @@ def test_a_wrong_tolerance_and_a_missing_package_are_one_line(checkpoint, photos
     assert "--tolerance -1.0: must be 0 (exact) or more pixels" in capsys.readouterr().err
     monkeypatch.setattr("mask2former_hf.data.formats.writers.find_spec", lambda name: None)
     assert main([*arguments, "--format", "parquet"]) == 2
-    assert "--format parquet: needs the packages pyarrow, pycocotools: pip install" in capsys.readouterr().err
+    assert "--format parquet: needs the packages pyarrow: pip install" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not NUCLEI.is_dir(), reason="real data (../shared/data) not found")

@@ -141,7 +141,7 @@ def test_two_processes_with_workers_write_the_same_bytes_as_one(whole, checkpoin
     done = subprocess.run(
         [str(word) for word in command], env=environment(), capture_output=True, text=True, timeout=200
     )
-    assert "not readable: 1" in done.stdout and done.returncode != 0, done.stderr[-2000:]
+    assert "not readable: 1" in done.stdout and done.returncode != 0, done.stderr[:4000]
     assert contents(output) == whole
 
 

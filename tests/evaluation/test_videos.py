@@ -82,6 +82,13 @@ def test_wrong_classes_are_right_where_classes_do_not_count():
     assert evaluate_videos(Oracle(INSTANCES, wrong=1), INSTANCES, class_agnostic=True)["AP"] == 1
 
 
+def test_label_0_may_be_stuff_where_classes_do_not_count():
+    oracle = Oracle(INSTANCES)
+    oracle.model.config.stuff_label_ids = [0]
+    assert all(thing.label != 0 for video in INSTANCES for thing in video.objects)
+    assert evaluate_videos(oracle, INSTANCES, class_agnostic=True)["AP"] == 1
+
+
 def test_what_cannot_be_measured_is_said(capsys):
     with pytest.raises(ValueError, match="with class_agnostic=True: videos are measured"):
         VideoEvaluator(Oracle(PANOPTIC), PANOPTIC.classes, class_agnostic=True)

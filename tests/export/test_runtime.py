@@ -190,7 +190,7 @@ def test_what_an_export_cannot_do_is_refused(exported, end_to_end, tmp_path):
         ({"image_mean": [0.5, 0.5]}, "image_mean=[0.5, 0.5]: must be a number, or 3 of them"),
         ({"do_resize": None}, "do_resize=None: must be true or false"),
         ({"resample": "bilinear"}, "resample='bilinear': must be a filter of Pillow, 0 to 5"),
-        ({"rescale_factor": None}, "rescale_factor=None: must be a number"),
+        ({"rescale_factor": None}, "rescale_factor=None: must be a finite number"),
         (None, "No such file or directory; the exported folder is not complete"),
     ],
 )

@@ -26,6 +26,7 @@ from mask2former_hf import (
 )
 from mask2former_hf.data.scenes import ScenesDataset
 from mask2former_hf.evaluation.evaluator import evaluate
+from mask2former_hf.hub.model_card import write_model_card
 from mask2former_hf.hub.registration import unregister
 from mask2former_hf.model.modeling_mask2former_video import Mask2FormerForVideoSegmentation
 from mask2former_hf.training.collation import SegmentationCollator
@@ -115,6 +116,20 @@ def test_its_graph_is_the_checkpoint(name, tmp_path):
     small = {"encoder_layers": 1, "decoder_layers": 2}
     export_model(tiny_model("resnet", **small, **DESIGNS[name]), small_processor(), tmp_path / "graph", task=task)
     assert (tmp_path / "graph" / "model.onnx").is_file()
+
+
+def test_graphs_of_a_head_per_pixel_are_semantic_if_no_task_is_asked_for(tmp_path):
+    pytest.importorskip("onnxruntime")
+    model = tiny_model("resnet", encoder_layers=1, decoder_layers=2, **DESIGNS["per_pixel"])
+    export_model(model, small_processor(), tmp_path / "graph")
+    assert sorted(path.name for path in (tmp_path / "graph").glob("*.onnx")) == ["model.onnx", "semantic.onnx"]
+
+
+def test_stock_transformers_is_not_said_to_have_it(model, design, tmp_path):
+    card = write_model_card(model, tmp_path).read_text()
+    field, value = next(iter(DESIGNS[design].items()))
+    assert "With transformers alone" not in card and f"{field}={value!r}" in card
+    assert "With transformers alone" in write_model_card(tiny_model("resnet"), tmp_path).read_text()
 
 
 def test_results_do_not_depend_on_batch_mates(model):

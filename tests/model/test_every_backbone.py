@@ -9,6 +9,7 @@ from tiny_backbones import HIERARCHICAL, ONE_MAP, PLAIN, TIMM, TIMM_PLAIN, backb
 from transformers import AutoBackbone
 
 from mask2former_hf import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
+from mask2former_hf.export.errors import ExportError
 from mask2former_hf.export.modules import Network
 from mask2former_hf.export.tracing import save, trace
 from mask2former_hf.model.backbone import feature_maps
@@ -117,7 +118,7 @@ def test_one_onnx_graph_has_its_maps_at_every_size(case, tmp_path):
     given = (maps, (torch.randn(2, 3, 64, 96),), ["pixels"], list("abcd"))
     axes = {"pixels": {0: "batch", 2: "height", 3: "width"}}
     if name in ANTIALIASED:
-        with pytest.raises(torch.onnx.errors.UnsupportedOperatorError, match="_upsample_bi.*_aa"):
+        with pytest.raises(ExportError, match="_upsample_bi.*_aa"):
             trace(*given, axes, 17)
         return
     save(trace(*given, axes, 17), tmp_path / "maps.onnx")

@@ -48,6 +48,13 @@ def test_updates_start_at_nothing_and_everything_but_the_classifier_is_frozen():
     assert trained and all("lora_" in name or "class_predictor.modules_to_save" in name for name in trained)
 
 
+def test_the_classifier_of_pixels_trains_whole_too():
+    model = tiny_model("resnet", head_type="per_pixel", num_queries=5)
+    updated = with_lora(model, 2)
+    trained = {name for name, parameter in updated.named_parameters() if parameter.requires_grad}
+    assert any("transformer_module.classifier.modules_to_save" in name for name in trained)
+
+
 def test_the_file_is_loaded_by_peft_alone_and_merged_to_the_same_model(tmp_path):
     tiny_model("swin").save_pretrained(tmp_path / "base")
     base = Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path / "base")

@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _evaluate(settings) -> int:
     if settings.data in VIDEO_KINDS:
-        return evaluate_video.run(settings)
+        return evaluate_video.run(settings, DEFAULTS)
     if settings.class_agnostic:
         raise UserError("--class-agnostic: is for videos; leave it out")
     dataset = load_split(settings, "")

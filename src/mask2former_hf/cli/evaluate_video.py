@@ -11,22 +11,22 @@ from ..evaluation.videos import evaluate_videos, headline_of_videos
 from ..inference.loading import LoadingError
 from ..inference.video_segmenter import VideoSegmenter
 from .datasets import load_split
-from .main import UserError
-from .settings import in_flags
+from .main import UserError, in_flags
 
-OF_IMAGES = ("metrics", "max_detections", "tile", "refine", "tta", "bf16")
+OF_IMAGES = ("metrics", "max_detections", "tile", "refine", "tta", "bf16", "batch_size", "num_workers", "no_check")
 NUMBERS = ("threshold", "overlap_threshold", "top_k")
 
 
-def run(settings) -> int:
+def run(settings, defaults: dict) -> int:
     for name in OF_IMAGES:
-        if getattr(settings, name):
+        if getattr(settings, name) not in (None, False, defaults.get(name)):
             raise UserError(f"--{name.replace('_', '-')}: is for images; leave it out for videos")
     videos = load_split(settings, "", VIDEO_KINDS)
     first = process_rank()[0] == 0
     numbers = {name: value for name in NUMBERS if (value := getattr(settings, name)) is not None}
     try:
-        segmenter = VideoSegmenter(settings.model, device=settings.device)
+        task = "instance" if settings.class_agnostic or videos.task == "instance" else None
+        segmenter = VideoSegmenter(settings.model, task=task, device=settings.device)
         figures = evaluate_videos(
             segmenter,
             videos,

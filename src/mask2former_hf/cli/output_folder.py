@@ -114,4 +114,7 @@ def _say_best_score(arguments, segmenter: Segmenter, rules: Rules, images: Image
             continue
         result = segmenter(image, threshold=0.0, overlap_threshold=0.0, stuff_label_ids=arguments.stuff)
         best = max([best, *(segment.score for segment in result.segments)])
-    print(f"0 segments are above the threshold of {rules.threshold:g}; best score {best:.2f}; try --threshold")
+    if best < rules.threshold:
+        print(f"0 segments are above the threshold of {rules.threshold:g}; best score {best:.2f}; try --threshold")
+    else:
+        print(f"0 segments: the best score is {best:.2f}, but too little of each mask is left beside better ones")

@@ -122,7 +122,8 @@ def run(arguments: argparse.Namespace) -> int:
             "--overwrite to replace them"
         ) from error
     except OSError as error:
-        raise UserError(f"--output {arguments.output}: cannot be created ({error.strerror})") from error
+        place = error.filename or arguments.output
+        raise UserError(f"--output {arguments.output}: {place} cannot be written ({error.strerror})") from error
     except ImportError as error:
         raise UserError(f"--format {' '.join(settings.formats)}: {error}") from error
     for problem in problems if process == 0 else ():
@@ -155,6 +156,11 @@ def _predict(arguments, segmenter, rules, images, folder, settings, shards, proc
         except WorkerDied as error:
             raise UserError(
                 f"{error}, mostly for lack of memory; the same command goes on, with fewer --num-workers or none"
+            ) from error
+        except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+            raise UserError(
+                f"--output {arguments.output}: {error.filename} is in the way ({error.strerror}); remove it, or name "
+                "another folder"
             ) from error
         except KeyboardInterrupt:
             bar.close()
@@ -261,7 +267,7 @@ def _segmenter(arguments) -> tuple[Segmenter, Rules]:
                     f"--model {arguments.model}: is no export, and checkpoints need torch ({error})"
                 ) from error
 
-            segmenter = Segmenter.of(*load(arguments.model, _device(arguments.device)), **options)
+            segmenter = Segmenter.of(*load(arguments.model, _device(arguments.device)), **options, replay=True)
     except (ImportError, ValueError) as error:
         text = f"--refine {arguments.refine}: {error}" if arguments.refine else in_flags(str(error), ["batch_size"])
         raise UserError(text) from error

@@ -22,6 +22,7 @@ from ..inference.loading import default_device
 from ..kernels import select
 from ..model.canvas import image_sizes_of
 from ..model.channels import image_channels
+from ..model.design_rules import own_design
 from .datasets import add_data_arguments, load_split
 from .loading import load
 from .main import UserError
@@ -56,6 +57,11 @@ def run(arguments: argparse.Namespace) -> int:
     _check_data_flags(arguments)
     dataset = None if arguments.data is None else load_split(arguments, "data")
     ours, processor = load(arguments.checkpoint, arguments.device, "CHECKPOINT")
+    if arguments.runtime is None and (own := own_design(ours.config)):
+        raise UserError(
+            f"{arguments.checkpoint}: transformers' own class has no {', '.join(own)}; compare it with an export "
+            "(--runtime)"
+        )
     images = read_images(arguments.images, image_channels(processor))
     ours = ours.float()
     other = "transformers" if arguments.runtime is None else "the export"

@@ -222,6 +222,8 @@ class HubStream(IterableDataset):
             when iteration starts, else of the environment (`RANK`, `WORLD_SIZE`), else 0 and 1.
     """
 
+    reads_bands = True  # by which `reader.read_bands_of` knows its own
+
     def __init__(
         self,
         dataset,

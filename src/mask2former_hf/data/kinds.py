@@ -12,7 +12,7 @@ from .hub_dataset import HubDataset
 from .moving_scenes import MovingScenes
 from .reader import Reader
 from .recognise_tools import BESIDE_IMAGES, WITH_IMAGES
-from .scenes import Scenes
+from .scenes import HELD_OUT_SEED, Scenes
 from .videos import DavisFolders, VideoReader, YoutubeVis
 from .yolo import YoloSegments
 
@@ -165,7 +165,7 @@ VIDEO_KINDS = {
 
 
 def _moving_scenes(split: str, stuff: bool = False) -> MovingScenes:
-    return MovingScenes(2000, stuff=stuff) if split == "train" else MovingScenes(40, seed=1_000_003, stuff=stuff)
+    return MovingScenes(2000, stuff=stuff) if split == "train" else MovingScenes(40, seed=HELD_OUT_SEED, stuff=stuff)
 
 
 def load_split(settings, split: str = "", kinds: Mapping[str, Kind] = KINDS) -> Reader | VideoReader:

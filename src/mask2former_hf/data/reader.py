@@ -29,6 +29,7 @@ class Reader(Dataset):
     task: str
     left_out: int = 0
     channels: int | None = None
+    reads_bands = True  # by which `read_bands_of` knows its own
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -126,7 +127,7 @@ def annotation(dataset, index: int) -> Example:
 
 def read_bands_of(dataset, channels: int | None):
     """Let a reader give images of so many bands, None for RGB; what is no reader gives what it gives."""
-    if isinstance(dataset, Dataset) and hasattr(dataset, "channels"):
+    if getattr(dataset, "reads_bands", False):
         dataset.channels = channels
 
 

@@ -69,9 +69,11 @@ class VideoEvaluator:
             for _ in results:
                 pass
         tracks, objects = collector.tracks(stream), self._objects(video)
-        if self.class_agnostic:
-            tracks = [track | {"category_id": 0} for track in tracks]
-        tracks, things = ([x for x in side if x["category_id"] not in self.stuff] for side in (tracks, objects))
+        if self.class_agnostic:  # classes of the truth are 0 already, whatever label that is of the model's
+            tracks = [track | {"category_id": 0} for track in tracks if track["category_id"] not in self.stuff]
+            things = objects
+        else:
+            tracks, things = ([x for x in side if x["category_id"] not in self.stuff] for side in (tracks, objects))
         if "ap" in self.metrics:
             self.metrics["ap"].update(tracks, things, video_id=number)
         sure = [track for track in tracks if track["score"] >= SURE]

@@ -16,6 +16,7 @@ from ..inference.exported import MODEL, ExportedModel, input_numbers
 from ..inference.known_labels import stuff_of, task_of, window_of
 from ..inference.rules import Rules, rules_of
 from ..model.channels import check_same_channels
+from ..model.design_rules import classifies_pixels
 from ..model.modeling_mask2former_video import Mask2FormerForVideoSegmentation
 from ..model.result_defaults import MAX_INSTANCES, TASKS
 from .card import write_card
@@ -69,10 +70,9 @@ def export_model(
         ImportError: for a missing package, with the line that installs it.
     """
     _check_settings(task, size, dtype, opset, calibration)
-    check_model(model)
+    check_model(model, processor)
     for name in ("onnx", "onnxruntime", *["openvino"] * openvino):
         require(name, "openvino" if openvino else "onnx")
-    check_same_channels(model.config, processor)
     processor = fitted_processor(processor, size)
     config, rules = _config_and_rules(model, processor, task)
     report = {"task": task, "opset": opset, "dtype": dtype, "size": None if size is None else list(size)}
@@ -96,7 +96,11 @@ def _config_and_rules(model, processor, task: str | None) -> tuple:
     """A config that says what the model is for, and by name the rules of the task's results, or of each task's."""
     config = copy.deepcopy(model.config)
     config.task, config.stuff_label_ids = task_of(model.config), stuff_of(model.config, processor)
-    return config, {name: rules_of(config, name, processor=processor) for name in ([task] if task else TASKS)}
+    tasks = [task] if task else ["semantic"] if classifies_pixels(config) else TASKS
+    try:
+        return config, {name: rules_of(config, name, processor=processor) for name in tasks}
+    except ValueError as error:
+        raise ExportError(str(error)) from error
 
 
 def _network_graph(model, processor, size, dtype, opset, calibration, on_step):
@@ -159,14 +163,18 @@ def _check_settings(task, size, dtype, opset, calibration):
         raise ExportError("dtype='int8' needs calibration: give images like those that the model will see")
 
 
-def check_model(model):
-    """Refuse models whose results a graph of one image does not give."""
+def check_model(model, processor):
+    """Refuse models whose results a graph of one image does not give, and a processor of other channels."""
     if isinstance(model, Mask2FormerForVideoSegmentation):
         raise ExportError("a model of clips is not exported: a graph takes images, and objects would lose their ids")
     if window_of(model.config) is not None:
         raise ExportError(
             "checkpoints with a sliding window are not exported: a graph sees an image once; use Segmenter"
         )
+    try:
+        check_same_channels(model.config, processor)
+    except ValueError as error:
+        raise ExportError(str(error)) from error
 
 
 def check_size(size):

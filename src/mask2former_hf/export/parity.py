@@ -1,6 +1,7 @@
 """Is an exported graph the checkpoint? Logits and results of both on noise, at sizes that were not traced."""
 
 import copy
+import math
 
 import numpy as np
 import torch
@@ -65,7 +66,9 @@ def differences(model: nn.Module, exported: ExportedModel, pixels: torch.Tensor)
 
 
 def largest(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Difference, in units of the largest of `theirs`."""
+    """Difference, in units of the largest of `theirs`; infinite if the shapes differ, as of a batch that was traced."""
+    if ours.shape != theirs.shape:
+        return math.inf
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 

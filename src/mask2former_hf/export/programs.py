@@ -43,7 +43,7 @@ def export_program(
     if size is None:
         raise ExportError("size is missing: a program of torch has one size, multiples of 32, such as --size 640 640")
     check_size(size)
-    check_model(model)
+    check_model(model, processor)
     pixels = torch.randn(1, model_channels(model.config), *size, generator=torch.Generator().manual_seed(0))
     with complete_or_nothing(Path(folder), overwrite) as staging, torch.no_grad():
         on_step("exporting the program")

@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from .. import __version__
 from ..inference.known_labels import stuff_of, task_of
 from ..model.channels import image_channels, model_channels
+from ..model.design_rules import own_design
 from ..model.modeling_mask2former_video import Mask2FormerForVideoSegmentation
 
 LICENCES = {  # what a config's `weights_license` may name: title, where its text is, what it asks for
@@ -210,12 +211,6 @@ transformers' own Mask2Former loads the weights; its image processor, with Pillo
 def _usage(name: str, config, stuff: list[int] | None, with_code: bool, of_clips: bool = False) -> str:
     if model_channels(config) != 3:
         return _usage_of_bands(name, model_channels(config))
-    post_process = f"post_process_{task_of(config)}_segmentation"
-    stuff = stuff if task_of(config) == "panoptic" else None
-    if stuff == list(range(config.num_labels))[-len(stuff or ()) :]:
-        stuff = f", label_ids_to_fuse=set(range({stuff[0]}, {config.num_labels}))"  # COCO's 53
-    else:
-        stuff = f", label_ids_to_fuse={{{str(stuff)[1:-1]}}}" if stuff else ""
     video = (
         f"""
 This is a model of clips, in which an object is followed through the frames; what stands below takes single frames.
@@ -255,7 +250,23 @@ result = Segmenter("{name}")("photo.jpg")
 result.plot("photo.jpg").save("segments.png")
 ```
 {code}
-With transformers alone:
+{_with_stock(name, config, stuff)}"""
+
+
+def _with_stock(name: str, config, stuff: list[int] | None) -> str:
+    """How transformers' own class runs the checkpoint, or why it does not."""
+    if own := own_design(config):
+        return (
+            f"transformers' own class has no {', '.join(f'`{field}`' for field in own)}: this checkpoint needs the "
+            "package, or `trust_remote_code=True` where it carries its code."
+        )
+    post_process = f"post_process_{task_of(config)}_segmentation"
+    stuff = stuff if task_of(config) == "panoptic" else None
+    if stuff == list(range(config.num_labels))[-len(stuff or ()) :]:
+        stuff = f", label_ids_to_fuse=set(range({stuff[0]}, {config.num_labels}))"  # COCO's 53
+    else:
+        stuff = f", label_ids_to_fuse={{{str(stuff)[1:-1]}}}" if stuff else ""
+    return f"""With transformers alone:
 
 ```python
 import torch

@@ -1,6 +1,7 @@
 """The json files of an exported folder, and whether they fit each other and the graph."""
 
 import json
+import math
 from collections.abc import Mapping
 from numbers import Real
 from pathlib import Path
@@ -22,6 +23,9 @@ class Sides(SimpleNamespace):
 
     def __init__(self, size: Mapping):
         super().__init__(**(dict.fromkeys(SIDES) | dict(size)))
+
+    def __reduce__(self):
+        return type(self), (dict(self),)
 
     def __iter__(self):
         return ((name, length) for name, length in vars(self).items() if length is not None)
@@ -69,14 +73,14 @@ def _rules(fields: Mapping, channels: int):
     """What each field that will be read must be: its name, whether a value is that, and the words for it."""
     for name in ("do_resize", "do_rescale", "do_normalize"):
         yield name, lambda value: isinstance(value, bool), "true or false"
-    yield "size_divisor", lambda value: value is None or _is_whole(value), "null, or a whole number"
+    yield "size_divisor", lambda value: value is None or (_is_whole(value) and value >= 0), "null, or 0 or more"
     yield "pad_size", lambda value: value is None or _has_sides(value, SIZES[:1]), "null, or height and width"
     if fields["do_resize"]:
         sizes = ", or ".join(" and ".join(names) for names in SIZES)
         yield "size", lambda value: _has_sides(value, SIZES), f"lengths in pixels: {sizes}"
-        yield "resample", lambda value: value in RESAMPLING, "a filter of Pillow, 0 to 5"
+        yield "resample", lambda value: _is_whole(value) and value in RESAMPLING, "a filter of Pillow, 0 to 5"
     if fields["do_rescale"]:
-        yield "rescale_factor", _is_number, "a number"
+        yield "rescale_factor", lambda value: _is_number(value) and value != 0, "a finite number, not 0"
     if fields["do_normalize"]:
         words = f"a number, or {channels} of them"
         yield "image_mean", lambda value: _are_numbers(value, channels), words
@@ -100,7 +104,7 @@ def _is_whole(value) -> bool:
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _are_numbers(value, channels: int) -> bool:

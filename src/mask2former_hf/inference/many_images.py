@@ -74,12 +74,12 @@ class ManyImages:
     def _shard(self, shard: int, staging: Path):
         place = self.folder.place(shard)
         results, problems, writing = ResultFolder(staging, self.settings, place), {}, {}
-        running, segments = deque(), 0
+        running, segments = deque(), {}
         for index, found, result, image in self._results(self.folder.positions(shard), problems):
             arguments = staging, self.settings, place, found, result, image, self._in_tiles, self.segmenter.channels
             writing[index] = self.workers.submit(write_result, *arguments)
             running.append(writing[index])
-            segments += len(result.segments)
+            segments[index] = len(result.segments)
             if len(running) > 2 * (self.workers.count + self.batch_size):  # results that wait are held in memory
                 self._parts(running.popleft())
             self.on_image()
@@ -87,12 +87,13 @@ class ManyImages:
             parts = self._parts(writing[index])
             if isinstance(parts, DataError):
                 self._leave_out(index, parts, problems)
+                results.remove(self.images[index])
             else:
                 results.collect(parts)
         results.close()
         summary = {
             "images": len(set(writing) - set(problems)),
-            "segments": segments,
+            "segments": sum(count for index, count in segments.items() if index not in problems),
             "unreadable": [
                 {"image": self.images[index].address, "problem": problems[index]} for index in sorted(problems)
             ],

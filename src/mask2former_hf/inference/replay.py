@@ -7,8 +7,11 @@ from collections import Counter, OrderedDict
 
 import torch
 from torch import Tensor
+from transformers.utils import logging
 
 from ..model.canvas import canvas_of, image_sizes_of
+
+logger = logging.get_logger(__name__)
 
 RUNS_BEFORE = 2  # batches of a shape that run as usual, which also lets kernels be compiled and tuned
 GRAPHS = 4  # shapes whose graphs are kept; they share their memory
@@ -25,6 +28,7 @@ class Replay:
     def __init__(self, model):
         self._model = model
         self._parameters = list(model.parameters())
+        self._failed = False
         self._forget()
 
     def _forget(self):
@@ -44,7 +48,8 @@ class Replay:
             pixel_values: (B, C, H, W) on the model's device.
             pixel_mask: (B, H, W) on the host.
         """
-        if pixel_values.device.type != "cuda" or pixel_values[:, 0].numel() > PIXELS:
+        large = pixel_values[:, 0].numel() > PIXELS
+        if self._failed or large or pixel_values.device.type != "cuda" or torch.is_autocast_enabled("cuda"):
             return self._model(pixel_values, pixel_mask=pixel_mask)
         if self._addresses != self._current_addresses():
             self._forget()
@@ -53,7 +58,12 @@ class Replay:
         usual = self._runs[shape] <= RUNS_BEFORE or any(canvas_of(size) != shape[-2:] for size in sizes)
         if usual or (shape not in self._graphs and not _room_for_a_graph(pixel_values.device)):
             return self._model(pixel_values, pixel_mask=pixel_mask)
-        outputs = self._replay(pixel_values)
+        try:
+            outputs = self._replay(pixel_values)
+        except RuntimeError as error:  # parts that look at the device, which a graph cannot
+            logger.warning(f"{type(self._model).__name__} is not replayed: {str(error).splitlines()[0]}")
+            self._failed = True
+            return self._model(pixel_values, pixel_mask=pixel_mask)
         outputs.image_sizes = torch.tensor(sizes)
         return outputs
 

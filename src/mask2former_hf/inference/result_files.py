@@ -82,9 +82,16 @@ class ResultFolder:
             image: anything that `Segmentation.plot` takes; None where there are no overlays.
         """
         if self.settings.overlays:
-            path = self.folder / OVERLAYS / f"{found.stem}.png"
-            result.plot(image, self.settings.show_bands).save(path, compress_level=PNG_LEVEL)
+            result.plot(image, self.settings.show_bands).save(self._overlay(found), compress_level=PNG_LEVEL)
         return [writer.write(found, result) for writer in self.writers]
+
+    def remove(self, found: Found):
+        """Take back the overlay of an image whose other files could not be written."""
+        if self.settings.overlays:
+            self._overlay(found).unlink(missing_ok=True)
+
+    def _overlay(self, found: Found) -> Path:
+        return self.folder / OVERLAYS / f"{found.stem}.png"
 
     def collect(self, parts: list):
         """Take what `write` returned, in the order of the images."""

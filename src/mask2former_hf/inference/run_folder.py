@@ -12,8 +12,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..data.errors import DataError
 from ..data.file_lock import FileLock, Locked
 from ..data.json_files import write_json
+from .result_files import RESULTS
 
 SHARD_SIZE = 500  # images, at most, unless the number of shards is given: 4 minutes at 2 images per second
 RECORD, SHARDS, SUMMARY, UNREADABLE = "run.json", "shards", "summary.json", "unreadable.txt"
@@ -53,14 +55,22 @@ class RunFolder:
         return self.output if self.num_shards == 1 else self.root / self._name(shard)
 
     def is_done(self, shard: int) -> bool:
-        return (self.place(shard) / SUMMARY).is_file()
+        return self._has_summary(self.place(shard))
+
+    @staticmethod
+    def _has_summary(folder: Path) -> bool:
+        try:
+            summary = read_mapping(folder / SUMMARY)
+        except (OSError, ValueError):  # one of a disk that was full or without power
+            return False
+        return summary.keys() >= {"images", "segments", "unreadable"}
 
     def missing(self) -> list[int]:
         return [shard for shard in range(self.num_shards) if not self.is_done(shard)]
 
     def summary(self, shard: int) -> dict:
         """What the `claim` of a shard that is done has left."""
-        return json.loads((self.place(shard) / SUMMARY).read_text(encoding="utf-8"))
+        return read_mapping(self.place(shard) / SUMMARY)
 
     @contextmanager
     def claim(self, shard: int) -> Iterator[Path | None]:
@@ -77,12 +87,12 @@ class RunFolder:
             yield None
             return
         try:
-            if (staging / SUMMARY).is_file():  # stopped while it was published
+            if self._has_summary(staging):  # stopped while it was published
                 self._publish(staging, shard)
             if self.is_done(shard):
                 yield None
                 return
-            shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
+            self._clear(staging, shard)
             staging.mkdir(parents=True)
             try:
                 yield staging
@@ -93,6 +103,18 @@ class RunFolder:
         finally:
             lock.path.unlink(missing_ok=True)
             lock.release()
+
+    def _clear(self, staging: Path, shard: int):
+        """Remove what a run that was killed has left, and a shard of which files are missing."""
+        shutil.rmtree(staging, ignore_errors=True)
+        place = self.place(shard)
+        if place != self.output:
+            shutil.rmtree(place, ignore_errors=True)
+        elif left := [name for name in RESULTS if (place / name).exists()]:
+            raise DataError(
+                f"{self.output}: has {', '.join(left)} of this run without {SUMMARY}, which would say that they are "
+                "whole; name another folder, or add --overwrite to replace them"
+            )
 
     def _publish(self, staging: Path, shard: int):
         place = self.place(shard)
@@ -107,6 +129,18 @@ class RunFolder:
         return f"{shard:05}-of-{self.num_shards:05}"
 
 
+def read_mapping(path: Path) -> dict:
+    """A json file of names and values.
+
+    Raises:
+        OSError, ValueError: for a file that cannot be read, and for one of something else.
+    """
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: has no names and values")
+    return content
+
+
 def check_record(output: Path, record: Mapping):
     """Refuse a folder in which a run by other rules has begun.
 
@@ -117,7 +151,7 @@ def check_record(output: Path, record: Mapping):
     if not path.is_file():
         return
     try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
+        earlier = read_mapping(path)
     except ValueError as error:
         raise OtherRun(f"{RECORD} there is damaged ({error})") from error
     for name in dict.fromkeys([*record, *earlier]):

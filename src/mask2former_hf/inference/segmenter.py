@@ -98,16 +98,22 @@ class Segmenter:
         tta: bool = False,
         tile: int | str | None = None,
         overlap: float = OVERLAP,
+        replay: bool = False,
     ):
-        """A segmenter with a model that is there already; its device and dtype are the model's."""
+        """A segmenter with a model that is there already; its device and dtype are the model's.
+
+        Args:
+            replay: on GPUs, replay what ran before (`inference.replay`); for a model whose parts nobody exchanges.
+        """
         segmenter = cls.__new__(cls)
         segmenter._origin = None
         segmenter._set(model.eval(), processor, task, refine, tta, tile, overlap)
+        segmenter._replays = replay
         return segmenter
 
     def _set(self, model, processor, task, refine, tta, tile, overlap):
         self._model, self.processor, self.refine, self.tta = model, processor, refine, tta
-        self._replay = None
+        self._replays, self._replay = True, None
         self.channels = image_channels(processor)  # bands of its images; None for photos
         if not isinstance(model, ExportedModel):
             check_same_channels(model.config, processor)
@@ -132,7 +138,7 @@ class Segmenter:
 
     def __getstate__(self):
         """A segmenter of a checkpoint travels by the checkpoint's name, one of a model with the weights."""
-        return self.__dict__ if self._origin is None else {**self.__dict__, "_model": None, "_replay": None}
+        return {**self.__dict__, "_replay": None} | ({} if self._origin is None else {"_model": None})
 
     def rules(self, **numbers) -> Rules:
         """What results are made by; see `rules_of` for the numbers."""
@@ -245,8 +251,8 @@ class Segmenter:
         return segment_images(self.model, self.processor, images, rules, **options)
 
     def _replaying(self):
-        """What runs a checkpoint's network on a GPU; None for a model that somebody else may be training."""
-        if self._replay is None and self._origin is not None and self.model.device.type == "cuda":
+        """What runs the network on a GPU; None for a model that somebody else may be training."""
+        if self._replay is None and self._replays and self.model.device.type == "cuda":
             from .replay import Replay
 
             self._replay = Replay(self.model)

@@ -44,6 +44,16 @@ def classifies_pixels(config) -> bool:
     return getattr(config, "head_type", None) in ("per_pixel", "per_pixel_plus")
 
 
+def own_design(config) -> list[str]:
+    """Fields, as `name=value`, by which the network is another than transformers' class makes of the same config."""
+    usual = type(config)
+    return [
+        _said(config, name)
+        for name in BUILT_IN_DESIGN
+        if hasattr(usual, name) and getattr(config, name) != getattr(usual, name)
+    ]
+
+
 def check_design(config):
     """Refuse fields that do not go together.
 

@@ -95,16 +95,13 @@ class FPNPixelDecoder(nn.Module):
 
     def forward(self, features: list[Tensor]) -> PixelMaps:
         """Of four maps, finest first."""
-        coarsest = encoded = features[-1]
-        if self.encoder is not None:
-            coarsest = encoded = self.encoder(self.input_projection(coarsest))
-        maps = [self.layer_4(channels_last_on_cpu(coarsest))]
+        encoded = None if self.encoder is None else self.encoder(self.input_projection(features[-1]))
+        maps = [self.layer_4(channels_last_on_cpu(features[-1] if encoded is None else encoded))]
         for level in (3, 2, 1):
             lateral = channels_last_on_cpu(features[level - 1])
             upsampled = F.interpolate(maps[-1], size=lateral.shape[-2:], mode="nearest")
             merged = getattr(self, f"adapter_{level}")(lateral, plus=upsampled)
             maps.append(getattr(self, f"layer_{level}")(merged))
-        encoded = None if self.encoder is None else encoded
         return PixelMaps(self.mask_projection(maps[-1]), maps[:-1], encoded)
 
 

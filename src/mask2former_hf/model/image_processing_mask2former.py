@@ -338,7 +338,7 @@ class Mask2FormerImageProcessor(PilBackend):
 
         Returns:
             B dicts: "segmentation" (H, W) int32 with 0 for void, and "segments_info" with "id" (1, 2, ...),
-            "label_id", "was_fused", "score" and "area" in pixels.
+            "label_id", "was_fused", "score", "area" in pixels, and "query", the first of its queries.
         """
         stuff = self.label_ids_to_fuse if label_ids_to_fuse is None else label_ids_to_fuse
         threshold = self.object_mask_threshold if threshold is None else threshold

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .argument_checks import check_clips, check_frames, check_labels_given, check_tensor
+from .channels import model_channels
 from .clip_loss import LazyClipMasks, Mask2FormerClipLoss
 from .configuration_mask2former import Mask2FormerConfig
 from .modeling_mask2former import Mask2FormerForSegmentation, Mask2FormerModel
@@ -80,6 +81,8 @@ class Mask2FormerVideoModel(Mask2FormerModel):
                 raise ValueError(
                     f"{name}={value!r}: clips have {usual!r} alone; leave it out, or take the image model"
                 )
+        if model_channels(config) != 3:
+            raise ValueError(f"num_channels={model_channels(config)} of the backbone: clips are RGB, of 3 channels")
         super().__init__(config)
 
     def forward(

@@ -54,7 +54,7 @@ class PerPixelClassifier(nn.Module):
 
     def forward(self, maps: list[Tensor], mask_features: Tensor, eager: bool) -> DecoderStates:
         rows = torch.cat([self.classifier.weight.flatten(1), self.classifier.bias.unsqueeze(1)], dim=1)  # (K, C + 1)
-        states = rows.expand(len(mask_features), -1, -1)
+        states = rows.expand(mask_features.shape[0], -1, -1)  # not len(), which tracing makes a constant
         return DecoderStates([states], [states], [], [])
 
 
@@ -134,7 +134,7 @@ class PerPixelLoss(nn.Module):
 
     def normalizers(self, batches: Sequence[dict], num_queries: int) -> Tensor:
         """(1,) number of labelled pixels in several micro-batches, at least 1."""
-        count = 0
+        counts = []
         for batch in batches:
             masks, labels = batch["mask_labels"], batch["class_labels"]
             canvas = tuple(batch["pixel_values"].shape[-2:])
@@ -145,10 +145,10 @@ class PerPixelLoss(nn.Module):
                 canvas,
                 len(masks),
                 self.settings.num_labels,
-                torch.device("cpu"),
+                masks[0].device,
             )
-            count += sum(int((label_map(target) != NO_LABEL).sum()) for target in checked)
-        return torch.tensor([max(count, 1)], dtype=torch.float32)
+            counts += [(label_map(target) != NO_LABEL).sum() for target in checked]
+        return torch.stack(counts).sum().clamp(min=1).float().reshape(1)
 
     def write_no_object_weight(self, weight: float):
         """There is none."""

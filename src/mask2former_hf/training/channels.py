@@ -14,6 +14,7 @@ from .inflation import INFLATIONS, ZERO
 from .settings import TrainingSettings, check_numbers, starts_pretrained
 
 STATISTICS = ("image_mean", "image_std", "rescale_factor")
+STEPS = ("do_rescale", "do_normalize")  # which of them the processor does
 WHITE = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535, np.dtype(np.float32): 1}  # is 1 after rescaling
 LOOKED_AT = 100  # images, of which means and deviations are taken
 
@@ -88,7 +89,8 @@ def bands_of_run(settings: TrainingSettings, channels: int | None, dataset) -> B
     fields, reason = {"num_channels": channels}, "as given"
     own = {} if settings.model is None else _own_fields(settings.model)
     if own.keys() >= set(STATISTICS) and _channels_of(own) == channels:
-        fields |= {name: own[name] for name in STATISTICS}
+        fields |= {name: own[name] for name in (*STATISTICS, *STEPS) if name in own}
+        fields |= {"do_rescale": True} if "rescale_factor" in given else {}
         reason = "the checkpoint's"
     elif len(given) < len(STATISTICS):
         measured = measure_bands(dataset, LOOKED_AT)
@@ -102,7 +104,7 @@ def bands_of_run(settings: TrainingSettings, channels: int | None, dataset) -> B
 
 def _own_fields(checkpoint: str) -> dict:
     """What the processor of a checkpoint says of channels; empty if there is none."""
-    return normalisation_of(checkpoint, names=(*STATISTICS, "num_channels"))
+    return normalisation_of(checkpoint, names=(*STATISTICS, *STEPS, "num_channels"))
 
 
 def _channels_of(fields: Mapping) -> int | None:

@@ -11,6 +11,7 @@ from ..data.json_files import write_json
 
 CLASSES = "class_predictor"
 NEW_HEAD = (CLASSES, "transformer_module", "pixel_level_module.decoder", "pixel_level_module.neck")
+CLASSIFIERS = (CLASSES, "transformer_module.classifier")  # of masks, and of pixels
 ENCODER = "pixel_level_module.encoder."
 ADAPTER = "adapter"  # folder of a run's output
 
@@ -23,8 +24,8 @@ def with_lora(model: nn.Module, rank: int, targets: Sequence[str] | None = None,
         rank: of the updates of linear layers, which start at zero.
         targets: ends of the names of the linear layers that get one, such as "q_proj"; None for all.
         new_head: the model's head has random weights, so that it trains whole, with the neck of a ViT, and updates
-            are for the backbone alone. Otherwise the classifier trains whole, all other linear layers by updates, and
-            convolutions, norms and embeddings not at all.
+            are for the backbone alone. Otherwise the classifier trains whole, if it is a layer of its own, all other
+            linear layers by updates, and convolutions, norms and embeddings not at all.
 
     Returns:
         `peft.PeftModel`; `save_pretrained` writes the updates and what trains whole.
@@ -46,8 +47,8 @@ def with_lora(model: nn.Module, rank: int, targets: Sequence[str] | None = None,
         raise ValueError(
             f"lora_target={' '.join(targets or ())}: no linear layer's name ends so; there are {', '.join(ends)}"
         )
-    names = {name for name, _ in model.named_modules()}
-    whole = [name for name in (NEW_HEAD if new_head else (CLASSES,)) if {name, f"model.{name}"} & names]
+    names = {name for name, module in model.named_modules() if any(True for _ in module.parameters())}
+    whole = [name for name in (NEW_HEAD if new_head else CLASSIFIERS) if {name, f"model.{name}"} & names]
     return get_peft_model(model, LoraConfig(r=rank, lora_alpha=rank, target_modules=chosen, modules_to_save=whole))
 
 

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from tqdm import tqdm
 
 from ..data.augmentation import AugmentedDataset, augmentation_for
@@ -71,6 +72,8 @@ class TrainingRun:
     """
 
     kinds = KINDS  # of data
+    channels: int | None = None
+    bands = Bands(None, {})
 
     def __init__(self, settings: TrainingSettings, train_data=None, val_data=None, show: bool = True):
         self._begin(settings)
@@ -81,6 +84,8 @@ class TrainingRun:
         classes, task = self.train_data.classes, settings.task or usual
         torch.manual_seed(settings.seed)
         self.model, self.new_classes = starting_model(settings, self.recipe, classes, task)
+        if classifies_pixels(self.model.config) and settings.task not in (None, "semantic"):
+            raise ValueError(f"task={settings.task}: {settings.model} classifies pixels; leave it out, or 'semantic'")
         self.channels = channels_of_run(settings, self.model)
         for dataset in (self.train_data, self.val_data):
             read_bands_of(dataset, self.channels)
@@ -321,6 +326,8 @@ def starting_model(settings: TrainingSettings, recipe: Recipe | None, classes, t
         bands = {"channels": settings.channels, "inflate": settings.inflate or MEAN}
         return new_model(start, classes, task, settings.random_weights, **bands, **fields, **queries), []
     except LOADING_ERRORS as error:
+        if isinstance(error, StrictDataclassError):  # of settings that became fields of the config
+            raise ValueError(first_line(error).replace("num_queries=", "queries=")) from error
         if settings.backbone in (None, *BACKBONES):
             raise
         known = ", ".join(BACKBONES)

@@ -15,7 +15,7 @@ from ..data.classes import ClassTable
 from ..data.kinds import KINDS, OF_A_SPLIT, VIDEO_KINDS
 from ..evaluation.evaluator import METRICS
 from ..model.configuration_mask2former import MASK_LOSSES, VIT_NECKS
-from ..model.design_rules import DECODERS, HEADS, PIXEL_DECODERS
+from ..model.design_rules import DECODERS, HEADS, PIXEL_DECODERS, classifies_pixels
 from ..model.result_defaults import TASKS
 from .backbones import BACKBONES, TINY
 from .freezing import ALL
@@ -246,6 +246,8 @@ def complete(settings: TrainingSettings) -> tuple[TrainingSettings, Recipe | Non
     """
     of_vit = vit_recipe(settings.recipe)
     if of_vit is not None:
+        if settings.data in VIDEO_KINDS:
+            raise ValueError(f"recipe={settings.recipe}: trains on images; those for videos begin with ytvis-")
         settings = _filled(
             settings, _implied(settings, of_vit.implied(settings.model, settings.steps, settings.epochs))
         )
@@ -282,6 +284,8 @@ def complete(settings: TrainingSettings) -> tuple[TrainingSettings, Recipe | Non
 def _implied(settings: TrainingSettings, values: dict) -> dict:
     """What a recipe says, whose batch is that of a step, for the forward passes of one process."""
     images = settings.accumulate * int(os.environ.get("WORLD_SIZE", "1"))
+    if classifies_pixels(settings):
+        values = values | {"queries": None}  # its classes are its queries
     return values | {name: max(1, value // max(1, images)) for name, value in values.items() if name == "batch_size"}
 
 
@@ -349,6 +353,12 @@ def check(settings: TrainingSettings):
         raise ValueError(f"held_out={settings.held_out}: must be above 0 and below 1")
     if settings.layer_decay is not None and not 0 < settings.layer_decay <= 1:
         raise ValueError(f"layer_decay={settings.layer_decay}: must be above 0 and at most 1")
+    check_numbers(settings, 1, ("steps", "eval_every", "log_every", "keep", "divisor", "lora"), most=MOST_STEPS)
+    of_masks = ("mask_loss", "mask_weight")
+    if classifies_pixels(settings) and (unread := [n for n in of_masks if getattr(settings, n) is not None]):
+        raise ValueError(
+            f"{unread[0]}={getattr(settings, unread[0])}: a head that classifies pixels has no such term; leave it out"
+        )
     if settings.freeze_backbone is not None:
         if settings.freeze_backbone != ALL and not str(settings.freeze_backbone).isdecimal():
             raise ValueError(f"freeze_backbone={settings.freeze_backbone}: must be a number of stages, or {ALL!r}")
@@ -364,7 +374,6 @@ def check(settings: TrainingSettings):
         )
     if settings.lora_target and settings.lora is None:
         raise ValueError("lora_target= needs lora=, the rank of the updates")
-    check_numbers(settings, 1, ("steps", "eval_every", "log_every", "keep", "divisor", "lora"), most=MOST_STEPS)
     check_numbers(settings, 1, ("batch_size", "accumulate", "queries"), most=MOST_IMAGES)
     check_numbers(settings, 0, ("num_workers",), most=MOST_WORKERS)
     check_numbers(settings, 0, ("warmup",), most=MOST_STEPS)
@@ -426,6 +435,8 @@ def check_numbers(settings, least: float, names, most: float = math.inf):
     for name in names:
         value = getattr(settings, name)
         for number in value if isinstance(value, list | tuple) else [] if value is None else [value]:
+            if number != number:
+                raise ValueError(f"{name}={number}: must be a number")
             if not number >= least:
                 raise ValueError(f"{name}={number}: must be at least {least}")
             if number > most or number == math.inf:

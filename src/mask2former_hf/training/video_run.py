@@ -19,20 +19,11 @@ from .settings import TrainingSettings
 
 DEFAULT_SIDES, LONGEST = (360, 480), 1333
 USED = {  # settings that mean something for videos
-    *("output", "resume", "model", "backbone", "vit_neck", "random_weights", "recipe", "queries", "mask_loss"),
-    *(
-        "mask_weight",
-        "freeze_backbone",
-        "freeze_batch_norm",
-        "data",
-        "classes",
-        "held_out",
-        "short_sides",
-        "test_size",
-    ),
-    *("steps", "epochs", "batch_size", "accumulate", "learning_rate", "backbone_multiplier", "layer_decay"),
-    *("weight_decay", "clip", "seed", "eval_every", "keep", "log_every", "report_to", "num_workers", "bf16", "fp16"),
-    *("gradient_checkpointing", "cpu"),
+    *("output", "resume", "model", "backbone", "vit_neck", "random_weights", "recipe", "queries"),
+    *("pixel_decoder_type", "mask_loss", "mask_weight", "freeze_backbone", "freeze_batch_norm"),
+    *("data", "classes", "held_out", "short_sides", "test_size", "steps", "epochs", "batch_size", "accumulate"),
+    *("learning_rate", "backbone_multiplier", "layer_decay", "warmup", "weight_decay", "clip", "seed"),
+    *("eval_every", "keep", "log_every", "report_to", "num_workers", "bf16", "fp16", "gradient_checkpointing", "cpu"),
     *(f"{split}_{name}" for split in ("train", "val") for name in ("images", "annotations", "maps", "limit")),
 }
 
