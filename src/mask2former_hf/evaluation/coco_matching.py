@@ -147,10 +147,10 @@ def summary(matches: Mapping[Hashable, Matches], categories: Mapping[int, Mappin
     return figures
 
 
-def scores_and_hits(images: Iterable[Matches]) -> tuple[np.ndarray, np.ndarray]:
+def scores_and_hits(matches: Mapping[Hashable, Matches]) -> tuple[np.ndarray, np.ndarray]:
     """Scores of all detections that are a hit or a false alarm, and which are hits, at an IoU of 0.5."""
     parts = [(np.zeros(0), np.zeros(0, dtype=bool))]
-    for image in images:
+    for image in (matches[number] for number in _sort_ids(matches)):
         hits, counted = (_flags(bits, 0)[:, 0] for bits in (image.hits, image.counted))
         parts.append((image.scores[counted], hits[counted]))
     scores, hits = zip(*parts, strict=True)

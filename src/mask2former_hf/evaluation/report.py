@@ -82,7 +82,7 @@ def write_report(
     if evaluator is not None:
         _classes(page, evaluator)
         _objects(page, evaluator, report_figures)
-        _images(page, evaluator, report_figures)
+        _images(page, evaluator)
     rows = [[name, "" if value is None else str(value)] for name, value in (settings or {}).items()]
     page.section(
         "Settings", data_table(["setting", "value"], rows) if rows else "<p>None were given.</p>", folded=True
@@ -177,7 +177,7 @@ def _objects(page: Page, evaluator: SegmentationEvaluator, figures):
             text = "All classes together, while the lowest score that counts falls; IoU above 0.5."
         parts.append(plot(figures.precision_recall_figure(curves), "Precision and recall", text))
     if findings.sizes.any():
-        text = "True objects by size: found as their class, or missed. Percentages are found."
+        text = "True objects by size: found as their class, or missed; the percentage is of what was found."
         parts.append(plot(figures.sizes_figure(SIDES, findings.sizes), "Sizes found and missed", text))
     if qualities := [quality for _, quality in findings.ranked()]:
         text = f"The quality of an image is {QUALITY[findings.task]}."
@@ -186,12 +186,11 @@ def _objects(page: Page, evaluator: SegmentationEvaluator, figures):
         page.section("Scores, sizes and images", f'<div class="row">{"".join(parts)}</div>')
 
 
-def _images(page: Page, evaluator: SegmentationEvaluator, figures):
-    kept = evaluator.findings.kept
-    worst = kept.worst
-    best = [picture for picture in kept.best if picture not in worst]
-    if worst:
-        text = f"<p>Image, truth, prediction. The quality of an image is {QUALITY[evaluator.findings.task]}.</p>"
-        page.section("The worst images", text + pictures(worst))
+def _images(page: Page, evaluator: SegmentationEvaluator):
+    kept, quality = evaluator.findings.kept, QUALITY[evaluator.findings.task]
+    best = [picture for picture in kept.best if picture not in kept.worst]
+    text = f"<p>Image, truth, prediction; a click enlarges them. The quality of an image is {quality}.</p>"
+    if kept.worst:
+        page.section("The worst images", text + pictures(kept.worst))
     if best:
         page.section("The best images", pictures(best))

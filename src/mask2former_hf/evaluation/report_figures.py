@@ -16,7 +16,8 @@ STYLE = {
     "grid.alpha": 0.25,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
-    "legend.frameon": False,
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.7,
     "lines.linewidth": 1.5,
 }
 BLUE, RED, GREY = "#2b6cb0", "#c05621", "#718096"
@@ -45,12 +46,13 @@ def run_figure(history: Sequence[Mapping], metric: str) -> bytes:
         if measured:
             best = max(measured, key=lambda row: row[f"eval_{metric}"])
             figures.plot(best["step"], 100 * best[f"eval_{metric}"], "o", mfc="none", mec="black", ms=9)
+            late = best["step"] > (measured[0]["step"] + measured[-1]["step"]) / 2
             figures.annotate(
                 f"best {100 * best[f'eval_{metric}']:.1f}",
                 (best["step"], 100 * best[f"eval_{metric}"]),
-                (-6, 7),
+                (-6 if late else 6, 7),
                 textcoords="offset points",
-                ha="right",
+                ha="right" if late else "left",
             )
         figures.set(title="Metrics in percent", xlabel="step", ylim=(0, None))
         figures.margins(y=0.2)

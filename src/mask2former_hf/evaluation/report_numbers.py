@@ -18,7 +18,7 @@ def scored(evaluator) -> tuple[np.ndarray, np.ndarray] | None:
     """
     for name in ("ap", "box_ap"):
         if name in evaluator.metrics:
-            return scores_and_hits(evaluator.metrics[name].matches.values())
+            return scores_and_hits(evaluator.metrics[name].matches)
     if evaluator.findings.task != "panoptic":
         return None
     counts = evaluator.findings.scores  # (bins, right or wrong)

@@ -18,7 +18,7 @@ h1 { font-size: 1.7em; margin-bottom: 0; } h2 { font-size: 1.2em; margin: 2em 0 
 h2, summary { border-bottom: 1px solid #e2e8f0; padding-bottom: .2em; }
 summary { font-size: 1.2em; font-weight: bold; cursor: pointer; margin: 1.6em 0 .5em; }
 p { margin: .5em 0; max-width: 52em; } .small, figcaption { color: #4a5568; font-size: .87em; }
-.small { overflow-wrap: anywhere; }
+.small { overflow-wrap: anywhere; max-width: none; }
 .tiles { display: flex; flex-wrap: wrap; gap: .7em; }
 .tile { background: #edf2f7; border-radius: .4em; padding: .5em 1em; min-width: 4.5em; }
 .tile b { display: block; font-size: 1.6em; line-height: 1.2; }
@@ -34,10 +34,14 @@ th:first-child, td:first-child, .text td { text-align: left; } .text td { overfl
 figure { margin: .5em 0; } figure img { max-width: 100%; height: auto; } figure b { display: block; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(540px, 1fr)); gap: 1em; }
 .pictures figure { margin: 0; } .triple { display: flex; gap: 3px; } .triple img { width: 33.1%; object-fit: contain; }
+.pictures figure { cursor: zoom-in; } .pictures .large { grid-column: 1 / -1; cursor: zoom-out; }
 @media (max-width: 600px) { .pictures { grid-template-columns: 1fr; } .row figure { width: 100%; } }
 @media print { details > * { display: block; } }
 """
-SORT = """
+SCRIPT = """
+document.querySelectorAll('.pictures figure').forEach(function (figure) {
+  figure.onclick = function () { figure.classList.toggle('large'); };
+});
 document.querySelectorAll('.sortable th').forEach(function (head) {
   head.onclick = function () {
     var body = head.closest('table').tBodies[0], up = head.dataset.up = head.dataset.up === '1' ? '0' : '1';
@@ -76,7 +80,7 @@ class Page:
             f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(self.title)}</title>\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f"<style>{STYLE}</style></head>\n<body><h1>{escape(self.title)}</h1>\n"
-            f'<p class="small">{escape(self.subtitle)}</p>\n{body}\n<script>{SORT}</script></body></html>\n'
+            f'<p class="small">{escape(self.subtitle)}</p>\n{body}\n<script>{SCRIPT}</script></body></html>\n'
         )
 
 
