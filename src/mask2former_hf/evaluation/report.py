@@ -177,7 +177,7 @@ def _objects(page: Page, evaluator: SegmentationEvaluator, figures):
             text = "All classes together, while the lowest score that counts falls; IoU above 0.5."
         parts.append(plot(figures.precision_recall_figure(curves), "Precision and recall", text))
     if findings.sizes.any():
-        text = "True objects by size: found as their class, or missed; the percentage is of what was found."
+        text = "True objects by size: found as their class, or missed; the percentage is the share found."
         parts.append(plot(figures.sizes_figure(SIDES, findings.sizes), "Sizes found and missed", text))
     if qualities := [quality for _, quality in findings.ranked()]:
         text = f"The quality of an image is {QUALITY[findings.task]}."
