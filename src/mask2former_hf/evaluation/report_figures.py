@@ -73,7 +73,7 @@ def precision_recall_figure(lines: Mapping[str, tuple[np.ndarray, np.ndarray]]) 
         for name, (recall, precision) in lines.items():
             axes.plot(recall, precision, label=name, marker="." if len(recall) < 20 else None)
         axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
-        axes.legend(loc="lower left")
+        axes.legend()
         return _png(figure)
 
 
