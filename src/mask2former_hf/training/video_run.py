@@ -56,6 +56,7 @@ class VideoRun(TrainingRun):
     """
 
     kinds = VIDEO_KINDS
+    channels = None  # models of clips take photos
 
     def __init__(self, settings: TrainingSettings, train_data=None, val_data=None):
         if settings.data not in VIDEO_KINDS:
