@@ -26,9 +26,9 @@ from tqdm import tqdm
 from mask2former_hf import Mask2FormerForUniversalSegmentation
 from mask2former_hf.evaluation.average_precision import AveragePrecision
 from mask2former_hf.evaluation.boundary_iou import MeanBoundaryIoU
-from mask2former_hf.evaluation.evaluator import label_map, single_map, true_objects
 from mask2former_hf.evaluation.mean_iou import MeanIoU
 from mask2former_hf.evaluation.panoptic_quality import PanopticQuality
+from mask2former_hf.evaluation.truth import label_map, single_map, true_objects
 from mask2former_hf.inference.drawing import draw_semantic, side_by_side
 from mask2former_hf.inference.segmenter import Segmenter
 

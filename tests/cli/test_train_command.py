@@ -90,6 +90,27 @@ def test_a_run_leaves_its_log_and_a_table_of_its_figures(trained):
     assert float(rows[-1]["pq"]) == json.loads((trained / "results.json").read_text())["metrics"]["pq"]
 
 
+def test_a_run_leaves_a_report_of_its_results_and_its_curves(trained):
+    page, result = (trained / "report.html").read_text(), json.loads((trained / "results.json").read_text())
+    for heading in ("Metrics", "The run", "Classes", "What was taken for what", "The worst images", "Settings"):
+        assert f">{heading}</" in page
+    assert page.count("data:image/jpeg") == 3 * 3 and len(result["images"]) == 3  # scenes to measure
+    assert {row["name"] for row in result["summary"]["pq"]["per_class"].values()} >= {"disc", "sky"}
+    width, height = Image.open(trained / "curves.png").size
+    assert width > 2 * height
+
+
+def test_without_matplotlib_a_run_goes_on_and_says_so_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert command("train", *SCENES, "--backbone", "tiny", *SMALL, "--output", tmp_path) == 0
+    out, progress = capsys.readouterr()
+    lines = [line for line in out.splitlines() if "need matplotlib" in line]
+    assert len(lines) == 1 and 'pip install "mask2former-hf[report]"' in lines[0]
+    assert "images" in json.loads((tmp_path / "results.json").read_text())
+    assert not (tmp_path / "report.html").exists() and not (tmp_path / "curves.png").exists()
+    assert re.search(r"step 2: pq .* \(best pq [\d.]+ at step [12]\); 0 s left", out + progress)
+
+
 def test_the_card_has_its_data_the_install_line_and_figures_in_percent(trained):
     text = (trained / "README.md").read_text()
     assert f"# {trained.name}\n" in text and f"name: {trained.name}\n" in text and INSTALL in text

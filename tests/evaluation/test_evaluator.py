@@ -1,6 +1,8 @@
 """Evaluation: right for known answers, equal however the images are spread over batches and processes."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -118,13 +120,13 @@ def test_two_processes_give_the_figures_of_one_with_an_uneven_last_batch(checkpo
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the two processes: rounding is the same
     try:
-        assert main(["evaluate", *given, "--json", str(one)]) == 0
+        assert main(["evaluate", *given, "--json", str(one), "--report", str(tmp_path / "by one")]) == 0
     finally:
         torch.set_num_threads(threads)
     source = os.path.dirname(os.path.dirname(mask2former_hf.__file__))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     done = subprocess.run(
-        [*launcher, "-m", "mask2former_hf", "evaluate", *given, "--json", str(two)],
+        [*launcher, "-m", "mask2former_hf", "evaluate", *given, "--json", two, "--report", tmp_path / "by two"],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": source},
         capture_output=True,
         text=True,
@@ -133,6 +135,11 @@ def test_two_processes_give_the_figures_of_one_with_an_uneven_last_batch(checkpo
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("pq per class") == 1
     assert one.read_text() == two.read_text()
+    reports = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("by one", "by two")]
+    assert all(report.pop("settings") for report in reports) and reports[0] == reports[1]
+    pages = [(tmp_path / name / "report.html").read_text() for name in ("by one", "by two")]
+    pictures = [re.findall('data:image/jpeg[^"]*', page) for page in pages]
+    assert len(pictures[0]) == 5 * 3 and pictures[0] == pictures[1]
 
 
 @pytest.mark.parametrize("tta", [False, True], ids=["once", "augmented"])

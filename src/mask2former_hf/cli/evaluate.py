@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from ..data.kinds import VIDEO_KINDS
 from ..data.reader import read_bands_of
 from ..evaluation.evaluator import KNOWN_METRICS, evaluate, headline
 from ..evaluation.processes import process_group, process_rank
+from ..evaluation.report import PAGE, check_matplotlib, write_evaluation
 from ..inference.loading import default_device
 from ..inference.rules import METHODS
 from ..model.channels import image_channels
@@ -43,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--batch-size", type=int, help="images per forward pass (default: 4)")
     parser.add_argument("--num-workers", type=int, help="processes that read images (default: 0)")
     parser.add_argument("--json", type=Path, help="write the full summary to this file")
+    parser.add_argument("--report", type=Path, help="write report.html and results.json into this folder (matplotlib)")
     parser.add_argument("--bf16", action="store_true", help="forward pass in bfloat16 autocast")
     parser.add_argument("--device", help=f"cpu, cuda, cuda:1, ... (default: {default_device()})")
 
@@ -63,9 +66,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _evaluate(settings) -> int:
     if settings.data in VIDEO_KINDS:
+        if settings.report is not None:
+            raise UserError(f"--report {settings.report}: is of images; leave it out for videos")
         return evaluate_video.run(settings, DEFAULTS)
     if settings.class_agnostic:
         raise UserError("--class-agnostic: is for videos; leave it out")
+    report = _report(settings)
     dataset = load_split(settings, "")
     model, processor = load(settings.model, settings.device)
     read_bands_of(dataset, image_channels(processor))
@@ -83,6 +89,7 @@ def _evaluate(settings) -> int:
             tta=settings.tta,
             tile=settings.tile,
             overlap=settings.overlap,
+            report=report,
             **{name: getattr(settings, name) for name in OPTIONS},
         )
     except (ValueError, ImportError) as error:
@@ -91,7 +98,23 @@ def _evaluate(settings) -> int:
         print_summary(summary)
         if settings.json is not None:
             write_json(settings.json, summary)
+        if report is not None:
+            print(f"\nReport: {settings.report / PAGE}")
     return 0
+
+
+def _report(settings):
+    """What writes the report, if one is wanted; refuses it now, and not after all images."""
+    if settings.report is None:
+        return None
+    try:
+        check_matplotlib()
+    except ImportError as error:
+        raise UserError(f"--report {settings.report}: {error}") from error
+    settings.report.mkdir(parents=True, exist_ok=True)
+    shown = {name: value for name, value in vars(settings).items() if value not in (None, False)}
+    shown = {name: value if isinstance(value, str | int | float) else str(value) for name, value in shown.items()}
+    return partial(write_evaluation, settings.report, title=f"Evaluation of {settings.model}", settings=shown)
 
 
 def print_summary(summary: dict[str, dict]):

@@ -11,9 +11,11 @@ from ..data.errors import DataError
 from ..data.kinds import VIDEO_KINDS
 from ..data.pictures import shown_bands
 from ..evaluation.processes import process_group
+from ..evaluation.report import INSTALL, PAGE
 from ..training.run import TrainingRun
 from ..training.run_folder import how_to_go_on, steps_with_results
 from ..training.run_lock import FolderInUse
+from ..training.run_report import CURVES
 from ..training.settings import TrainingSettings
 from ..training.threads import fewer_threads
 from ..training.video_run import VideoRun
@@ -110,7 +112,12 @@ def _train(settings: TrainingSettings) -> int:
             print(f"{name:12}{100 * figures[name]:7.2f}")
         if "switches" in figures:  # of the ids of videos, a number
             print(f"{'switches':12}{figures['switches']:7.0f}")
-        print(f"Model, processor and results.json: {training.settings.output}")
+        output = training.settings.output
+        print(f"Model, processor and results.json: {output}")
+        if (output / PAGE).exists():
+            print(f"What it finds and what it misses: {output / PAGE}")
+        else:
+            print(f"{PAGE} and {CURVES} need matplotlib: {INSTALL}")
     return 0
 
 

@@ -1,6 +1,7 @@
 """What `train` shows: a summary before it starts, the first augmented images, and progress with the loss' terms."""
 
 import math
+import time
 from collections.abc import Sequence
 
 from PIL import Image
@@ -27,7 +28,12 @@ _OTHER_METRICS = ("ap", "ap50", "ap75", "aps", "apm", "apl", "ar1", "ar10", "mio
 
 
 class LossProgress(ProgressCallback):
-    """Trainer's progress bar with the terms of the loss beside it, instead of a line per log."""
+    """Trainer's progress bar with the terms of the loss beside it, instead of a line per log; after an evaluation one
+    with the figures, the best so far, and the time left at the pace since the start, evaluations included."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        self._began, self._first_step = time.monotonic(), state.global_step
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.training_bar is None or not logs:
@@ -42,7 +48,28 @@ class LossProgress(ProgressCallback):
         if figures:
             names = headline_names({name.removeprefix("eval_"): value for name, value in figures.items()})
             shown = ", ".join(f"{name} {100 * figures['eval_' + name]:.2f}" for name in names[:6])
-            self.training_bar.write(f"step {state.global_step}: {shown}")
+            best = best_so_far(state.log_history, args.metric_for_best_model)
+            pace = (time.monotonic() - self._began) / max(state.global_step - self._first_step, 1)
+            left = pace * (state.max_steps - state.global_step)
+            self.training_bar.write(f"step {state.global_step}: {shown}{best}; {in_words(left)} left")
+
+
+def best_so_far(history: Sequence[dict], metric: str) -> str:
+    """The best value of the metric, and its step, in words; nothing before the second evaluation."""
+    key = f"eval_{metric}"
+    values = [(row[key], -row["step"]) for row in history if key in row and math.isfinite(row[key])]
+    if len(values) < 2:
+        return ""
+    value, step = max(values)
+    return f" (best {metric} {100 * value:.2f} at step {-step})"
+
+
+def in_words(seconds: float) -> str:
+    """A time, roughly."""
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def summary(run: TrainingRun) -> str:

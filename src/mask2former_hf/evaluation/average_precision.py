@@ -7,7 +7,7 @@ import numpy as np
 
 from ..data.rle import coco_tools, encode_masks, to_numpy, to_rle
 from ..data.text_files import read_json
-from .coco_matching import Matches, best_of_class, checked_limits, match, summary
+from .coco_matching import Matches, best_of_class, checked_limits, curves_of, match, summary
 
 IOU_TYPES = ("segm", "bbox", "boundary")
 
@@ -147,10 +147,17 @@ class AveragePrecision:
 
         Returns:
             `{"AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl", "per_class": {id:
-            {"name", "AP", "AP50"}}}`, where AR's numbers are `max_detections`.
+            {"name", "AP", "AP50", "APs", "APm", "APl"}}}`, where AR's numbers are `max_detections`.
         """
-        matches = {image_id: self._match([], truth) for image_id, truth in self.truth.items()} | self.matches
-        return summary(matches, self.categories, self.max_detections)
+        return summary(self._all_matches(), self.categories, self.max_detections)
+
+    def precision_at_recalls(self) -> np.ndarray:
+        """(T, R, K, A) precision at `coco_matching.THRESHOLDS` and `RECALLS`, by class and area, of which AP is the
+        mean; nan where no object counts."""
+        return curves_of(self._all_matches(), len(self.categories), self.max_detections)[0]
+
+    def _all_matches(self) -> dict[Hashable, Matches]:
+        return {image_id: self._match([], truth) for image_id, truth in self.truth.items()} | self.matches
 
     def _match(self, detections: list[dict], truth: list[dict]) -> Matches:
         return match(

@@ -117,6 +117,11 @@ def curves(images: Sequence[Matches], num_classes: int, limits: Sequence[int]) -
     return precision, recall
 
 
+def curves_of(matches: Mapping[Hashable, Matches], num_classes: int, limits: Sequence[int]):
+    """`curves` of images by their ids, whose order decides between equal scores."""
+    return curves([matches[number] for number in _sort_ids(matches)], num_classes, limits)
+
+
 def summary(matches: Mapping[Hashable, Matches], categories: Mapping[int, Mapping], limits: Sequence[int]) -> dict:
     """COCO's figures of images, or videos, by their ids; nan where there is no such object in the truth.
 
@@ -124,8 +129,7 @@ def summary(matches: Mapping[Hashable, Matches], categories: Mapping[int, Mappin
         categories: class id -> `{"name", ...}`, in the order of the rows.
         limits: rising numbers of detections.
     """
-    images = [matches[number] for number in _sort_ids(matches)]  # the order decides between equal scores
-    precision, recall = curves(images, len(categories), limits)
+    precision, recall = curves_of(matches, len(categories), limits)
     figures = {"AP": _mean(precision[..., 0])}
     figures |= {"AP50": _mean(precision[0, ..., 0]), "AP75": _mean(precision[5, ..., 0])}
     figures |= {f"AP{name[0]}": _mean(precision[..., i]) for i, name in enumerate(AREAS) if i}
@@ -136,10 +140,21 @@ def summary(matches: Mapping[Hashable, Matches], categories: Mapping[int, Mappin
             "name": described["name"],
             "AP": _mean(precision[:, :, row, 0]),
             "AP50": _mean(precision[0, :, row, 0]),
+            **{f"AP{name[0]}": _mean(precision[:, :, row, i]) for i, name in enumerate(AREAS) if i},
         }
         for row, (category, described) in enumerate(categories.items())
     }
     return figures
+
+
+def scores_and_hits(matches: Mapping[Hashable, Matches]) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of all detections that are a hit or a false alarm, and which are hits, at an IoU of 0.5."""
+    parts = [(np.zeros(0), np.zeros(0, dtype=bool))]
+    for image in (matches[number] for number in _sort_ids(matches)):
+        hits, counted = (_flags(bits, 0)[:, 0] for bits in (image.hits, image.counted))
+        parts.append((image.scores[counted], hits[counted]))
+    scores, hits = zip(*parts, strict=True)
+    return np.concatenate(scores), np.concatenate(hits)
 
 
 def checked_limits(max_detections: Sequence[int]) -> tuple[int, ...]:

@@ -10,8 +10,6 @@ from tqdm import tqdm
 
 from ..data.example import Example
 from ..data.reader import read_bands_of
-from ..data.rle import coco_code
-from ..data.runs import NOTHING, joined, runs_of_map
 from ..data.windows import ImageWindows
 from ..inference.known_labels import task_of, window_of
 from ..inference.results import segment_outputs
@@ -23,10 +21,12 @@ from ..model.channels import check_same_channels, image_channels
 from ..model.image_processing_mask2former import Mask2FormerImageProcessor
 from ..model.modeling_mask2former import Mask2FormerForUniversalSegmentation
 from .average_precision import AveragePrecision
+from .findings import Findings
 from .matching_classes import with_classes_of
 from .mean_iou import MeanIoU
 from .panoptic_quality import PanopticQuality
 from .processes import process_rank
+from .truth import label_map, single_map, true_objects
 
 METRICS = {"panoptic": ("pq",), "instance": ("ap",), "semantic": ("miou",)}  # task -> what is measured by default
 KINDS = {"pq": "panoptic", "ap": "instance", "box_ap": "instance", "miou": "semantic"}  # metric -> results it needs
@@ -46,6 +46,7 @@ class SegmentationEvaluator:
         refine: "otsu" or "crf" (`inference.rules.Rules`).
         max_detections: instances of a class and image that count for average precision; COCO's are 100, images in
             tiles may have thousands.
+        findings: also gather what a report shows (`findings.Findings`); costs a second matching per image.
 
     Raises:
         ValueError: for unknown metrics, and numbers that none of them is measured by.
@@ -61,6 +62,7 @@ class SegmentationEvaluator:
         top_k: int | None = None,
         refine: str | None = None,
         max_detections: int | None = None,
+        findings: bool = False,
     ):
         metrics = METRICS[task_of(config)] if metrics is None else metrics
         unknown = sorted(set(metrics) - set(KNOWN_METRICS))
@@ -98,6 +100,7 @@ class SegmentationEvaluator:
             "miou": lambda: MeanIoU(categories, ignore_index=self.num_labels),
         }
         self.metrics = {name: makers[name]() for name in metrics}
+        self.findings = Findings(self.rules, categories) if findings else None
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -140,11 +143,18 @@ class SegmentationEvaluator:
                 self.metrics[name].update(masks, np.array(scores), np.array(labels), truth, image_id=image_id)
         if "miou" in self.metrics:
             self.metrics["miou"].update(results["semantic"].map, label_map(example, self.num_labels))
+        if self.findings is not None:
+            self.findings.update(results, example, image_id)
+
+    @property
+    def parts(self) -> dict:
+        """What is merged with other evaluators', by name."""
+        return self.metrics if self.findings is None else self.metrics | {"findings": self.findings}
 
     def merge(self, other: "SegmentationEvaluator"):
         """Add the counts of other images."""
-        for name, metric in self.metrics.items():
-            metric.merge(other.metrics[name])
+        for name, part in self.parts.items():
+            part.merge(other.parts[name])
 
     def compute(self) -> dict[str, dict]:
         """The full summary of every metric, by its name."""
@@ -168,38 +178,6 @@ def headline(summaries: dict[str, dict]) -> dict[str, float]:
     return {name: float(value) for name, value in figures.items()}
 
 
-def single_map(example: Example, metric: str) -> np.ndarray:
-    """The (H, W) map of an example without overlaps, background as void."""
-    if len(example.layers) != 1:
-        raise ValueError(f"{example.name} has overlapping segments: {metric} is not defined for them; measure 'ap'")
-    return np.maximum(example.layers[0], 0)
-
-
-def label_map(example: Example, ignore_index: int) -> np.ndarray:
-    """(H, W) class of each pixel, `ignore_index` where there is none."""
-    segmentation = single_map(example, "miou")
-    table = np.full(int(segmentation.max(initial=0)) + 1, ignore_index, dtype=np.int64)
-    for segment in example.segments:
-        if segment["id"] < len(table):
-            table[segment["id"]] = segment["category_id"]
-    return table[segmentation]
-
-
-def true_objects(example: Example, stuff: set[int]) -> list[dict]:
-    """The things of an example as `AveragePrecision.update` takes them."""
-    things = [segment for segment in example.segments if segment["category_id"] not in stuff]
-    layers = [runs_of_map(layer) for layer in example.layers]
-    return [
-        {
-            "category_id": segment["category_id"],
-            "segmentation": coco_code(joined(*(layer.get(segment["id"], NOTHING) for layer in layers)), example.size),
-            "iscrowd": segment.get("iscrowd", 0),
-            **({"area": segment["area"]} if "area" in segment else {}),
-        }
-        for segment in things
-    ]
-
-
 def own_share(dataset) -> Iterable[tuple[int, Example]]:
     """A data set of this process' numbered examples: each one belongs to exactly one process."""
     rank, world_size = process_rank()
@@ -214,11 +192,11 @@ def merge_processes(evaluator: SegmentationEvaluator) -> SegmentationEvaluator:
     if world_size == 1:
         return evaluator
     states = [None] * world_size
-    torch.distributed.all_gather_object(states, evaluator.metrics)
-    for other, metrics in enumerate(states):
+    torch.distributed.all_gather_object(states, evaluator.parts)
+    for other, parts in enumerate(states):
         if other != rank:
-            for name, metric in metrics.items():
-                evaluator.metrics[name].merge(metric)
+            for name, part in evaluator.parts.items():
+                part.merge(parts[name])
     return evaluator
 
 
@@ -328,6 +306,7 @@ def evaluate(
     tta: bool = False,
     tile: int | str | None = None,
     overlap: float = OVERLAP,
+    report: Callable[[SegmentationEvaluator], None] | None = None,
     **options,
 ) -> dict[str, dict]:
     """Metrics of a model on a dataset; under `torch.distributed` every process measures its share and gets the whole.
@@ -340,6 +319,8 @@ def evaluate(
             set's task.
         on_result: called with every example and its results.
         autocast, tta, tile, overlap: see `run_evaluation`.
+        report: called at the end in the first process with the evaluator of all images and its findings, such as
+            `functools.partial(evaluation.report.write_report, "FOLDER")`.
 
     Returns:
         The full summary of every metric, by its name; `headline` picks the usual figures.
@@ -349,8 +330,11 @@ def evaluate(
     dataset = with_classes_of(model.config, dataset)
     if metrics is None and getattr(model.config, "task", None) is None:
         metrics = METRICS.get(getattr(dataset, "task", None))
-    evaluator = SegmentationEvaluator(model.config, processor, metrics, **options)
+    evaluator = SegmentationEvaluator(model.config, processor, metrics, findings=report is not None, **options)
     show = progress and process_rank()[0] == 0
     loader = evaluation_loader(dataset, batch_size, num_workers)
     run_evaluation(model, loader, evaluator, on_result, show, autocast, tta, tile, overlap)
-    return merge_processes(evaluator).compute()
+    evaluator = merge_processes(evaluator)
+    if report is not None and process_rank()[0] == 0:
+        report(evaluator)
+    return evaluator.compute()

@@ -119,7 +119,7 @@ class VideoAveragePrecision:
 
         Returns:
             `{"AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl", "per_class": {id:
-            {"name", "AP", "AP50"}}}`, where AR's numbers are `max_detections`.
+            {"name", "AP", "AP50", "APs", "APm", "APl"}}}`, where AR's numbers are `max_detections`.
         """
         return summary(self.videos, self.categories, self.max_detections)
 

@@ -79,6 +79,11 @@ class VideoEvaluator:
         sure = [track for track in tracks if track["score"] >= SURE]
         self.metrics["switches"].update(sure, things)
 
+    @property
+    def parts(self) -> dict:
+        """What is merged with other evaluators', by name."""
+        return self.metrics
+
     def compute(self) -> dict:
         """The figures of all metrics in one mapping."""
         return {name: value for metric in self.metrics.values() for name, value in metric.compute().items()}

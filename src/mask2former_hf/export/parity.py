@@ -66,7 +66,7 @@ def differences(model: nn.Module, exported: ExportedModel, pixels: torch.Tensor)
 
 
 def largest(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Difference, in units of the largest of `theirs`; infinite if the shapes differ, as of a batch that was traced."""
+    """Difference, in units of the largest of `theirs`; infinite if shapes differ, as of a traced batch."""
     if ours.shape != theirs.shape:
         return math.inf
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())

@@ -11,7 +11,6 @@ from huggingface_hub.errors import StrictDataclassError
 from tqdm import tqdm
 
 from ..data.augmentation import AugmentedDataset, augmentation_for
-from ..data.json_files import write_json
 from ..data.kinds import KINDS, load_both, load_split
 from ..data.reader import check_headers, read_bands_of
 from ..data.recognise import recognise
@@ -33,11 +32,13 @@ from .lora import ADAPTER, save_and_merge, with_lora
 from .memory import check_batch_norm, check_memory
 from .optimization import FROM_RANDOM
 from .recipes import Recipe
-from .run_folder import RESULTS, StopAtSignal, check_output, plain_settings, steps_with_results, write_settings
+from .run_arguments import training_arguments
+from .run_folder import RESULTS, StopAtSignal, check_output, steps_with_results, write_settings
 from .run_lock import RunLock
 from .run_log import RunLog
+from .run_report import write_curves, write_results
 from .settings import DESIGNS, TrainingSettings, check, check_packages, check_types, complete, starts_pretrained
-from .trainer import Mask2FormerTrainer, Mask2FormerTrainingArguments
+from .trainer import Mask2FormerTrainer
 
 
 class TrainingRun:
@@ -178,8 +179,11 @@ class TrainingRun:
             trainer.train(resume_from_checkpoint=self.last)
             trainer.accelerator.wait_for_everyone()  # before one of them leaves
         trainer.remove_callback(stop)
+        if trainer.is_world_process_zero():
+            write_curves(settings, trainer)
         if stop.stopped and trainer.state.global_step < settings.steps:
             raise KeyboardInterrupt
+        trainer.with_findings = True
         figures = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
         if trainer.is_world_process_zero():
             with saving(settings.output):
@@ -187,8 +191,7 @@ class TrainingRun:
                     trainer.model = save_and_merge(trainer.model, settings.output / ADAPTER)
                 trainer.save_model(str(settings.output))
                 trainer.create_model_card(finetuned_from=_base_model(settings), dataset=_data_name(settings))
-            result = {"metrics": figures, "steps": trainer.state.global_step, "settings": plain_settings(settings)}
-            write_json(settings.output / RESULTS, result)
+            write_results(settings, trainer, figures)
         return figures
 
     def _trainer(self) -> Mask2FormerTrainer:
@@ -377,44 +380,3 @@ def _distillation(settings: TrainingSettings, model) -> Distillation | None:
     except (OSError, ValueError) as error:
         text = first_line(error).removeprefix(f"{settings.teacher}: ")
         raise ValueError(f"teacher={settings.teacher}: {text}") from error
-
-
-def training_arguments(settings: TrainingSettings, recipe: Recipe | None, task: str) -> Mask2FormerTrainingArguments:
-    every = settings.eval_every or max(1, settings.steps // 10)
-    milestones = None
-    if recipe is not None and recipe.milestones:  # at the same fraction of a shorter run
-        milestones = [round(step / recipe.iterations * settings.steps) for step in recipe.milestones]
-    usual = METRICS[task][0]
-    metric = usual if usual in (settings.metrics or METRICS[task]) else settings.metrics[0]
-    return Mask2FormerTrainingArguments(
-        output_dir=str(settings.output),
-        max_steps=settings.steps,
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.accumulate,
-        learning_rate=settings.learning_rate,
-        backbone_multiplier=settings.backbone_multiplier,
-        layer_decay=settings.layer_decay,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.clip,
-        schedule="multistep" if milestones else "poly",
-        milestones=milestones,
-        warmup_steps=settings.warmup or 0,
-        eval_strategy="steps",
-        save_strategy="steps",
-        eval_steps=every,
-        save_steps=every,
-        save_total_limit=settings.keep,
-        load_best_model_at_end=True,
-        metric_for_best_model=metric,
-        greater_is_better=True,
-        eval_metrics=settings.metrics,
-        logging_steps=settings.log_every,
-        report_to=settings.report_to,
-        dataloader_num_workers=settings.num_workers,
-        seed=settings.seed,
-        bf16=settings.bf16,
-        fp16=settings.fp16,
-        use_cpu=settings.cpu,
-        ddp_find_unused_parameters=False,
-    )

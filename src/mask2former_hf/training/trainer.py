@@ -93,6 +93,9 @@ class Mask2FormerTrainer(Trainer):
             loss and logged.
         labelled: False to learn from the teacher alone, from images whose annotations are not looked at.
         kwargs: of `transformers.Trainer`.
+
+    Attributes:
+        with_findings: gather in evaluations what a report shows; then `measured` is the evaluator of the last one.
     """
 
     def __init__(
@@ -119,6 +122,7 @@ class Mask2FormerTrainer(Trainer):
         # The model gets normalisers of the whole step: Trainer must not divide by the number of micro-batches.
         self.model_accepts_loss_kwargs = True
         self.distillation, self.labelled = distillation, labelled
+        self.with_findings, self.measured = False, None
         if distillation is not None:
             distillation.to(self.args.device)
             distillation.teacher.to(self.args.device)
@@ -240,11 +244,14 @@ class Mask2FormerTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         model.to(self.args.device)
         half = torch.bfloat16 if self.args.bf16_full_eval else torch.float16 if self.args.fp16_full_eval else None
-        evaluator = SegmentationEvaluator(model.config, self.processor, self.args.eval_metrics, **self.eval_thresholds)
+        options = {**self.eval_thresholds, "findings": self.with_findings}
+        evaluator = SegmentationEvaluator(model.config, self.processor, self.args.eval_metrics, **options)
         show = not self.args.disable_tqdm and process_rank()[0] == 0
         images = run_evaluation(model, dataloader, evaluator, progress=show, autocast=half)
         images = int(self.accelerator.reduce(torch.tensor(images, device=self.args.device), "sum"))
-        figures = headline(merge_processes(evaluator).compute())
+        evaluator = merge_processes(evaluator)
+        self.measured = evaluator if self.with_findings else None
+        figures = headline(evaluator.compute())
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=images)
 

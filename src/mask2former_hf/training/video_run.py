@@ -14,7 +14,8 @@ from .clips import ClipTrainer, video_model
 from .freezing import freeze_backbone
 from .memory import check_memory
 from .recipes import Recipe
-from .run import TrainingRun, fit_queries, save_activations, starting_model, training_arguments
+from .run import TrainingRun, fit_queries, save_activations, starting_model
+from .run_arguments import training_arguments
 from .settings import TrainingSettings
 
 DEFAULT_SIDES, LONGEST = (360, 480), 1333
@@ -46,6 +47,7 @@ class VideoRun(TrainingRun):
     """
 
     kinds = VIDEO_KINDS
+    channels = None  # models of clips take photos
 
     def __init__(self, settings: TrainingSettings, train_data=None, val_data=None):
         if settings.data not in VIDEO_KINDS:
