@@ -28,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--model", help="checkpoint to look at: folder or Hub id")
     parser.add_argument("--run", dest="run_folder", type=Path, help="folder of a run to look at", metavar="DIR")
     section = parser.add_argument_group("data to look at, as `train` takes them")
-    section.add_argument("--data", help=f"folder of data, or the kind of those that the paths below name: {KIND_NAMES}")
+    section.add_argument(
+        "--data", help=f"folder of data, or the kind of those that the paths below name: {KIND_NAMES}"
+    )
     for entry in fields(TrainingSettings):
         if entry.metadata["group"] == "data" and entry.name not in ("data", "no_check"):
             add_flag(section, entry.name)

@@ -227,7 +227,6 @@ def repeated_images(split: Survey, plan: Plan) -> Iterator[Finding]:
 Check = Callable[[Survey, Plan], Iterator[Finding]]
 QUICK: tuple[Check, ...] = (  # of what was read anyway
     counted,
-    empty_objects,
     ids_off_by_one,
     images_without_statement,
     too_small,
@@ -239,6 +238,7 @@ CHECKS: tuple[Check, ...] = (
     unreadable,
     headers,
     *QUICK,
+    empty_objects,
     classes_never_seen,
     overlaps,
     too_many_objects,

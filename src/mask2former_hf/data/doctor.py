@@ -1,6 +1,6 @@
 """The doctor for data: all its checks, of one split or of two."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from . import checks, split_checks
 from .checks import Plan
@@ -28,6 +28,7 @@ def examine_data(
     return found, surveys
 
 
-def quick_findings(one: Survey, plan: Plan) -> list[Finding]:
-    """Of what was read anyway before training."""
-    return [finding for check in checks.QUICK for finding in check(one, plan)]
+def quick_findings(surveys: Sequence[Survey], plan: Plan) -> list[Finding]:
+    """Of train and val, from what was read anyway before training."""
+    found = [finding for one in surveys for check in checks.QUICK for finding in check(one, plan)]
+    return found + [finding for check in split_checks.QUICK for finding in check(*surveys)]
