@@ -67,7 +67,7 @@ SICK = {
     "missing tensor": (
         in_tensors(lambda t: t.pop(CLASSIFIER)),
         ERROR,
-        "1 tensors of the model are missing",
+        "1 tensors of the model are miss",
         "complete",
     ),
     "foreign tensor": (in_tensors(lambda t: t.update(extra=torch.ones(2))), WARNING, "none of the model's", "convert"),
@@ -88,7 +88,12 @@ SICK = {
         "which labels are stuff",
         "stuff_label_ids",
     ),
-    "stuff of other ids": (in_config(stuff_label_ids=[1, 5]), ERROR, "stuff are the labels .1, 5., of 5", "0 to 4"),
+    "stuff of other ids": (
+        lambda at: (in_config(stuff_label_ids="gone")(at), in_processor(label_ids_to_fuse=[1, 5])(at)),
+        ERROR,
+        "stuff are the labels .1, 5., of 5",
+        "0 to 4",
+    ),
     "two kinds of stuff": (in_config(stuff_label_ids=[2]), WARNING, "says that the stuff is .2., the proc", "equal"),
     "stretches": (in_processor(size={"height": 64, "width": 64}), WARNING, "stretches every image", "shortest_edge"),
     "no resizing": (in_processor(do_resize=False), WARNING, "does not resize", "do_resize to true"),
@@ -113,7 +118,7 @@ SICK = {
         "numbers grow to",
         "bf16",
     ),
-    "no checkpoint": (lambda folder: (folder / "config.json").unlink(), ERROR, "no config.json", "complete"),
+    "damaged": (lambda at: (at / "model.safetensors").write_bytes(b"\0" * 99), ERROR, "cannot be read", "complete"),
 }
 
 

@@ -92,7 +92,7 @@ class Statistics:
             (
                 2 * absent > len(self.classes) > 2,
                 f"{absent} of {len(self.classes)} classes do not occur, such as {names}",
-                "they cannot be learnt",
+                "they can be neither learnt nor measured here",
                 "if they should occur, the labels are those of another class set: give the right one",
             ),
         ]
