@@ -5,7 +5,10 @@ import re
 
 import numpy as np
 import pytest
+import torch
+from helpers import tiny_model
 
+from mask2former_hf import Mask2FormerImageProcessor
 from mask2former_hf.data.findings import ERROR, WARNING
 from mask2former_hf.training.doctor import examine_run
 
@@ -70,6 +73,16 @@ def test_a_run_of_trainer_alone_is_read_from_the_state_of_its_last_checkpoint(tm
         rows = [{"step": k, "loss": loss, "learning_rate": 1e-4} for k in range(STEPS)]
         (tmp_path / f"checkpoint-{number}/trainer_state.json").write_text(json.dumps({"log_history": rows}))
     assert "30 in the first third" in examine_run(tmp_path)[0].what
+
+
+def test_a_model_that_learnt_to_say_no_object_is_found_on_the_images_to_measure_on(tmp_path):
+    model = tiny_model("resnet", decoder_layers=1, task="panoptic", stuff_label_ids=[])
+    with torch.no_grad():
+        model.class_predictor.bias[-1] = 100
+    model.save_pretrained(tmp_path)
+    Mask2FormerImageProcessor(size=64).save_pretrained(tmp_path)
+    (found,) = examine_run(write(tmp_path, data="scenes", crop=64))
+    assert found.severity == ERROR and "no object" in found.what and "4 images" in found.what
 
 
 def test_a_folder_without_a_run_is_an_error(tmp_path):
