@@ -14,6 +14,7 @@ COMMANDS = {
     "convert": "turn a checkpoint of detectron2 or mmdetection into a folder for this package, and back",
     "convert-data": "turn annotated images from one format into another: COCO, YOLO, labelme, maps, ...",
     "demo": "train a small model on generated scenes, evaluate it, and draw its predictions",
+    "doctor": "say what is wrong with data, a checkpoint or a run, and what mends it",
     "evaluate": "measure a checkpoint on annotated images: panoptic quality, average precision, mean IoU",
     "env": "print versions, devices, and which kernel runs for each device and dtype",
     "export": "write a checkpoint as ONNX graphs that run without torch, for OpenVINO, or as a PyTorch program",

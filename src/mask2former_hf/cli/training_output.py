@@ -85,7 +85,7 @@ def summary(run: TrainingRun) -> str:
         f"each, at most {statistics.most}), {len(run.val_data)} to measure"
     )
     lines += [f"  {line}" for line in statistics.lines()]
-    lines += [f"Warning: {line}" for line in statistics.warnings()]
+    lines += [f"Warning: {finding.where}: {finding.line}" for finding in run.findings]
     return "\n".join(lines + recipe_lines(run, "images"))
 
 

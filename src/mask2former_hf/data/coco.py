@@ -108,8 +108,16 @@ class CocoPanoptic(FileReader):
     def image_path(self, index: int) -> Path:
         return self.images / self._records[index][1]
 
+    def map_path(self, index: int) -> Path:
+        """The panoptic PNG."""
+        return self.segmentation / self._records[index][2]
+
+    def segment_ids(self, index: int) -> set[int]:
+        """The ids that the json lists for an image."""
+        return {segment["id"] for segment in self._records[index][3]}
+
     def _annotated_size(self, index: int) -> tuple[int, int]:
-        return read_size(self.segmentation / self._records[index][2], upright=False)
+        return read_size(self.map_path(index), upright=False)
 
 
 class CocoInstances(FileReader):

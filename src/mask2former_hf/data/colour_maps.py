@@ -51,6 +51,11 @@ class ColourMaps(FolderReader):
         self._labels = np.array([colours[code] for code in sorted(colours)], dtype=np.int32)
         self._lookup = label_lookup(self.classes)
 
+    @property
+    def colours(self) -> set[int]:
+        """What is declared, as red + 256 green + 65536 blue."""
+        return set(self._codes.tolist())
+
     def annotation(self, index: int) -> Example:
         self._check_index(index)
         path, names = self.maps / self._map_files[index], (self._names[index], self._image_files[index])

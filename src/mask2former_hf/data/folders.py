@@ -69,8 +69,12 @@ class FolderReader(FileReader):
     def image_path(self, index: int) -> Path:
         return self.images / self._image_files[index]
 
+    def map_path(self, index: int) -> Path:
+        """The file of the map."""
+        return self.maps / self._map_files[index]
+
     def _annotated_size(self, index: int) -> tuple[int, int]:
-        return read_size(self.maps / self._map_files[index], upright=False)
+        return read_size(self.map_path(index), upright=False)
 
 
 class LabelMaps(FolderReader):

@@ -10,6 +10,7 @@ import numpy as np
 
 from .classes import BACKGROUND_ID, ClassTable, count_ids
 from .example import Example
+from .findings import WARNING, Finding
 from .reader import annotation
 
 
@@ -63,30 +64,43 @@ class Statistics:
         ]
         return [line for number, line in found if number]
 
+    def findings(self, where: str) -> list[Finding]:
+        """What is probably a mistake."""
+        used = [row.name for row, count in zip(self.classes.rows, self.pixels, strict=True) if count]
+        share = self.void / max(self.void + self.background + sum(self.pixels), 1)
+        names = ", ".join([row.name for row in self.classes.rows if row.name not in used][:5])
+        absent = len(self.classes) - len(used)
+        found = [
+            (
+                self.crowds > self.objects,
+                f"{self.crowds} of {self.objects + self.crowds} objects are crowds (iscrowd is 1)",
+                "crowds are ignored, and some tools export masks drawn with a brush so",
+                "set iscrowd to 0 for single objects",
+            ),
+            (
+                len(used) == 1 and not self.background,
+                f"every pixel that counts is {used[0] if used else ''!r}, so that any model is right",
+                "nothing else is stated to be learnt",
+                "give the other pixels a class of their own, such as {0: 'background'}, instead of ignoring them",
+            ),
+            (
+                share > 0.5,
+                f"{share:.0%} of the pixels are ignored",
+                "the masks do not cover the images, and nothing is learnt in the rest",
+                "declare what is to be learnt there as a class",
+            ),
+            (
+                2 * absent > len(self.classes) > 2,
+                f"{absent} of {len(self.classes)} classes do not occur, such as {names}",
+                "they can be neither learnt nor measured here",
+                "if they should occur, the labels are those of another class set: give the right one",
+            ),
+        ]
+        return [Finding(WARNING, where, *texts) for is_so, *texts in found if is_so]
+
     def warnings(self) -> list[str]:
         """What is probably a mistake, each with its reason and repair."""
-        found, used = [], [row.name for row, count in zip(self.classes.rows, self.pixels, strict=True) if count]
-        if self.crowds > self.objects:
-            found.append(
-                f"{self.crowds} of {self.objects + self.crowds} objects are crowds and are ignored: some tools export "
-                "masks drawn with a brush so; set iscrowd to 0 for single objects"
-            )
-        if len(used) == 1 and not self.background:
-            found.append(
-                f"every pixel that counts is {used[0]!r}, so that any model is right: give the other pixels a class "
-                "of their own, such as {0: 'background'}, instead of ignoring them"
-            )
-        share = self.void / max(self.void + self.background + sum(self.pixels), 1)
-        if share > 0.5:
-            found.append(f"{share:.0%} of the pixels are ignored: declare what is to be learnt there as a class")
-        absent = len(self.classes) - len(used)
-        if 2 * absent > len(self.classes) > 2:
-            names = ", ".join([row.name for row in self.classes.rows if row.name not in used][:5])
-            found.append(
-                f"{absent} of {len(self.classes)} classes do not occur, such as {names}: if they should, the labels "
-                "are those of another class set"
-            )
-        return found
+        return [finding.line for finding in self.findings("")]
 
     def check(self):
         """Refuse data from which nothing can be learnt.
@@ -139,8 +153,13 @@ def _annotations(dataset, most: int, progress) -> Iterator[Example]:
     if not hasattr(dataset, "__len__"):
         yield from map(Example.of, progress(islice(dataset, most)))
         return
-    for index in progress(range(0, len(dataset), max(1, len(dataset) // most))):
+    for index in progress(evenly_spread(len(dataset), most)):
         yield annotation(dataset, index)
+
+
+def evenly_spread(number: int, most: int) -> range:
+    """Indices of the examples that are looked at: about `most` of `number`."""
+    return range(0, number, max(1, number // most))
 
 
 class BandStatistics(NamedTuple):

@@ -26,10 +26,16 @@ def task_of(config) -> str:
     task = getattr(config, "task", None)
     if task is not None:
         return task
-    named = _NAMED_TASK.findall(str(getattr(config, "_name_or_path", "")))
-    if named:
-        return named[-1].lower()
+    named = named_task(config)
+    if named is not None:
+        return named
     return "instance" if stuff_of(config) == [] else "panoptic"
+
+
+def named_task(config) -> str | None:
+    """The task at the end of a published checkpoint's name; None for other names."""
+    named = _NAMED_TASK.findall(str(getattr(config, "_name_or_path", "")))
+    return named[-1].lower() if named else None
 
 
 def window_of(config, task: str = "semantic") -> dict | None:

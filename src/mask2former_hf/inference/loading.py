@@ -60,25 +60,14 @@ def load_model(
             some of its numbers are nan or infinite.
     """
     name = os.fspath(name)
-    fields = {"return_dict": True} | fields  # outputs are read by name, whatever the checkpoint prefers
-    bars, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()  # its table of missing tensors; ours is the line below
-    try:
-        model, report = model_class.from_pretrained(name, output_loading_info=True, **fields)
-    except LOADING_ERRORS as error:
-        raise LoadingError(f"{name}: {_reason(name, error)}") from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
+    model, report = read_model(name, model_class, **fields)
     if missing := sorted(report["missing_keys"]):
         shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise LoadingError(
             f"{name}: {len(missing)} tensors of the model are not in the checkpoint ({shown}); with random ones in "
             "their place the results would be worthless. Use a complete checkpoint"
         )
-    if broken := _not_finite(model):
+    if broken := not_finite(model):
         raise LoadingError(
             f"{name}: {broken[0]} has values that are nan or infinite, as {len(broken)} of its tensors: its training "
             "failed, or the file is damaged. Use another checkpoint"
@@ -86,7 +75,33 @@ def load_model(
     return model.eval()
 
 
-def _not_finite(model) -> list[str]:
+def read_model(
+    name: str, model_class: type[Mask2FormerForSegmentation] = Mask2FormerForUniversalSegmentation, **options
+) -> tuple[Mask2FormerForSegmentation, dict]:
+    """The model of a checkpoint, complete or not, and transformers' report: `missing_keys`, `unexpected_keys`, ...
+
+    Args:
+        name, model_class: as in `load_model`.
+        options: of `from_pretrained`.
+
+    Raises:
+        LoadingError: if there is no such checkpoint, or if it cannot be read.
+    """
+    options = {"return_dict": True} | options  # outputs are read by name, whatever the checkpoint prefers
+    bars, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # its table of missing tensors; ours is the line below
+    try:
+        return model_class.from_pretrained(name, output_loading_info=True, **options)
+    except LOADING_ERRORS as error:
+        raise LoadingError(f"{name}: {_reason(name, error)}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def not_finite(model) -> list[str]:
     """Names of tensors with a nan or an infinite number; their sums say so at the price of one reading."""
     floats = ((name, tensor) for name, tensor in model.state_dict().items() if tensor.is_floating_point())
     return [name for name, tensor in floats if not tensor.sum(dtype=torch.float64).isfinite()]

@@ -3,19 +3,16 @@
 import json
 import os
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from tqdm import tqdm
 
 from ..data.augmentation import AugmentedDataset, augmentation_for
 from ..data.kinds import KINDS, load_both, load_split
-from ..data.reader import check_headers, read_bands_of
+from ..data.reader import read_bands_of
 from ..data.recognise import recognise
-from ..data.statistics import Statistics, look_through
-from ..evaluation.evaluator import METRICS, SegmentationEvaluator
+from ..evaluation.evaluator import SegmentationEvaluator
 from ..inference.loading import LOADING_ERRORS, default_device, first_line, load_model
 from ..model.channels import model_channels
 from ..model.configuration_mask2former import Mask2FormerConfig
@@ -33,6 +30,7 @@ from .memory import check_batch_norm, check_memory
 from .optimization import FROM_RANDOM
 from .recipes import Recipe
 from .run_arguments import training_arguments
+from .run_data import check_segments, check_split_headers, findings_before, look_through_split
 from .run_folder import RESULTS, StopAtSignal, check_output, steps_with_results, write_settings
 from .run_lock import RunLock
 from .run_log import RunLog
@@ -61,7 +59,8 @@ class TrainingRun:
         model, processor: as they start; `new_classes`: names that the checkpoint did not know; `queries_reason`: why
             the model has so many queries.
         channels: bands of the images, None for photos; `bands`: how they are normalised.
-        statistics: of the training data's annotations (`data.statistics.Statistics`).
+        statistics: of the training data's annotations (`data.statistics.Statistics`); `findings`: what is suspicious
+            in the data (`data.findings.Finding`).
         trainer: the `Mask2FormerTrainer`.
         log: the `RunLog`, which writes `log.txt` and `metrics.csv` into the output.
         last: the checkpoint that the run goes on from, or None; `finished`: it is the last one, and the results are
@@ -92,20 +91,23 @@ class TrainingRun:
             read_bands_of(dataset, self.channels)
         if settings.freeze_backbone is not None:
             freeze_backbone(self.model, settings.freeze_backbone)
-        self.statistics = _look_through(self.train_data, "train", show)
+        surveys = [look_through_split(self.train_data, "train", show)]
+        self.statistics = surveys[0].statistics
         self.statistics.check()
         self.last = last_complete_checkpoint(settings.output) if settings.resume else None
         self.queries_reason = fit_queries(settings, self.model, self.statistics.most, self.last)
-        _check_segments(settings, self.model, self.statistics, _look_through(self.val_data, "val", show))
+        surveys.append(look_through_split(self.val_data, "val", show))
+        check_segments(settings, self.model, *(one.statistics for one in surveys))
         self.model.config.class_table = classes.config_fields(self.statistics.pixels)["class_table"]
         if not settings.no_check:
-            _check_headers(self.train_data, "train", show)
-            _check_headers(self.val_data, "val", show)
+            check_split_headers(self.train_data, "train", show)
+            check_split_headers(self.val_data, "val", show)
         self.bands = bands_of_run(settings, self.channels, self.train_data)
         self.augmented, self.processor = _images(
             settings, self.recipe, self.train_data, self.model.config.task, self.bands
         )
         self.side = settings.crop or self.processor.size["shortest_edge"]
+        self.findings = findings_before(surveys, self.side)
         check_batch_norm(settings, self.model, self.side, len(self.train_data))
         check_memory(settings, self.model, self.side, torch.device("cpu" if settings.cpu else default_device()))
         SegmentationEvaluator(self.model.config, self.processor, settings.metrics)  # not after the first steps
@@ -248,28 +250,6 @@ def with_steps(settings: TrainingSettings, images: int) -> TrainingSettings:
     return replace(settings, steps=steps)
 
 
-def _first_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"  # before torch.distributed is initialised
-
-
-def _check_headers(dataset, split: str, show: bool):
-    """Find out before the first step which image files cannot be opened or have another size than their annotation."""
-    if _first_process():
-        try:
-            check_headers(dataset, progress=show)
-        except ValueError as error:
-            raise ValueError(f"{split}: {error}") from error
-
-
-def _look_through(dataset, split: str, show: bool) -> Statistics:
-    """`look_through`, which also finds labels that are not in the class table."""
-    hidden = not show or not _first_process()
-    try:
-        return look_through(dataset, progress=partial(tqdm, desc=f"reading {split} annotations", disable=hidden))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{split}: {error}") from error
-
-
 def fit_queries(settings: TrainingSettings, model, most: int, last: str | None) -> str:
     """Give a new model, unless the settings say a number, queries for the fullest image; say why it has its number."""
     if classifies_pixels(model.config):
@@ -286,24 +266,6 @@ def fit_queries(settings: TrainingSettings, model, most: int, last: str | None) 
         return f"as usual; the fullest image to train on has {most} segments"
     resize_queries(model, queries_for(most))
     return f"a tenth more than the {most} segments of the fullest image to train on, instead of {usual}"
-
-
-def _check_segments(settings: TrainingSettings, model, train: Statistics, val: Statistics):
-    """Refuse more segments than queries, and overlaps where the metric has no meaning for them."""
-    queries = model.config.num_queries
-    if train.most > queries and not classifies_pixels(model.config):
-        whose = f"queries={queries}" if settings.queries else f"model={settings.model} has {queries} queries"
-        keeps = "" if settings.model is None else ", which keeps those of the checkpoint and adds new ones"
-        raise ValueError(
-            f"{whose}: an image to train on has {train.most} segments, and each query finds one; give "
-            f"queries={queries_for(train.most)}{keeps}"
-        )
-    undefined = [m for m in ("pq", "miou") if m in (settings.metrics or METRICS[model.config.task])]
-    if val.overlapping and undefined:
-        raise ValueError(
-            f"val: {val.overlapping} of {val.examples} images have overlapping segments, and there "
-            f"is no {' and no '.join(undefined)} of those: give metrics=ap"
-        )
 
 
 def starting_model(settings: TrainingSettings, recipe: Recipe | None, classes, task: str):
