@@ -26,7 +26,7 @@ def run(settings) -> int:
     first = process_rank()[0] == 0
     numbers = {name: value for name in NUMBERS if (value := getattr(settings, name)) is not None}
     try:
-        segmenter = VideoSegmenter(settings.model, device=settings.device)
+        segmenter = VideoSegmenter(settings.model, device=settings.device, dtype=settings.dtype)
         figures = evaluate_videos(
             segmenter,
             videos,
