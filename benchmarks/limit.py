@@ -49,13 +49,13 @@ def main():
     torch.set_num_threads(1 if arguments.processor_time else arguments.threads)
     record = Record(arguments.json)
     print(machine())
-    print(f"{'':28}{'GFLOP':>8}{'GFLOP/s':>9}{'limit s':>9}{'seconds':>9}{'of the limit':>14}")
+    print(f"{'':32}{'GFLOP':>8}{'GFLOP/s':>9}{'limit s':>9}{'seconds':>9}{'of the limit':>14}")
     for backbone, kind, dtype in product(arguments.backbones, arguments.only, arguments.dtype):
         rows = measure(backbone, kind, getattr(torch, dtype), arguments)
         for name, row in rows.items():
             record.add({"backbone": backbone, "run": kind, "dtype": dtype, "variant": name, **row})
             print(
-                f"{backbone:7}{kind:10}{dtype:9}"[:24].ljust(22) + f"{name:6}{row['gflop']:8.0f}{row['speed']:9.0f}"
+                f"{backbone:7}{kind:10}{dtype:9}{name:6}{row['gflop']:8.0f}{row['speed']:9.0f}"
                 f"{row['limit']:9.3f}{row['seconds']:9.3f}{100 * row['limit'] / row['seconds']:12.0f} %",
                 flush=True,
             )
