@@ -1,7 +1,7 @@
 """Inference of stock transformers' Mask2Former and ours: same process, same weights, same images.
 
     python benchmarks/inference.py [--size 640] [--batch 1] [--repeats 5] [--backbones r50 swin-t]
-        [--device cpu] [--dtype float32] [--variants stock ours compiled graph] [--json FILE]
+        [--device cpu] [--dtype float32] [--variants stock ours compiled graph] [--processor-time] [--json FILE]
 
 "compiled" is ours under `torch.compile`, "graph" ours as a CUDA graph. Differences are those of class and mask logits
 from stock's in float32, in units of the largest. On a GPU the way of an image is timed as well: decoding and resizing
@@ -36,9 +36,12 @@ def main():
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["stock", "ours"])
     parser.add_argument("--stages", action="store_true", help="also time decoding, network and result of an image")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--processor-time", action="store_true", help="of one thread, for a machine that is busy with other work"
+    )
     parser.add_argument("--json", help="file for the figures")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(1 if arguments.processor_time else arguments.threads)
     record = Record(arguments.json)
     print(f"{arguments.size} x {arguments.size}, {arguments.device}, {machine()}")
     print(
@@ -76,7 +79,8 @@ def compare(stock, ours, batch: int, dtype: torch.dtype, arguments):
             outputs[name] = runs[name]()
         except torch.OutOfMemoryError:
             runs.pop(name, None)
-    seconds = interleaved_medians(runs, arguments.repeats)
+    clock = time.process_time if arguments.processor_time else time.perf_counter
+    seconds = interleaved_medians(runs, arguments.repeats, clock=clock)
     for name, value in seconds.items():
         yield {
             "variant": name,

@@ -7,6 +7,8 @@ import platform
 import torch
 
 from .. import __version__
+from ..inference.loading import default_device
+from ..inference.precision import fastest_dtype
 from ..kernels import kernel_report
 
 PACKAGES = (
@@ -39,6 +41,9 @@ def run(arguments: argparse.Namespace) -> int:
     devices = [f"cpu with {torch.get_num_threads()} threads"]
     devices += [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     print("Devices: " + ", ".join(devices))
+    for device in dict.fromkeys(("cpu", default_device())):
+        dtype, reason = fastest_dtype(device)
+        print(f"--dtype auto on {device}: {str(dtype).removeprefix('torch.')}, {reason}")
     print("Deformable attention:")
     for row in kernel_report():
         reasons = f"  ({row['not']})" if row["not"] else ""

@@ -21,6 +21,7 @@ from . import evaluate_video
 from .datasets import add_data_arguments, load_split
 from .loading import load
 from .main import UserError, in_flags
+from .precision import add_dtype_argument
 from .settings import add_flag, check_numbers, read_settings
 from .tiling import add_tile_arguments, overlap_of
 
@@ -46,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--num-workers", type=int, help="processes that read images (default: 0)")
     parser.add_argument("--json", type=Path, help="write the full summary to this file")
     parser.add_argument("--report", type=Path, help="write report.html and results.json into this folder (matplotlib)")
+    add_dtype_argument(parser)
     parser.add_argument("--bf16", action="store_true", help="forward pass in bfloat16 autocast")
     parser.add_argument("--device", help=f"cpu, cuda, cuda:1, ... (default: {default_device()})")
 
@@ -57,6 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
     check_numbers(settings, 1, ("batch_size", "top_k", "max_detections"), most=MOST_IMAGES)
     check_numbers(settings, 0, ("num_workers",), most=MOST_WORKERS)
     check_numbers(settings, 0, ("threshold", "overlap_threshold"), most=1)
+    if settings.bf16 and settings.dtype not in (None, "float32"):
+        raise UserError(f"--bf16: autocast is of float32 weights; leave out it or --dtype {settings.dtype}")
     settings.overlap = overlap_of(settings.tile, settings.overlap)
     with process_group("gloo"):  # under a launcher the processes share the images, and only counts travel
         if settings.device == "cuda" and process_rank()[1] > 1:
@@ -73,7 +77,7 @@ def _evaluate(settings) -> int:
         raise UserError("--class-agnostic: is for videos; leave it out")
     report = _report(settings)
     dataset = load_split(settings, "")
-    model, processor = load(settings.model, settings.device)
+    model, processor = load(settings.model, settings.device, dtype=settings.dtype)
     read_bands_of(dataset, image_channels(processor))
     try:
         if not settings.no_check and process_rank()[0] == 0:

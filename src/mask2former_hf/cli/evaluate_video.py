@@ -26,7 +26,7 @@ def run(settings, defaults: dict) -> int:
     numbers = {name: value for name in NUMBERS if (value := getattr(settings, name)) is not None}
     try:
         task = "instance" if settings.class_agnostic or videos.task == "instance" else None
-        segmenter = VideoSegmenter(settings.model, task=task, device=settings.device)
+        segmenter = VideoSegmenter(settings.model, task=task, device=settings.device, dtype=settings.dtype)
         figures = evaluate_videos(
             segmenter,
             videos,

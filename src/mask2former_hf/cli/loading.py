@@ -5,6 +5,7 @@ import warnings
 
 from ..inference import loading
 from ..inference.exported import is_exported
+from ..inference.precision import dtype_field
 from .main import UserError
 
 
@@ -18,9 +19,9 @@ def load_model(name: str, flag: str = "--model", **fields):
         raise UserError(f"{flag} {error}") from error
 
 
-def load(name: str, device: str | None, flag: str = "--model"):
+def load(name: str, device: str | None, flag: str = "--model", dtype: str | None = None):
     """Model on a device, and processor, of a checkpoint; the default processor if it has none."""
-    model = load_model(name, flag)
+    model = load_model(name, flag, **dtype_field(dtype, device))
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")

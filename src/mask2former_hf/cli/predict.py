@@ -27,6 +27,7 @@ from ..inference.workers import WorkerDied
 from ..model.result_defaults import TASKS
 from .main import UserError, in_flags
 from .output_folder import OF_IMAGES, check_output, record_of, remove, report
+from .precision import add_dtype_argument
 from .tiling import add_tile_arguments, overlap_of
 
 FEW = 20  # images for which no process is begun: it takes a second
@@ -92,6 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser):
         "--num-workers", type=int, help=f"processes that read and write (default: {WORKERS}, 0 below {FEW} images)"
     )
     parser.add_argument("--tta", action="store_true", help="average over six sizes and their mirror images")
+    add_dtype_argument(parser)
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if it is there, cpu for an export)")
 
 
@@ -257,7 +259,7 @@ def _segmenter(arguments) -> tuple[Segmenter, Rules]:
     try:
         options["overlap"] = overlap_of(arguments.tile, arguments.overlap)
         if is_exported(arguments.model):
-            segmenter = Segmenter(arguments.model, device=arguments.device, **options)
+            segmenter = Segmenter(arguments.model, device=arguments.device, dtype=arguments.dtype, **options)
             segmenter.model.check_batch(arguments.batch_size)
         else:
             try:
@@ -267,9 +269,14 @@ def _segmenter(arguments) -> tuple[Segmenter, Rules]:
                     f"--model {arguments.model}: is no export, and checkpoints need torch ({error})"
                 ) from error
 
-            segmenter = Segmenter.of(*load(arguments.model, _device(arguments.device)), **options, replay=True)
+            model, processor = load(arguments.model, _device(arguments.device), dtype=arguments.dtype)
+            segmenter = Segmenter.of(model, processor, **options, replay=True)
     except (ImportError, ValueError) as error:
-        text = f"--refine {arguments.refine}: {error}" if arguments.refine else in_flags(str(error), ["batch_size"])
+        text = (
+            f"--refine {arguments.refine}: {error}"
+            if arguments.refine
+            else in_flags(str(error), ["batch_size", "dtype"])
+        )
         raise UserError(text) from error
     config, processor = segmenter.model.config, segmenter.processor
     unknown = [label for label in arguments.stuff or () if not 0 <= label < config.num_labels]

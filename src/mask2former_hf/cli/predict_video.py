@@ -73,7 +73,9 @@ def run(arguments: argparse.Namespace, remove_earlier: Callable[[], None]) -> in
 def _segmenter(arguments) -> tuple[VideoSegmenter, dict]:
     given = {"threshold": arguments.threshold, "stuff_label_ids": arguments.stuff}
     try:
-        segmenter = VideoSegmenter(arguments.model, task=arguments.task, device=arguments.device)
+        segmenter = VideoSegmenter(
+            arguments.model, task=arguments.task, device=arguments.device, dtype=arguments.dtype
+        )
     except LoadingError as error:
         raise UserError(f"--model {error}") from error
     except ValueError as error:

@@ -26,6 +26,7 @@ from ..model.design_rules import own_design
 from .datasets import add_data_arguments, load_split
 from .loading import load
 from .main import UserError
+from .precision import add_dtype_argument
 
 NOISE_SIZE = (480, 640)
 # Trained weights differ by about 1e-6. One bit of an attention mask that falls the other way, at a logit of zero to
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     )
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each per image (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report, for the model card, to this file")
+    add_dtype_argument(parser, "float32; the other network is float32 always")
     parser.add_argument("--device", default=default_device(), help="cpu, cuda, cuda:1, ... (default: %(default)s)")
     add_data_arguments(parser.add_argument_group("data set, to measure both on"), "data")
 
@@ -56,14 +58,13 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--repeats {arguments.repeats}: must be at least 1")
     _check_data_flags(arguments)
     dataset = None if arguments.data is None else load_split(arguments, "data")
-    ours, processor = load(arguments.checkpoint, arguments.device, "CHECKPOINT")
+    ours, processor = load(arguments.checkpoint, arguments.device, "CHECKPOINT", arguments.dtype or "float32")
     if arguments.runtime is None and (own := own_design(ours.config)):
         raise UserError(
             f"{arguments.checkpoint}: transformers' own class has no {', '.join(own)}; compare it with an export "
             "(--runtime)"
         )
     images = read_images(arguments.images, image_channels(processor))
-    ours = ours.float()
     other = "transformers" if arguments.runtime is None else "the export"
     stock = (
         load_stock(arguments.checkpoint, arguments.device)
@@ -76,7 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
         **compare(ours, stock, processor, images, arguments.repeats),
         "tolerance": arguments.tolerance,
         "device": torch.cuda.get_device_name(ours.device) if ours.device.type == "cuda" else "cpu",
-        "kernel": select(ours.device, torch.float32) or "reference",
+        "dtype": str(ours.dtype).removeprefix("torch."),
+        "kernel": select(ours.device, ours.dtype) or "reference",
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
     if arguments.runtime is not None:
@@ -223,8 +225,8 @@ def measure(ours, stock, processor, dataset) -> dict[str, dict[str, float]]:
 def print_report(report: dict, other: str):
     print(
         f"{report['checkpoint']}: {report['images']} image(s), {report['device']}, kernel {report['kernel']}, "
-        f"float32\n  largest difference of class logits {report['class_logits_difference']:.1e}, of mask logits "
-        f"{report['mask_logits_difference']:.1e} of the largest: "
+        f"{report['dtype']}\n  largest difference of class logits {report['class_logits_difference']:.1e}, "
+        f"of mask logits {report['mask_logits_difference']:.1e} of the largest: "
         f"{'equal' if report['equal'] else 'NOT EQUAL'} within {report['tolerance']:.0e}\n"
         f"  {report['seconds_ours']:.3f} s here, {report['seconds_stock']:.3f} s in {other}: "
         f"here {report['speed_ratio']:.2f} times as fast"

@@ -22,6 +22,7 @@ from .batches import batch_schema, rows_of_batch
 from .exported import ExportedModel, is_exported
 from .known_labels import window_of
 from .photos import Photo, Resizing
+from .precision import dtype_field
 from .rules import Rules, rules_of
 from .segmentation import Segmentation
 from .tiles import OVERLAP, check_tiling, plan_tiles
@@ -46,7 +47,8 @@ class Segmenter:
         checkpoint: folder or Hub id; or the folder of an export, which runs without torch.
         task: "panoptic", "instance" or "semantic"; None for what the checkpoint is for.
         device: None for a GPU if there is one, else the CPU; for exports None is the CPU.
-        dtype: of the weights, such as torch.bfloat16; None as they are in the file.
+        dtype: of the weights, such as torch.bfloat16; None as they are in the file; "auto" for bfloat16 on devices
+            that multiply it natively, else float32. Results differ a little from those of float32 (docs/speed.md).
         refine: "otsu", a threshold for every mask; "crf", a dense CRF over the image; or None.
         tta: average over six sizes and their mirror images; over five for a checkpoint with a sliding window
             (`sliding_window.sliding_scores`), whose semantic results always take one.
@@ -282,8 +284,7 @@ def _load(checkpoint: str, device, dtype):
         return ExportedModel(checkpoint, device)
     from .loading import load_model, to_device
 
-    fields = {} if dtype is None else {"dtype": dtype}
-    return to_device(load_model(checkpoint, **fields), device)
+    return to_device(load_model(checkpoint, **dtype_field(dtype, device)), device)
 
 
 _load_once = cache(_load)

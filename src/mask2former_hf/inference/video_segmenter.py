@@ -16,6 +16,7 @@ from ..model.video_postprocessing import MAX_TRACKS, best_pairs, resized_masks
 from ..model.video_processing_mask2former import Mask2FormerVideoProcessor
 from .exported import is_exported
 from .loading import LoadingError, is_video_checkpoint, load_model, load_processor, to_device
+from .precision import dtype_field
 from .results import instances_and_queries, panoptic_and_queries, segment_images
 from .rules import Rules, rules_of
 from .segmentation import Segmentation, instance_result
@@ -43,7 +44,7 @@ class VideoSegmenter:
         task: "panoptic", "instance" or "semantic"; None for what the checkpoint is for. Models of clips have
             "instance" only.
         device: None for a GPU if there is one, else the CPU.
-        dtype: of the weights; None as they are in the file.
+        dtype: of the weights; None as they are in the file, "auto" as in `Segmenter`.
         window: frames that a model of clips sees at a time.
         overlap: frames that two windows share, fewer than `window`.
         tracking: fields of `tracking.Tracker`, how objects are linked.
@@ -68,7 +69,7 @@ class VideoSegmenter:
                 f"{checkpoint}: is an export, whose graph does not give what objects of a video are linked by (the "
                 "embeddings of queries); give the checkpoint that it was made of"
             )
-        fields = {} if dtype is None else {"dtype": dtype}
+        fields = dtype_field(dtype, device)
         if is_video_checkpoint(checkpoint):
             model = load_model(checkpoint, Mask2FormerForVideoSegmentation, **fields)
             processor = load_processor(checkpoint, Mask2FormerVideoProcessor)

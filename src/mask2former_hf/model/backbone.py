@@ -69,8 +69,8 @@ def make_backbone(
 
 
 def repair(backbone: nn.Module):
-    """Replace forwards of transformers' classes that Mask2Former cannot use as they are. Their modules are imported
-    for these backbones alone."""
+    """Replace forwards of transformers' classes that Mask2Former cannot use as they are, or that copy too much. Their
+    modules are imported for these backbones alone."""
     if backbone.config.model_type in ("hiera", "focalnet"):
         from .repaired_backbones import repair_maps
 
@@ -79,6 +79,10 @@ def repair(backbone: nn.Module):
         from .rotary_positions import keep_positions_exact
 
         keep_positions_exact(backbone)
+    elif backbone.config.model_type == "swin":
+        from .swin_speed import gather_windows
+
+        gather_windows(backbone)
 
 
 def _hierarchical_channels(backbone: nn.Module, shapes, fallback_strides) -> list[int]:

@@ -1,0 +1,74 @@
+"""In which numbers a network runs: what "auto" is on this machine. torch is imported when that is asked."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+NAMES = ("float32", "bfloat16", "float16")
+AUTO = "auto"
+# Names of torch.cpu.get_capabilities for products of bfloat16, the last one Arm's.
+NATIVE = {"avx512_bf16": "AVX-512 BF16", "amx_bf16": "AMX BF16", "bf16": "Arm BF16"}
+
+
+def dtype_field(dtype: "torch.dtype | str | None", device: "torch.device | str | None") -> "dict[str, torch.dtype]":
+    """The field of `load_model` for weights of a dtype; without one they are as in the checkpoint's file.
+
+    Args:
+        dtype: torch's, its name, "auto" for what `fastest_dtype` says, or None.
+        device: where the model will run; None for the default one.
+
+    Raises:
+        ValueError: for another name.
+    """
+    if dtype is None:
+        return {}
+    return {"dtype": _resolved(dtype, device)}
+
+
+def _resolved(dtype: "torch.dtype | str", device: "torch.device | str | None") -> "torch.dtype":
+    import torch
+
+    from .loading import default_device
+
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == AUTO:
+        device = default_device() if device is None else device
+        return fastest_dtype(device)[0]
+    if dtype not in NAMES:
+        raise ValueError(f"dtype={dtype!r}: must be {AUTO}, {', '.join(NAMES)}, or a dtype of torch")
+    return getattr(torch, dtype)
+
+
+def fastest_dtype(device: "torch.device | str") -> "tuple[torch.dtype, str]":
+    """bfloat16 where the device multiplies it natively, else float32; and why."""
+    import torch
+
+    kind = str(device).partition(":")[0]
+    if kind == "cpu":
+        found = _native_on_cpu()
+        return (
+            (torch.bfloat16, f"this CPU multiplies bfloat16 natively ({found})")
+            if found
+            else (torch.float32, f"this CPU has none of {', '.join(NATIVE.values())}, as far as torch can tell")
+        )
+    if kind == "cuda":
+        native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        return (
+            (torch.bfloat16, "this GPU multiplies bfloat16 natively")
+            if native
+            else (torch.float32, "this GPU does not multiply bfloat16 natively")
+        )
+    return torch.float32, f"of {kind} it is not known whether it multiplies bfloat16 natively"
+
+
+def _native_on_cpu() -> str | None:
+    """The instructions by which this CPU multiplies bfloat16."""
+    import torch
+
+    if not hasattr(torch.cpu, "get_capabilities"):  # an older torch
+        older = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+        return NATIVE["avx512_bf16"] if older() else None
+    capabilities = torch.cpu.get_capabilities()
+    return next((shown for name, shown in NATIVE.items() if capabilities.get(name)), None)

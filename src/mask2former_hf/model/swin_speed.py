@@ -1,0 +1,186 @@
+"""Swin's blocks with fewer copies on CPUs: the same parameters, names and results as transformers'.
+
+transformers' block pads, shifts and cuts its tokens into windows before it projects them, and undoes the three after.
+Here queries, keys and values are one product of the tokens that are there, one gathering of rows makes windows of
+them, and one puts the attended tokens back, so that nothing is projected that is padding. In transformers' block
+padding is projected as zeros, to the bias. Only windows at the seam of the shift have a mask, so they are last, in an
+attention of their own. What depends on the image's size alone is kept; the position bias, whose making takes 0.1 ms,
+is not, for it is a parameter's.
+
+Letters: B batch, H × W tokens, C channels, h heads, n tokens of a window.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.models.swin.modeling_swin import SwinLayer, SwinStage
+
+OTHER_REGION = -100.0  # what transformers adds to the scores of tokens that the shift made neighbours
+
+
+class Windows(NamedTuple):
+    """Where the tokens of a batch are in its windows.
+
+    Args:
+        tokens: of each row of the windows the token, B * H * W of them in all; of padding the first token.
+        padding: rows of the windows that are padding.
+        rows: of each token its row.
+        seam: (windows at the seam, 1, n, n) what is added to their scores; None without a shift.
+    """
+
+    tokens: Tensor
+    padding: Tensor
+    rows: Tensor
+    seam: Tensor | None
+
+
+@lru_cache(maxsize=32)  # four stages, two kinds of block, and some sizes of images; 1 MB for the largest at 640 x 640
+def windows_of(batch: int, height: int, width: int, side: int, shift: int, dtype: torch.dtype) -> Windows:
+    with torch.inference_mode(False), torch.no_grad():  # kept, and so for training too
+        cells = torch.arange(height * width).view(1, height, width) + 1  # 0 is padding
+        cells = torch.roll(F.pad(cells, (0, -width % side, 0, -height % side)), (-shift, -shift), (1, 2))
+        regions = _region(cells.shape[1], side, shift)[:, None] * 3 + _region(cells.shape[2], side, shift)
+        cells, regions = _cut(cells[0], side), _cut(regions, side)  # (windows, n)
+        crosses = (regions != regions[:, :1]).any(1)
+        order = torch.cat([(~crosses).nonzero()[:, 0], crosses.nonzero()[:, 0]])
+        whole = int((~crosses).sum())
+        images = torch.arange(batch)[:, None, None] * (height * width)
+        cells = torch.where(cells[order] > 0, cells[order] + images, 0)  # (B, windows, n)
+        cells = torch.cat([cells[:, :whole].flatten(), cells[:, whole:].flatten()])
+        present = cells > 0
+        rows = torch.empty(batch * height * width, dtype=torch.int64)
+        rows[cells[present] - 1] = present.nonzero()[:, 0]
+        seam = None
+        if whole < len(order):
+            of_seam = regions[order[whole:]]
+            apart = of_seam[:, None, :] != of_seam[:, :, None]
+            seam = (apart * OTHER_REGION).to(dtype).unsqueeze(1).repeat(batch, 1, 1, 1)
+        return Windows((cells - 1).clamp(min=0), (~present).nonzero()[:, 0], rows, seam)
+
+
+def _region(length: int, side: int, shift: int) -> Tensor:
+    """Of cells along an axis 0, or 1 and 2 on the two sides of the seam in the last window."""
+    cells = torch.arange(length)
+    return (cells >= length - side).long() + (cells >= length - shift).long() if shift else cells * 0
+
+
+def _cut(cells: Tensor, side: int) -> Tensor:
+    """(H, W) -> (windows, n)."""
+    H, W = cells.shape
+    return cells.view(H // side, side, W // side, side).transpose(1, 2).reshape(-1, side * side)
+
+
+class IntoWindows(torch.autograd.Function):
+    """Rows of tokens in windows, `fill` where there is padding; its gradient is gathered, not added up by index."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, fill: Tensor, windows: Windows) -> Tensor:
+        ctx.windows = windows
+        return into_windows(x, fill, windows)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor):
+        rows, padding = ctx.windows.rows, ctx.windows.padding
+        return gradient.index_select(0, rows), gradient.index_select(0, padding).sum(0), None
+
+
+class OutOfWindows(torch.autograd.Function):
+    """Rows of windows back in the order of tokens, without padding."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, windows: Windows) -> Tensor:
+        ctx.windows = windows
+        return x.index_select(0, windows.rows)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor):
+        return into_windows(gradient, gradient.new_zeros(()), ctx.windows), None
+
+
+def into_windows(x: Tensor, fill: Tensor, windows: Windows) -> Tensor:
+    found = x.index_select(0, windows.tokens)
+    if len(windows.padding):
+        found[windows.padding] = fill
+    return found
+
+
+class GatheredSwinLayer(SwinLayer):
+    """transformers' block; in eager mode on CPUs its attention is computed as above."""
+
+    def forward(
+        self, hidden_states: Tensor, input_dimensions: tuple[int, int], always_partition: bool = False, **kwargs
+    ):
+        if not (always_partition and self._gathers(hidden_states)):
+            return super().forward(hidden_states, input_dimensions, always_partition=always_partition, **kwargs)
+        attended = self.dropout(self.attend(self.layernorm_before(hidden_states), input_dimensions))
+        hidden_states = hidden_states + self.drop_path(attended)
+        return hidden_states + self.dropout(self.mlp(self.layernorm_after(hidden_states))), None
+
+    def _gathers(self, x: Tensor) -> bool:
+        """Whether the projections are what they were built as, no adapter's or hook's, and nothing records them."""
+        if x.device.type != "cpu" or torch.jit.is_tracing() or torch.compiler.is_compiling():
+            return False
+        attention = self.attention
+        parts = (attention.q_proj, attention.k_proj, attention.v_proj)
+        return (
+            attention.config._attn_implementation == "sdpa"
+            and not (self.training and attention.attention_dropout)
+            and all(type(part) is nn.Linear for part in parts)
+            and not any(hooked(part) for part in (attention, attention.relative_position_bias, *parts))
+        )
+
+    def attend(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """(B, H * W, C) normalised tokens -> what the attention adds to them."""
+        (B, _, C), n, attention = x.shape, self.window_size**2, self.attention
+        parts = (attention.q_proj, attention.k_proj, attention.v_proj)
+        bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])
+        projected = F.linear(x.flatten(0, 1), torch.cat([part.weight for part in parts]), bias)  # (B * H * W, 3 C)
+        fill = projected.new_zeros(3 * C) if bias is None else bias.to(projected.dtype)
+        windows = windows_of(B, *map(int, size), self.window_size, self.shift_size, projected.dtype)
+        rows = IntoWindows.apply if torch.is_grad_enabled() else into_windows
+        heads = rows(projected, fill, windows).view(-1, n, 3, attention.num_attention_heads, attention.head_dim)
+        query, key, value = heads.permute(2, 0, 3, 1, 4)  # (windows, h, n, C / h)
+        attended = self._attended(query, key, value, windows.seam).transpose(1, 2).reshape(-1, C)
+        if torch.is_grad_enabled():
+            return attention.o_proj(OutOfWindows.apply(attended, windows).view(B, -1, C))
+        return attention.o_proj(attended.index_select(0, windows.rows).view(B, -1, C))
+
+    def _attended(self, query: Tensor, key: Tensor, value: Tensor, seam: Tensor | None) -> Tensor:
+        position_bias, scale = self.attention.relative_position_bias().to(query.dtype), self.attention.scaling
+        whole = len(query) - (0 if seam is None else len(seam))
+        parts = []
+        for some, bias in (
+            (slice(whole), position_bias),
+            (slice(whole, None), position_bias if seam is None else position_bias + seam),
+        ):
+            if len(query[some]):
+                parts.append(F.scaled_dot_product_attention(query[some], key[some], value[some], bias, scale=scale))
+        return parts[0] if len(parts) == 1 else torch.cat([part.transpose(1, 2) for part in parts]).transpose(1, 2)
+
+
+class InnermostSwinStage(SwinStage):
+    """transformers' stage, whose map keeps the memory of its tokens: the norm after it wants channels innermost."""
+
+    def get_reshaped_hidden_states(self, hidden_states, before_downsampling, height, width, before: bool) -> Tensor:
+        if not before or hidden_states.device.type != "cpu":
+            return super().get_reshaped_hidden_states(hidden_states, before_downsampling, height, width, before)
+        return before_downsampling.view(before_downsampling.shape[0], height, width, -1).permute(0, 3, 1, 2)
+
+
+def hooked(module: nn.Module) -> bool:
+    return any(
+        (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    ) or "forward" in vars(module)
+
+
+def gather_windows(backbone: nn.Module):
+    """Give Swin's stages and blocks these forwards."""
+    for stage in backbone.swin.encoder.layers:
+        stage.__class__ = InnermostSwinStage  # the same parameters and names
+        for block in stage.blocks:
+            block.__class__ = GatheredSwinLayer

@@ -1,0 +1,120 @@
+"""Swin's blocks with fewer copies: the network of transformers' blocks, to rounding."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoBackbone, SwinConfig
+
+from mask2former_hf.model import swin_speed
+
+SIZES = [(2, 96, 130), (1, 56, 56), (3, 40, 8)]  # padded, whole windows, less than a window
+
+
+@pytest.fixture(scope="module")
+def backbones():
+    """transformers' Swin and the same with our blocks, both with biases that matter."""
+    torch.manual_seed(0)
+    stages = ["stage1", "stage2", "stage3", "stage4"]
+    config = SwinConfig(embed_dim=16, depths=[2, 2, 2, 2], num_heads=[1, 2, 4, 8], window_size=4, out_features=stages)
+    stock = AutoBackbone.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in stock.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    ours = copy.deepcopy(stock)
+    swin_speed.gather_windows(ours)
+    return stock, ours
+
+
+@pytest.fixture
+def attended(monkeypatch):
+    """Counts the blocks that gather their windows."""
+    calls, attend = [], swin_speed.GatheredSwinLayer.attend
+    monkeypatch.setattr(
+        swin_speed.GatheredSwinLayer, "attend", lambda self, *args: calls.append(self) or attend(self, *args)
+    )
+    return calls
+
+
+def assert_near(found, expected):
+    for here, there in zip(found, expected, strict=True):
+        torch.testing.assert_close(here, there, rtol=1e-6, atol=1e-6 * there.abs().max().item())
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_maps_and_gradients_are_those_of_transformers(backbones, size, attended):
+    pixels, gradients = torch.randn(size[0], 3, *size[1:]), []
+    maps = [backbone(pixels).feature_maps for backbone in backbones]
+    assert len(attended) == 8
+    assert_near(maps[1], maps[0])
+    with torch.inference_mode():
+        assert_near(*(backbone(pixels).feature_maps for backbone in reversed(backbones)))
+    for backbone, own in zip(backbones, maps, strict=True):
+        loss = sum((x * torch.linspace(-1, 1, x.numel()).view_as(x)).sum() for x in own)
+        gradients.append(torch.autograd.grad(loss, list(backbone.parameters()), allow_unused=True))
+    for (name, _), found, expected in zip(backbones[0].named_parameters(), gradients[1], gradients[0], strict=True):
+        assert (found is None) == (expected is None)
+        if found is not None and "k_proj.bias" not in name:  # whose gradient is zero to rounding
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+
+
+def test_checkpointed_blocks_have_the_same_gradients(backbones, attended):
+    ours, pixels = copy.deepcopy(backbones[1]).train(), torch.randn(1, 3, 40, 40)
+    for block in (block for stage in ours.swin.encoder.layers for block in stage.blocks):
+        block.drop_path = nn.Identity()
+    weight = ours.swin.encoder.layers[1].blocks[1].attention.v_proj.weight
+    gradients = []
+    for enabled in (False, True):
+        if enabled:
+            ours.gradient_checkpointing_enable()
+        loss = sum(x.square().sum() for x in ours(pixels).feature_maps)
+        gradients += torch.autograd.grad(loss, weight)
+    assert len(attended) > 16  # those of the second backward pass again
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
+
+
+def test_names_and_tensors_stay(backbones):
+    stock, ours = (backbone.state_dict() for backbone in backbones)
+    assert list(stock) == list(ours)
+    assert all(torch.equal(stock[name], ours[name]) for name in stock)
+
+
+def test_a_traced_model_runs_transformers_blocks(backbones, attended):
+    ours, pixels = copy.deepcopy(backbones[1]).requires_grad_(False), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        traced = torch.jit.trace(lambda x: tuple(ours(x).feature_maps), pixels, check_trace=False)
+        assert not attended
+        assert_near(traced(pixels), backbones[0](pixels).feature_maps)
+
+
+def test_a_projection_that_was_exchanged_is_called(backbones, attended):
+    ours = copy.deepcopy(backbones[1])
+    attention = ours.swin.encoder.layers[0].blocks[0].attention
+    attention.q_proj = nn.Sequential(attention.q_proj)  # as an adapter wraps it
+    ours.swin.encoder.layers[0].blocks[1].attention.k_proj.register_forward_hook(lambda module, args, output: output)
+    pixels = torch.randn(1, 3, 64, 64)
+    assert_near(ours(pixels).feature_maps, backbones[0](pixels).feature_maps)
+    assert len(attended) == 6
+
+
+def test_windows_kept_from_inference_serve_training(backbones):
+    swin_speed.windows_of.cache_clear()
+    pixels = torch.randn(1, 3, 72, 72)
+    with torch.inference_mode():
+        backbones[1](pixels)
+    backbones[1](pixels).feature_maps[0].sum().backward()
+    backbones[1].zero_grad()
+
+
+def test_half_precision_is_near_float32(backbones, attended):
+    pixels = torch.randn(1, 3, 96, 96)
+    half = copy.deepcopy(backbones[1]).bfloat16()
+    with torch.inference_mode():
+        found, expected = half(pixels.bfloat16()).feature_maps, backbones[0](pixels).feature_maps
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = backbones[1](pixels).feature_maps
+    assert len(attended) == 16
+    for here, there, reference in zip(found, mixed, expected, strict=True):
+        assert (here.float() - reference).abs().mean() < 0.03 * reference.abs().mean()
+        assert (there.float() - reference).abs().mean() < 0.03 * reference.abs().mean()
