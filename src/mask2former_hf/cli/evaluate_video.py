@@ -14,13 +14,13 @@ from .datasets import load_split
 from .main import UserError
 from .settings import in_flags
 
-OF_IMAGES = ("metrics", "max_detections", "tile", "refine", "tta", "bf16")
+OF_IMAGES = ("metrics", "max_detections", "tile", "refine", "tta", "bf16", "effort")
 NUMBERS = ("threshold", "overlap_threshold", "top_k")
 
 
 def run(settings) -> int:
     for name in OF_IMAGES:
-        if getattr(settings, name):
+        if getattr(settings, name) not in (None, False):  # an effort of 0 is one
             raise UserError(f"--{name.replace('_', '-')}: is for images; leave it out for videos")
     videos = load_split(settings, "", VIDEO_KINDS)
     first = process_rank()[0] == 0

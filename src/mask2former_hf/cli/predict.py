@@ -27,7 +27,7 @@ from ..inference.workers import WorkerDied
 from ..model.result_defaults import TASKS
 from .main import UserError, in_flags
 from .output_folder import OF_IMAGES, check_output, record_of, remove, report
-from .tiling import add_tile_arguments, overlap_of
+from .tiling import add_effort_argument, add_tile_arguments, overlap_of
 
 FEW = 20  # images for which no process is begun: it takes a second
 WORKERS, MOST_WORKERS = 2, 2**10  # more is a slip of the keyboard
@@ -78,6 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser):
         "--refine", choices=METHODS, help="a threshold per mask (otsu), or a dense CRF over the image (crf)"
     )
     add_tile_arguments(parser)
+    add_effort_argument(parser)
     parser.add_argument(
         "--show-bands",
         nargs="+",
@@ -248,6 +249,7 @@ def _device(name: str | None) -> str | None:
 
 def _segmenter(arguments) -> tuple[Segmenter, Rules]:
     options = {name: getattr(arguments, name) for name in ("task", "refine", "tta", "tile")}
+    options["effort"] = 1 if arguments.effort is None else arguments.effort
     try:
         options["overlap"] = overlap_of(arguments.tile, arguments.overlap)
         if is_exported(arguments.model):
@@ -263,7 +265,11 @@ def _segmenter(arguments) -> tuple[Segmenter, Rules]:
 
             segmenter = Segmenter.of(*load(arguments.model, _device(arguments.device)), **options)
     except (ImportError, ValueError) as error:
-        text = f"--refine {arguments.refine}: {error}" if arguments.refine else in_flags(str(error), ["batch_size"])
+        text = (
+            f"--refine {arguments.refine}: {error}"
+            if arguments.refine
+            else in_flags(str(error), ["batch_size", "effort"])
+        )
         raise UserError(text) from error
     config, processor = segmenter.model.config, segmenter.processor
     unknown = [label for label in arguments.stuff or () if not 0 <= label < config.num_labels]
