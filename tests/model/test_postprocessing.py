@@ -11,7 +11,7 @@ import torch
 from helpers import GOLDEN, needs_golden
 from safetensors.torch import load_file
 
-from mask2former_hf.model import mask_resizing, postprocessing
+from mask2former_hf.model import mask_resizing, panoptic_rules, postprocessing
 from mask2former_hf.model.mask_resizing import resize_mask_logits
 from mask2former_hf.model.postprocessing import (
     instance_segmentation,
@@ -524,3 +524,25 @@ def test_a_4k_result_with_100_queries_and_133_classes_peaks_below_3_gb(kind):
     code = f"import sys; sys.path.insert(0, {str(source)!r})\n" + MEMORY
     done = subprocess.run([sys.executable, "-c", code, kind], capture_output=True, text=True, check=True)
     assert int(done.stdout) * 1024 < 2e9, f"{int(done.stdout) / 1e6:.2f} GB"
+
+
+# --- work on CPUs ----------------------------------------------------------------------------------------------------
+
+
+def test_queries_heard_in_turn_share_the_pixels_as_queries_heard_at_once(monkeypatch):
+    """What CPUs do in place, and what other devices and exported graphs do; ties and several blocks included."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.tensor([0.9, 0.8, 0.9, 0.81, 0.9])
+    logits = torch.randint(-3, 4, (5, 40, 50), generator=generator).float()
+    logits[2, :20] = logits[0, :20]
+    monkeypatch.setattr(panoptic_rules, "CACHED", 300)
+
+    def found():
+        chunks = [(0, logits[:2]), (2, logits[2:])]
+        return panoptic_rules.contest(scores, chunks, (40, 50), lambda masks: masks >= 0.5)
+
+    in_turn = found()
+    monkeypatch.setattr(panoptic_rules, "_on_cpu", lambda x: False)
+    for one, other in zip(in_turn, found(), strict=True):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)

@@ -13,6 +13,7 @@ from ..data.reader import read_bands_of
 from ..evaluation.evaluator import KNOWN_METRICS, evaluate, headline
 from ..evaluation.processes import process_group, process_rank
 from ..evaluation.report import PAGE, check_matplotlib, write_evaluation
+from ..inference.effort import at_effort
 from ..inference.loading import default_device
 from ..inference.rules import METHODS
 from ..model.channels import image_channels
@@ -23,7 +24,7 @@ from .loading import load
 from .main import UserError, in_flags
 from .precision import add_dtype_argument
 from .settings import add_flag, check_numbers, read_settings
-from .tiling import add_tile_arguments, overlap_of
+from .tiling import add_effort_argument, add_tile_arguments, overlap_of
 
 DEFAULTS = {"batch_size": 4, "num_workers": 0, "device": default_device()}
 OPTIONS = ("threshold", "overlap_threshold", "top_k", "refine", "max_detections")  # of `SegmentationEvaluator`
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--top-k", type=int, help="instances per image (default: 100)")
     parser.add_argument("--max-detections", type=int, help="instances of a class and image in AP (default: 100)")
     add_tile_arguments(parser)
+    add_effort_argument(parser)
     parser.add_argument("--refine", choices=METHODS, help="a threshold per mask (otsu), or a dense CRF (crf)")
     parser.add_argument("--class-agnostic", action="store_true", help="videos: take all classes for one, as of DAVIS")
     parser.add_argument("--tta", action="store_true", help="average over six sizes and their mirror images")
@@ -83,7 +85,7 @@ def _evaluate(settings) -> int:
         if not settings.no_check and process_rank()[0] == 0:
             dataset.check_headers()
         summary = evaluate(
-            model,
+            model if settings.effort is None else at_effort(model, settings.effort),
             processor,
             dataset,
             metrics=settings.metrics,
@@ -97,7 +99,7 @@ def _evaluate(settings) -> int:
             **{name: getattr(settings, name) for name in OPTIONS},
         )
     except (ValueError, ImportError) as error:
-        raise UserError(in_flags(str(error), (*OPTIONS, "metrics"))) from error
+        raise UserError(in_flags(str(error), (*OPTIONS, "metrics", "effort"))) from error
     if process_rank()[0] == 0:
         print_summary(summary)
         if settings.json is not None:

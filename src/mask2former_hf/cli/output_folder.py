@@ -70,7 +70,7 @@ def record_of(arguments, segmenter: Segmenter, rules: Rules, images: ImageList, 
         "images_sha256": images.digest(),
         "num_shards": num_shards,
         **{name: value for name, value in dataclasses.asdict(rules).items() if name != "id2label"},
-        **{name: getattr(segmenter, name) for name in ("tta", "tile", "overlap")},
+        **{name: getattr(segmenter, name) for name in ("tta", "tile", "overlap", "effort")},
         **{name: getattr(arguments, name) for name in ("format", "tolerance", "no_overlays", "show_bands")},
     }
     return json.loads(json.dumps(record))  # as it is read again

@@ -28,7 +28,7 @@ from ..model.result_defaults import TASKS
 from .main import UserError, in_flags
 from .output_folder import OF_IMAGES, check_output, record_of, remove, report
 from .precision import add_dtype_argument
-from .tiling import add_tile_arguments, overlap_of
+from .tiling import add_effort_argument, add_tile_arguments, overlap_of
 
 FEW = 20  # images for which no process is begun: it takes a second
 WORKERS, MOST_WORKERS = 2, 2**10  # more is a slip of the keyboard
@@ -79,6 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser):
         "--refine", choices=METHODS, help="a threshold per mask (otsu), or a dense CRF over the image (crf)"
     )
     add_tile_arguments(parser)
+    add_effort_argument(parser)
     parser.add_argument(
         "--show-bands",
         nargs="+",
@@ -256,6 +257,7 @@ def _device(name: str | None) -> str | None:
 
 def _segmenter(arguments) -> tuple[Segmenter, Rules]:
     options = {name: getattr(arguments, name) for name in ("task", "refine", "tta", "tile")}
+    options["effort"] = 1 if arguments.effort is None else arguments.effort
     try:
         options["overlap"] = overlap_of(arguments.tile, arguments.overlap)
         if is_exported(arguments.model):
@@ -275,7 +277,7 @@ def _segmenter(arguments) -> tuple[Segmenter, Rules]:
         text = (
             f"--refine {arguments.refine}: {error}"
             if arguments.refine
-            else in_flags(str(error), ["batch_size", "dtype"])
+            else in_flags(str(error), ["batch_size", "dtype", "effort"])
         )
         raise UserError(text) from error
     config, processor = segmenter.model.config, segmenter.processor

@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace, remove_earlier: Callable[[], None]) -> in
     given |= {"tolerance": arguments.tolerance, "batch-size": arguments.batch_size > 1}
     given |= {"num-workers": arguments.num_workers is not None, "num-shards": arguments.num_shards is not None}
     given |= {"shard": arguments.shard is not None, "no-overlays": arguments.no_overlays}
-    given |= {name: getattr(arguments, name) is not None for name in ("root", "split", "column")}
+    given |= {name: getattr(arguments, name) is not None for name in ("root", "split", "column", "effort")}
     given["format"] = arguments.format != ["coco"]
     for flag, value in given.items():
         if value:

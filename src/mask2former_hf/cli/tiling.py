@@ -1,4 +1,4 @@
-"""The flags of commands that segment large images in tiles."""
+"""The flags that say how images go through the network: in tiles if they are large, through how many layers."""
 
 import argparse
 
@@ -15,6 +15,15 @@ def add_tile_arguments(parser: argparse.ArgumentParser):
     )
     parser.add_argument(
         "--overlap", type=float, help=f"with --tile: share of a tile that its neighbour sees too (default: {OVERLAP})"
+    )
+
+
+def add_effort_argument(parser: argparse.ArgumentParser):
+    parser.add_argument(
+        "--effort",
+        type=float,
+        metavar="SHARE",
+        help="share of the decoder's layers to run, 0 to 1, for an answer in less time (default: 1, all)",
     )
 
 

@@ -55,8 +55,9 @@ class Segmenter:
         tile: side in pixels of the overlapping tiles in which larger images are segmented; "auto" for tiles of the
             size that the model was made for, of images that it would shrink; None to take every image whole.
         overlap: share of a tile's side that its neighbour sees too, at least. Objects up to that size are seen whole.
+        effort: share of the decoder's layers that run, rounded up (`effort.at_effort`); 1 for all of them.
 
-    An export has its dtype in the graph, and neither refinement, averages nor tiles.
+    An export has dtype and layers in the graph, and neither refinement, averages nor tiles.
 
     Raises:
         ValueError: for a checkpoint that cannot be loaded, and for options that do not fit it.
@@ -74,20 +75,22 @@ class Segmenter:
         tta: bool = False,
         tile: int | str | None = None,
         overlap: float = OVERLAP,
+        effort: float = 1,
     ):
         if is_exported(checkpoint):
             given = {"dtype": dtype, "refine": refine, "tta": tta or None, "tile": tile}
+            given["effort"] = None if effort == 1 else effort
             if unfit := [name for name, value in given.items() if value is not None]:
                 raise ValueError(f"{unfit[0]}={given[unfit[0]]!r}: {checkpoint} is an export; use its checkpoint")
         self._origin = os.fspath(checkpoint), device, dtype
         model = _load(*self._origin)
         if isinstance(model, ExportedModel):
-            self._set(model, model.processor, task or model.task, refine, tta, tile, overlap)
+            self._set(model, model.processor, task or model.task, refine, tta, tile, overlap, effort)
             model.check(self.rules())
             return
         from .loading import load_processor
 
-        self._set(model, load_processor(checkpoint), task, refine, tta, tile, overlap)
+        self._set(model, load_processor(checkpoint), task, refine, tta, tile, overlap, effort)
 
     @classmethod
     def of(
@@ -100,6 +103,7 @@ class Segmenter:
         tta: bool = False,
         tile: int | str | None = None,
         overlap: float = OVERLAP,
+        effort: float = 1,
         replay: bool = False,
     ):
         """A segmenter with a model that is there already; its device and dtype are the model's.
@@ -109,12 +113,13 @@ class Segmenter:
         """
         segmenter = cls.__new__(cls)
         segmenter._origin = None
-        segmenter._set(model.eval(), processor, task, refine, tta, tile, overlap)
+        segmenter._set(model.eval(), processor, task, refine, tta, tile, overlap, effort)
         segmenter._replays = replay
         return segmenter
 
-    def _set(self, model, processor, task, refine, tta, tile, overlap):
-        self._model, self.processor, self.refine, self.tta = model, processor, refine, tta
+    def _set(self, model, processor, task, refine, tta, tile, overlap, effort):
+        self.effort, self._model = effort, _at_effort(model, effort)
+        self.processor, self.refine, self.tta = processor, refine, tta
         self._replays, self._replay = True, None
         self.channels = image_channels(processor)  # bands of its images; None for photos
         if not isinstance(model, ExportedModel):
@@ -135,7 +140,7 @@ class Segmenter:
         On a GPU a checkpoint's network is replayed (`inference.replay`): give one whose parts you exchange to `of`.
         """
         if self._model is None:
-            self._model = _load_once(*self._origin)
+            self._model = _at_effort(_load_once(*self._origin), self.effort)
         return self._model
 
     def __getstate__(self):
@@ -288,6 +293,14 @@ def _load(checkpoint: str, device, dtype):
 
 
 _load_once = cache(_load)
+
+
+def _at_effort(model, effort: float):
+    if effort == 1:  # as of exports, which do without torch
+        return model
+    from .effort import at_effort
+
+    return at_effort(model, effort)
 
 
 def trained_sides(size) -> tuple[int, int]:

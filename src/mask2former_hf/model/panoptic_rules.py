@@ -11,6 +11,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+CACHED = 2**16  # pixels whose claims a CPU keeps in its second cache, with what they are compared with
+
+
+class Pixels(NamedTuple):
+    """What a contest knows of each pixel; the fields of `Contest`."""
+
+    best: Tensor
+    owner: Tensor
+    inside: Tensor
+
 
 class Contest(NamedTuple):
     """Who owns each pixel, and what the rules count of each query."""
@@ -47,21 +57,54 @@ def contest(
         size: (H, W).
         decide: (n, H, W) mask probabilities → bool, what belongs to each mask.
     """
-    best = scores.new_full(size, -1.0)
-    owner = torch.zeros(size, dtype=torch.int64, device=scores.device)
-    inside = torch.zeros(size, dtype=torch.bool, device=scores.device)
-    areas = [owner.new_zeros(1)]
+    pixels = Pixels(
+        scores.new_full(size, -1.0),
+        torch.zeros(size, dtype=torch.int64, device=scores.device),
+        torch.zeros(size, dtype=torch.bool, device=scores.device),
+    )
+    claim = _claim_in_turn if _on_cpu(scores) else _claim
+    areas = [pixels.owner.new_zeros(1)]
     for start, logits in chunks:
         masks = logits.sigmoid()
         hits = decide(masks)
-        areas.append(hits.flatten(1).sum(1))
+        areas.append(mask_areas(hits))
         claims = masks.mul_(scores[start : start + masks.shape[0], None, None])
-        best, index = torch.cat([best[None], claims]).max(0)
-        inside = torch.cat([inside[None], hits]).gather(0, index[None])[0]
-        owner = torch.where(index > 0, index + start, owner)
+        pixels = claim(pixels, claims, hits, start)
+    best, owner, inside = pixels
     kinds = (2 * owner + inside).flatten()
     counts = owner.new_zeros(2 * (scores.shape[0] + 1)).scatter_add(0, kinds, torch.ones_like(kinds)).view(-1, 2)
     return Contest(best, owner, inside, torch.cat(areas), counts.sum(1), counts[:, 1])
+
+
+def _claim(pixels: Pixels, claims: Tensor, hits: Tensor, start: int) -> Pixels:
+    """Who has each pixel once the (n, H, W) claims of queries from `start` on are heard, whose masks are `hits`."""
+    best, index = torch.cat([pixels.best[None], claims]).max(0)
+    inside = torch.cat([pixels.inside[None], hits]).gather(0, index[None])[0]
+    return Pixels(best, torch.where(index > 0, index + start, pixels.owner), inside)
+
+
+def _claim_in_turn(pixels: Pixels, claims: Tensor, hits: Tensor, start: int) -> Pixels:
+    """The same in place, one query after the other over pixels that stay in a CPU's caches: seven times as fast."""
+    states = zip(*(state.view(-1).split(CACHED) for state in pixels), strict=True)
+    some = zip(*(rows.flatten(1).split(CACHED, dim=1) for rows in (claims, hits)), strict=True)
+    for (best, owner, inside), (claims, hits) in zip(states, some, strict=True):
+        for query, (claim, hit) in enumerate(zip(claims, hits, strict=True), start=start + 1):
+            wins = claim > best
+            torch.maximum(best, claim, out=best)
+            owner.masked_fill_(wins, query)
+            torch.where(wins, hit, inside, out=inside)
+    return pixels
+
+
+def mask_areas(masks: Tensor) -> Tensor:
+    """(n,) pixels of (n, H, W) bool masks; on CPUs a sum would make an int64 of every pixel first."""
+    if len(masks) and _on_cpu(masks):
+        return torch.stack([mask.count_nonzero() for mask in masks])
+    return masks.flatten(1).sum(1)
+
+
+def _on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu" and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
 
 
 def accept(found: Contest, scores: Tensor, labels: Tensor, is_stuff: Tensor, overlap_threshold) -> Segments:

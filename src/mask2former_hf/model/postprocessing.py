@@ -25,7 +25,7 @@ from .canvas import crop_to_canvas
 from .cpu_layout import chunk_length
 from .mask_resizing import check_sizes, query_chunks, resize_rows, source_rows
 from .number_checks import check_count, check_fractions, check_labels
-from .panoptic_rules import Contest, accept, contest, kept_queries
+from .panoptic_rules import Contest, accept, contest, kept_queries, mask_areas
 from .result_defaults import CERTAIN, MASK_THRESHOLD, MAX_INSTANCES, OVERLAP_THRESHOLD, PANOPTIC_THRESHOLD
 
 
@@ -244,7 +244,7 @@ def instance_segmentation(
         probabilities = logits.sigmoid()
         masks[chunk] = hits = logits > logit_threshold if decide is None else decide(probabilities)
         inside = probabilities.mul_(hits).flatten(1).sum(1)
-        quality[chunk] = inside / (hits.flatten(1).sum(1) + 1e-6)
+        quality[chunk] = inside / (mask_areas(hits) + 1e-6)
 
     scores = scores * quality[pair_query]
     order = scores.argsort(descending=True, stable=True)
