@@ -72,8 +72,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _evaluate(settings) -> int:
     if settings.data in VIDEO_KINDS:
-        if settings.report is not None:
-            raise UserError(f"--report {settings.report}: is of images; leave it out for videos")
         return evaluate_video.run(settings, DEFAULTS)
     if settings.class_agnostic:
         raise UserError("--class-agnostic: is for videos; leave it out")

@@ -13,13 +13,24 @@ from ..inference.video_segmenter import VideoSegmenter
 from .datasets import load_split
 from .main import UserError, in_flags
 
-OF_IMAGES = ("metrics", "max_detections", "tile", "refine", "tta", "bf16", "effort")
-ALSO_OF_IMAGES = ("batch_size", "num_workers", "no_check")  # that have a default
+OF_IMAGES = (
+    "metrics",
+    "max_detections",
+    "tile",
+    "refine",
+    "tta",
+    "bf16",
+    "effort",
+    "batch_size",
+    "num_workers",
+    "no_check",
+    "report",
+)
 NUMBERS = ("threshold", "overlap_threshold", "top_k")
 
 
 def run(settings, defaults: dict) -> int:
-    for name in (*OF_IMAGES, *ALSO_OF_IMAGES):
+    for name in OF_IMAGES:
         value = getattr(settings, name)
         if value is not None and value is not False and value != defaults.get(name):  # an effort of 0 is one
             raise UserError(f"--{name.replace('_', '-')}: is for images; leave it out for videos")
