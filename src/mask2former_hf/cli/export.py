@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     worst = max(row[name] for row in report["differences"] for name in LOGITS)
     print(f"{arguments.output}: logits differ from the checkpoint's by {worst:.1e} of the largest")
     if arguments.to == "onnx":
-        print(f"Next: mask2former-hf predict IMAGE --model {arguments.output} --output predictions")
+        print(f"Next: mask2former-hf predict IMAGE --model {arguments.output} --output of_the_export")
     return 0
 
 

@@ -192,9 +192,7 @@ def load_rasterio(path: str | Path):
     try:
         import rasterio
     except ImportError as error:
-        raise ImportError(
-            f"{path}: is read by rasterio: pip install 'mask2former-hf[tiles]'; or save its bands as .npy"
-        ) from error
+        raise ImportError(f"{path}: is read by rasterio: pip install rasterio; or save its bands as .npy") from error
     return rasterio
 
 

@@ -16,7 +16,7 @@ from .findings import SIDES
 from .report_numbers import calibration, class_rows, precision_recall, scored
 from .report_page import Page, confusion_table, data_table, pictures, plot, tiles
 
-INSTALL = 'pip install "mask2former-hf[report]"'
+INSTALL = "pip install matplotlib"
 PAGE, RESULTS = "report.html", "results.json"
 PACKAGES = ("torch", "transformers", "numpy", "pillow", "faster-coco-eval", "pycocotools")
 QUALITY = {

@@ -7,6 +7,9 @@ class ExportError(ValueError):
     """A model, setting or folder that cannot be exported, or an export that differs from its checkpoint."""
 
 
+EXTRAS = {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "onnxruntime", "openvino")}  # as in setup.cfg
+
+
 def require(name: str, extra: str = "onnx"):
     """The module `name` of an optional package.
 
@@ -17,5 +20,5 @@ def require(name: str, extra: str = "onnx"):
         return import_module(name)
     except ImportError as error:
         raise ImportError(
-            f"exporting needs {name.split('.')[0]}: pip install 'mask2former-hf[{extra}]' ({error})"
+            f"exporting needs {name.split('.')[0]}: pip install {' '.join(EXTRAS[extra])} ({error})"
         ) from error

@@ -33,7 +33,7 @@ def timm_config(source: str, vit_neck: str | None) -> PreTrainedConfig:
         ValueError: for a name that timm does not know, and an architecture with other strides or arguments.
     """
     if not is_timm_available():
-        raise ImportError(f'backbone={source}: timm is missing; pip install "mask2former-hf[timm]"')
+        raise ImportError(f"backbone={source}: timm is missing; pip install timm")
     import timm
     import torch
 
