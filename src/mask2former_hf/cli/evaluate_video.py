@@ -20,7 +20,8 @@ NUMBERS = ("threshold", "overlap_threshold", "top_k")
 
 def run(settings) -> int:
     for name in OF_IMAGES:
-        if getattr(settings, name) not in (None, False):  # an effort of 0 is one
+        value = getattr(settings, name)
+        if value is not None and value is not False:  # an effort of 0 is one
             raise UserError(f"--{name.replace('_', '-')}: is for images; leave it out for videos")
     videos = load_split(settings, "", VIDEO_KINDS)
     first = process_rank()[0] == 0
