@@ -10,6 +10,7 @@ from helpers import tiny_model
 from mask2former_hf import Mask2FormerImageProcessor, Segmenter
 from mask2former_hf.cli.main import main
 from mask2former_hf.inference.effort import at_effort
+from mask2former_hf.inference.export_files import REPORT
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +87,11 @@ def test_the_command_line_names_its_flag(model, tmp_path, capsys):
     assert "--effort 2" in capsys.readouterr().err
     assert main([*command, "--output", str(tmp_path / "out"), "--effort", "0"]) == 0
     assert '"effort": 0.0' in next((tmp_path / "out").rglob("run.json")).read_text()
+
+
+def test_exports_and_videos_know_no_effort(tmp_path, capsys):
+    (tmp_path / REPORT).write_text("{}")
+    with pytest.raises(ValueError, match="effort=0.5: .* is an export; use its checkpoint"):
+        Segmenter(tmp_path, effort=0.5)
+    assert main(["evaluate", "--data", "davis", "--model", "x", "--effort", "0"]) == 2
+    assert "--effort: is for images" in capsys.readouterr().err
