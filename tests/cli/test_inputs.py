@@ -17,7 +17,8 @@ from mask2former_hf import Mask2FormerImageProcessor
 from mask2former_hf.cli import env, train
 from mask2former_hf.cli.main import UserError, main
 from mask2former_hf.data.class_forms import class_table
-from mask2former_hf.training.settings import TrainingSettings, check, complete
+from mask2former_hf.training.setting_checks import check
+from mask2former_hf.training.settings import TrainingSettings, complete
 
 SETTINGS = [entry.name for entry in fields(TrainingSettings)]
 NEEDED = {"output": "out", "backbone": "tiny", "data": "scenes", "steps": 1}

@@ -14,7 +14,8 @@ from mask2former_hf import Mask2FormerConfig, Mask2FormerForUniversalSegmentatio
 from mask2former_hf.cli.main import main
 from mask2former_hf.training.freezing import depths_of, freeze_backbone
 from mask2former_hf.training.optimization import parameter_groups, parts_table
-from mask2former_hf.training.settings import TrainingSettings, check, complete
+from mask2former_hf.training.setting_checks import check
+from mask2former_hf.training.settings import TrainingSettings, complete
 
 VIT = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 16, "num_register_tokens": 1}
 

@@ -9,7 +9,8 @@ from helpers import GOLDEN, SHARED, needs_golden
 from mask2former_hf import Mask2FormerConfig
 from mask2former_hf.data.classes import ClassTable
 from mask2former_hf.training.recipes import load_recipe, recipe_names
-from mask2former_hf.training.settings import TrainingSettings, check, complete
+from mask2former_hf.training.setting_checks import check
+from mask2former_hf.training.settings import TrainingSettings, complete
 from mask2former_hf.training.vit_recipes import vit_recipe, vit_recipe_names
 
 BEHAVIOUR = SHARED / "reference" / "original_behaviour.md"

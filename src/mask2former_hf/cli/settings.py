@@ -11,8 +11,9 @@ from pathlib import Path
 
 import yaml
 
-from ..training.settings import TrainingSettings, kinds_of
-from ..training.settings import check_numbers as check_settings
+from ..training.setting_checks import check_numbers as check_settings
+from ..training.setting_checks import kinds_of
+from ..training.settings import TrainingSettings
 from .main import UserError, in_flags
 
 NOT_SETTINGS = {"command", "run", "parser"}  # what `main` adds to the flags
@@ -128,7 +129,7 @@ def add_flag(parser, name: str):
 
 
 def check_numbers(settings: argparse.Namespace, least: float, names: Iterable[str], most: float = math.inf):
-    """`training.settings.check_numbers` of flags.
+    """`training.setting_checks.check_numbers` of flags.
 
     Raises:
         UserError: naming the flag, its value and the rule.

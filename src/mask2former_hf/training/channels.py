@@ -11,7 +11,8 @@ from ..model.channels import MOST_CHANNELS, model_channels
 from ..model.channels import check_channels as channels_by_statistics
 from .backbones import normalisation_of
 from .inflation import INFLATIONS, ZERO
-from .settings import TrainingSettings, check_numbers, starts_pretrained
+from .setting_checks import check_numbers
+from .settings import TrainingSettings, starts_pretrained
 
 STATISTICS = ("image_mean", "image_std", "rescale_factor")
 STEPS = ("do_rescale", "do_normalize")  # which of them the processor does

@@ -35,7 +35,8 @@ from .run_folder import RESULTS, StopAtSignal, check_output, steps_with_results,
 from .run_lock import RunLock
 from .run_log import RunLog
 from .run_report import write_curves, write_results
-from .settings import DESIGNS, TrainingSettings, check, check_packages, check_types, complete, starts_pretrained
+from .setting_checks import check, check_packages, check_types
+from .settings import DESIGNS, TrainingSettings, complete, starts_pretrained
 from .trainer import Mask2FormerTrainer
 
 
