@@ -14,6 +14,12 @@ def seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def runs_draw_nothing(monkeypatch):
+    """Reports take a second of each run; those of runs that a fixture makes for a module, before this, are drawn."""
+    monkeypatch.setattr("mask2former_hf.training.run_report.has_matplotlib", lambda: False)
+
+
 def pytest_report_header():
     found = "found" if SHARED.is_dir() else "missing: tests against the original's tensors are skipped"
     return f"reference data {SHARED.name}/ beside the project: {found}"

@@ -74,7 +74,7 @@ def test_a_run_takes_readers_and_a_recipe_from_python(tmp_path):
         ({"eval_every": 10**20}, "eval_every=10+: must be at most"),
         ({"log_every": 10**20}, "log_every=10+: must be at most"),
         ({"learning_rate": float("inf")}, "learning_rate=inf: must be finite"),
-        ({"learning_rate": float("nan")}, "learning_rate=nan: must be at least 0"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan: must be a number"),
         ({"classes": 5}, "classes=5: must be of type str or Path or Sequence or Mapping or ClassTable or None"),
         ({"steps": "many"}, "steps='many': must be of type int or None"),
         ({"steps": True}, "steps=True: must be of type int or None"),

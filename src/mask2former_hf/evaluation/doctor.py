@@ -36,7 +36,11 @@ class Checkpoint:
 
 
 def examine_checkpoint(name: str) -> list[Finding]:
-    """Findings of a checkpoint, a folder or Hub id."""
+    """What is wrong or suspicious in a checkpoint, a folder or Hub id; nothing, if it is well.
+
+    Returns:
+        `Finding`s with `severity` ("error" or "warning"), `where`, `what`, `why` and `repair`, in words.
+    """
     name, found = os.fspath(name), []
     try:
         model, report = read_model(name, ignore_mismatched_sizes=True)

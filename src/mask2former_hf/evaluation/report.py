@@ -108,7 +108,16 @@ def check_matplotlib():
 
 
 def write_evaluation(folder: str | Path, evaluator: SegmentationEvaluator, **more):
-    """`report.html` and `results.json` of an evaluation; `more` is of `write_report`."""
+    """Write `report.html` and `results.json` of an evaluation into a folder; for `evaluate(report=partial(...))`.
+
+    Args:
+        folder: is made if it is not there.
+        evaluator: that has counted all images, made with `findings=True` (`evaluate` does so for a report).
+        more: `title`, and others of `write_report`.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
     write_report(folder, evaluator, **more)
     write_json(Path(folder) / RESULTS, results(evaluator, settings=dict(more.get("settings") or {})))
 
