@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from ..data.errors import DataError
 
 COMMANDS = {
+    "app": "segment images on a page in the browser, here or as a Space of the Hub",
     "convert": "turn a checkpoint of detectron2 or mmdetection into a folder for this package, and back",
     "convert-data": "turn annotated images from one format into another: COCO, YOLO, labelme, maps, ...",
     "demo": "train a small model on generated scenes, evaluate it, and draw its predictions",

@@ -1,0 +1,188 @@
+"""A page in the browser that segments images with a checkpoint, by Gradio."""
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from ..data.scenes import ScenesDataset
+from ..model.result_defaults import TASKS
+from .page_content import (
+    COLUMNS,
+    MOST_PIXELS,
+    UnusableImage,
+    hover_overlay,
+    message,
+    read_upload,
+    table_rows,
+    write_downloads,
+)
+from .rules import rules_of
+from .segmenter import Segmenter
+from .tiles import MIN_TILE
+
+NONE, AUTO = "none", "auto"
+REFINEMENTS = (NONE, "otsu")
+TILES = (NONE, AUTO, "512", "1024")
+NOTHING = "No segment has a score above the threshold: lower it, or try another image."
+FEW_EXAMPLES, EXAMPLE_SIDE = 3, 320
+
+
+def load_gradio():
+    """Gradio without its reports to its makers, which it would send at every start.
+
+    Raises:
+        ImportError: where it is not installed, with the command that installs it.
+    """
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported
+    try:
+        import gradio
+    except ImportError as error:
+        raise ImportError("the page needs gradio: pip install gradio") from error
+    return gradio
+
+
+def make_page(segmenter: Segmenter, *, examples: Iterable[str | Path] | None = None, most_pixels: int = MOST_PIXELS):
+    """A `gradio.Blocks`; `launch()` it.
+
+    Args:
+        segmenter: of a checkpoint for photos; its task is the one that the page begins with.
+        examples: files of images to choose from; None for generated scenes if the checkpoint knows their classes,
+            else for none.
+        most_pixels: of an image; larger ones get a message.
+
+    Raises:
+        ImportError: without gradio.
+        ValueError: for a checkpoint whose images are no photos, and for an export.
+    """
+    if segmenter.channels is not None:
+        raise ValueError(f"segmenter: its images have {segmenter.channels} bands, and browsers show photos alone")
+    if not hasattr(segmenter.model, "parameters"):
+        raise ValueError("segmenter: is of an export, whose task and rules are fixed; give that of its checkpoint")
+    gradio = load_gradio()
+    tasks = [task for task in TASKS if _is_possible(segmenter, task)]
+    with gradio.Blocks(title="Mask2Former", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
+        gradio.Markdown("## Mask2Former\nGive an image; point at a segment to see what it is.")
+        with gradio.Row():
+            with gradio.Column(scale=1):
+                image = gradio.Image(
+                    type="filepath", sources=["upload", "clipboard", "webcam"], label="Image", elem_id="image"
+                )
+                # Gradio's own opens the file, and of a damaged one it shows an error with the server's path.
+                image.preprocess = lambda payload: None if payload is None else payload.path
+                task = gradio.Radio(tasks, value=segmenter.task, label="Task", elem_id="task")
+                threshold = gradio.Slider(0, 1, step=0.01, label="Threshold", **_threshold(segmenter, segmenter.task))
+                refinement = gradio.Radio(REFINEMENTS, value=NONE, label="Refinement", **_refinable(segmenter.task))
+                tile = gradio.Dropdown(TILES, value=NONE, label="Tile (pixels)", allow_custom_value=True)
+                button = gradio.Button("Segment", variant="primary", elem_id="segment")
+                files = _example_files(segmenter) if examples is None else list(map(str, examples))
+                if files:
+                    gradio.Examples(files, image)
+            with gradio.Column(scale=2):
+                overlay = gradio.HTML(elem_id="overlay")
+                table = gradio.Dataframe(
+                    headers=list(COLUMNS), datatype="str", interactive=False, label="Segments", elem_id="table"
+                )
+                downloads = gradio.File(file_count="multiple", interactive=False, label="Download", elem_id="files")
+
+        def show(path, task, threshold, refinement, tile):
+            yield from answer(segmenter, path, task, threshold, refinement, tile, most_pixels)
+
+        asked = {
+            "fn": show,
+            "inputs": [image, task, threshold, refinement, tile],
+            "outputs": [overlay, table, downloads],
+            "concurrency_limit": 1,  # one network in memory
+        }
+        gradio.on([button.click, image.change], **asked, api_name="segment")
+        task.change(
+            lambda task: (
+                gradio.Slider(**_threshold(segmenter, task)),
+                gradio.Radio(value=NONE, **_refinable(task)),
+            ),
+            task,
+            [threshold, refinement],
+            api_name=False,
+        ).then(**asked, api_name=False)
+    return page
+
+
+def answer(
+    segmenter: Segmenter,
+    path: str | None,
+    task: str,
+    threshold: float,
+    refinement: str,
+    tile: str,
+    most_pixels: int = MOST_PIXELS,
+) -> Iterator[tuple[str, list[list], list[str]]]:
+    """Overlay, table and files of an upload, once; the files are there until the iterator goes on.
+
+    Args:
+        path: of the upload; None for none.
+        refinement: "none" or "otsu".
+        tile: "none", "auto", or a number of pixels.
+    """
+    if path is None:
+        yield "", [], []
+        return
+    try:
+        pixels = read_upload(path, most_pixels)
+        chosen = Segmenter.of(
+            segmenter.model,
+            segmenter.processor,
+            task=task,
+            refine=None if refinement == NONE else refinement,
+            tile=_tile(tile),
+        )
+        result = chosen(pixels, **({} if task == "semantic" else {"threshold": threshold}))
+    except (UnusableImage, ValueError, ImportError) as error:
+        yield message(str(error)), [], []
+        return
+    if not result.segments:
+        yield message(NOTHING), [], []
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        files = [str(file) for file in write_downloads(folder, result, pixels)]
+        yield hover_overlay(result, pixels), table_rows(result), files
+
+
+def _tile(text: str) -> int | str | None:
+    if text in (NONE, AUTO):
+        return None if text == NONE else AUTO
+    try:
+        return int(text)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"Tile {text}: must be none, auto, or a number of pixels from {MIN_TILE}.") from error
+
+
+def _is_possible(segmenter: Segmenter, task: str) -> bool:
+    """Whether the checkpoint has such results; one that classifies pixels has semantic ones alone."""
+    try:
+        rules_of(segmenter.model.config, task, processor=segmenter.processor)
+    except ValueError:
+        return False
+    return True
+
+
+def _threshold(segmenter: Segmenter, task: str) -> dict:
+    """The slider's value for a task: the checkpoint's own; semantic results have none."""
+    rules = rules_of(segmenter.model.config, task, processor=segmenter.processor)
+    return {"value": rules.threshold, "interactive": task != "semantic"}
+
+
+def _refinable(task: str) -> dict:
+    return {"interactive": task != "semantic"}  # which have no masks to find a threshold for
+
+
+def _example_files(segmenter: Segmenter) -> list[str]:
+    names = {int(label): name for label, name in segmenter.model.config.id2label.items()}
+    if names != dict(ScenesDataset.classes.id2label):
+        return []
+    folder = Path(tempfile.mkdtemp(prefix="mask2former-examples-"))  # for as long as the page may be open
+    files = [folder / f"scene_{number}.png" for number in range(FEW_EXAMPLES)]
+    for file, scene in zip(files, ScenesDataset(FEW_EXAMPLES, size=EXAMPLE_SIDE, seed=7), strict=True):
+        Image.fromarray(scene.image).save(file)
+    return [str(file) for file in files]
