@@ -37,6 +37,7 @@ _EXPORTS = {
     "register": "hub.registration",
     "unregister": "hub.registration",
     "save_with_code": "hub.remote_code",
+    "make_page": "inference.page",
     "Segment": "inference.segmentation",
     "Segmentation": "inference.segmentation",
     "Segmenter": "inference.segmenter",

@@ -27,8 +27,7 @@ REQUIREMENTS = (  # setup.cfg's, and its extra `app`; the Space has the package 
 )
 SPACE_APP = '''"""Segments images with {model}."""
 
-from mask2former_hf import Segmenter
-from mask2former_hf.inference.page import make_page
+from mask2former_hf import Segmenter, make_page
 
 page = make_page(Segmenter("{model}"))
 
