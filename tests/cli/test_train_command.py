@@ -18,7 +18,7 @@ from helpers import SHARED
 from PIL import Image
 
 import mask2former_hf
-import mask2former_hf.training.settings as training_settings
+import mask2former_hf.training.setting_checks as setting_checks
 from mask2former_hf import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
 from mask2former_hf.cli import train as train_command
 from mask2former_hf.cli.main import main
@@ -520,7 +520,7 @@ def test_epochs_are_whole_passes_over_the_data_and_not_given_beside_steps(tmp_pa
 
 
 def test_all_missing_packages_are_named_at_once_before_anything_is_read(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(training_settings, "find_spec", lambda name: None)
+    monkeypatch.setattr(setting_checks, "find_spec", lambda name: None)
     data = ["--data", "coco-instances", "--train-images", "none", "--train-annotations", "none.json"]
     run = [*data, "--backbone", "tiny", *SMALL, "--report-to", "tensorboard", "--output", tmp_path / "run"]
     said = refused(capsys, *run)
