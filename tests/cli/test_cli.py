@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 import transformers
-from helpers import BACKBONES, SHARED, tiny_fields, tiny_model
+from helpers import BACKBONES, SHARED, sure_checkpoint, tiny_fields
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -24,11 +24,7 @@ PHOTOS = SHARED / "data" / "coco_panoptic_samples"
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoint")
-    model = tiny_model("resnet", task="panoptic", stuff_label_ids=[3, 4], num_queries=20)
-    model.class_predictor.bias.data[:5] += 6  # a random network that is sure of something
-    model.save_pretrained(folder)
-    Mask2FormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}).save_pretrained(folder)
+    folder = sure_checkpoint(tmp_path_factory, task="panoptic", stuff_label_ids=[3, 4], num_queries=20)
     return folder
 
 

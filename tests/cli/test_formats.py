@@ -4,10 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from helpers import SHARED, tiny_model
+from helpers import SHARED, sure_checkpoint
 from PIL import Image
 
-from mask2former_hf import Mask2FormerImageProcessor
 from mask2former_hf.cli.main import main
 from mask2former_hf.data.formats.writers import TOOL_WRITERS
 from mask2former_hf.data.recognise import recognise
@@ -25,11 +24,7 @@ FILES = {
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoint")
-    model = tiny_model("resnet", task="instance", num_queries=20)
-    model.class_predictor.bias.data[:5] += 6  # a random network that is sure of something
-    model.save_pretrained(folder)
-    Mask2FormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}).save_pretrained(folder)
+    folder = sure_checkpoint(tmp_path_factory, task="instance", num_queries=20)
     return folder
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import tiny_model
+from helpers import sure_checkpoint, tiny_model
 from PIL import Image
 
-from mask2former_hf import Mask2FormerImageProcessor, Segmenter
+from mask2former_hf import Segmenter
 from mask2former_hf.cli.main import main
 from mask2former_hf.data.file_lock import FileLock
 from mask2former_hf.inference import many_images
@@ -28,11 +28,7 @@ COUNT, BROKEN = 12, 4
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoint")
-    model = tiny_model("resnet", task="panoptic", stuff_label_ids=[3, 4], num_queries=20)
-    model.class_predictor.bias.data[:5] += 6  # a random network that is sure of something
-    model.save_pretrained(folder)
-    Mask2FormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}).save_pretrained(folder)
+    folder = sure_checkpoint(tmp_path_factory, task="panoptic", stuff_label_ids=[3, 4], num_queries=20)
     return folder
 
 

@@ -9,21 +9,17 @@ import sys
 import example_worker
 import numpy as np
 import pytest
-from helpers import tiny_model
+from helpers import sure_checkpoint
 from PIL import Image
 
-from mask2former_hf import Mask2FormerImageProcessor, Segmenter
+from mask2former_hf import Segmenter
 
 AT = {"threshold": 0.1}
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoint")
-    model = tiny_model("resnet", task="instance", num_queries=20)
-    model.class_predictor.bias.data[:5] += 6  # a random network that is sure of something
-    model.save_pretrained(folder)
-    Mask2FormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}).save_pretrained(folder)
+    folder = sure_checkpoint(tmp_path_factory, task="instance", num_queries=20)
     return str(folder)
 
 

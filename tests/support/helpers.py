@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import ConvNextConfig, ResNetConfig, SwinConfig
 
-from mask2former_hf import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
+from mask2former_hf import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
 
 SUPPORT = Path(__file__).resolve().parent  # what worker processes import from
 SHARED = SUPPORT.parents[2] / "shared"
@@ -95,6 +95,16 @@ def teach(model, inputs, labels):
     for query in range(len(states)):
         classes[query, labels[query] if query < len(labels) else -1] = 6.0
     _solve(model.class_predictor, states, classes)
+
+
+def sure_checkpoint(tmp_path_factory, **fields):
+    """A folder with a random network that is sure of something, and its processor."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model = tiny_model("resnet", **fields)
+    model.class_predictor.bias.data[:5] += 6
+    model.save_pretrained(folder)
+    Mask2FormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}).save_pretrained(folder)
+    return folder
 
 
 def _solve(linear, inputs, outputs):
