@@ -314,6 +314,29 @@ def test_a_level_of_the_pyramid_has_its_own_size_and_transform(raster):
         RasterWindows(path, level=2)
 
 
+def test_every_door_reads_the_level_that_is_asked_for(network, raster, tmp_path, capsys):
+    (model, processor), (path, pixels) = network, raster
+    expected = Segmenter.of(model, processor, tile=64)(pixels[::2, ::2], threshold=0.1)
+    found = Segmenter.of(model, processor, tile=64, level=1)(path, threshold=0.1)
+    assert (found.map == expected.map).all() and found.georeference.transform == (1, 0, 4000, 0, -1, 7000)
+
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    Image.fromarray(pixels).save(tmp_path / "no_levels.png")
+    command = ["predict", str(path), str(tmp_path / "no_levels.png"), "--model", str(tmp_path / "model")]
+    command += ["--task", "instance", "--threshold", "0.1", "--output", str(tmp_path / "out")]
+    assert main([*command, "--tile", "64", "--level", "1"]) == 2
+    assert "no_levels.png: level=1: levels are those of TIFFs that rasterio reads" in capsys.readouterr().err
+    written = json.loads((tmp_path / "out" / "instances.json").read_text())
+    assert {tuple(entry["segmentation"]["size"]) for entry in written} == {(75, 100)}
+    for options, problem in [
+        (["--level", "1"], "--level 1: only tiles are read from levels"),
+        (["--level", "-1", "--tile", "64"], "--level -1: must be that of a pyramid"),
+    ]:
+        assert main([*command, "--overwrite", *options]) == 2
+        assert problem in capsys.readouterr().err
+
+
 def test_a_large_raster_is_read_by_windows_and_keeps_its_place(network, raster, monkeypatch):
     path, pixels = raster
     segmenter, read = Segmenter.of(*network, tile=64), []

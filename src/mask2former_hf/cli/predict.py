@@ -79,6 +79,13 @@ def add_arguments(parser: argparse.ArgumentParser):
         "--refine", choices=METHODS, help="a threshold per mask (otsu), or a dense CRF over the image (crf)"
     )
     add_tile_arguments(parser)
+    parser.add_argument(
+        "--level",
+        type=int,
+        default=0,
+        help="with --tile: level of a TIFF's pyramid to segment, 1 for its first overview; results have its size "
+        "(default: 0, the image itself)",
+    )
     add_effort_argument(parser)
     parser.add_argument(
         "--show-bands",
@@ -257,7 +264,7 @@ def _device(name: str | None) -> str | None:
 
 def _segmenter(arguments) -> tuple[Segmenter, Rules]:
     options = {name: getattr(arguments, name) for name in ("task", "refine", "tta", "tile")}
-    options["effort"] = 1 if arguments.effort is None else arguments.effort
+    options |= {"effort": 1 if arguments.effort is None else arguments.effort, "level": arguments.level}
     try:
         options["overlap"] = overlap_of(arguments.tile, arguments.overlap)
         if is_exported(arguments.model):
@@ -277,7 +284,7 @@ def _segmenter(arguments) -> tuple[Segmenter, Rules]:
         text = (
             f"--refine {arguments.refine}: {error}"
             if arguments.refine
-            else in_flags(str(error), ["batch_size", "dtype", "effort"])
+            else in_flags(str(error), ["batch_size", "dtype", "effort", "level"])
         )
         raise UserError(text) from error
     config, processor = segmenter.model.config, segmenter.processor

@@ -105,9 +105,20 @@ class RasterWindows(ImageWindows):
             return to_pixels(pixels, self.path, self.channels)
 
 
-def open_raster(path: str | os.PathLike, channels: int | None = None) -> RasterWindows | None:
+def open_raster(path: str | os.PathLike, channels: int | None = None, level: int = 0) -> RasterWindows | None:
     """The windows of a TIFF in grey or RGB, or of its bands, if rasterio is there; None for what has to be read as a
-    whole."""
+    whole.
+
+    Raises:
+        ValueError: for a level above 0 of what has to be read as a whole, and one that the file does not have.
+    """
+    windows = _raster(path, channels, level)
+    if level and windows is None:
+        raise ValueError(f"{path}: level={level!r}: levels are those of TIFFs that rasterio reads; leave level out")
+    return windows
+
+
+def _raster(path: str | os.PathLike, channels: int | None, level: int) -> RasterWindows | None:
     if str(path).lower().startswith(("http://", "https://")) or not is_tiff(path):
         return None
     if importlib.util.find_spec("rasterio") is None:
@@ -115,6 +126,8 @@ def open_raster(path: str | os.PathLike, channels: int | None = None) -> RasterW
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        return RasterWindows(path, channels=channels)
+        return RasterWindows(path, level, channels)
     except ValueError:  # colours that Pillow translates, and pages that are bands
+        if level:
+            raise
         return None

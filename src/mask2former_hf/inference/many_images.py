@@ -50,7 +50,6 @@ class ManyImages:
         self.settings, self.batch_size = settings, batch_size
         self.on_image, self.on_problem = on_image, on_problem
         self.workers = Workers(workers)
-        self._in_tiles = segmenter.tile is not None
         self._resizing, self._keep = segmenter.resizing(rules), settings.overlays and not workers
         self._divisor = segmenter.processor.size_divisor
 
@@ -76,7 +75,7 @@ class ManyImages:
         results, problems, writing = ResultFolder(staging, self.settings, place), {}, {}
         running, segments = deque(), {}
         for index, found, result, image in self._results(self.folder.positions(shard), problems):
-            arguments = staging, self.settings, place, found, result, image, self._in_tiles, self.segmenter.channels
+            arguments = staging, self.settings, place, found, result, image, self.segmenter.opening
             writing[index] = self.workers.submit(write_result, *arguments)
             running.append(writing[index])
             segments[index] = len(result.segments)
@@ -109,7 +108,7 @@ class ManyImages:
 
     def _results(self, positions: range, problems: dict[int, str]) -> Iterator[tuple]:
         """Position, image, result, and what to draw on if it is at hand; what is wrong goes into `problems`."""
-        if self._in_tiles:
+        if self.segmenter.tile is not None:
             yield from self._results_of_windows(positions, problems)
             return
         photos = self._photos(positions, problems)

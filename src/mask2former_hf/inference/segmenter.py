@@ -4,7 +4,7 @@ import os
 import sys
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -55,6 +55,7 @@ class Segmenter:
         tile: side in pixels of the overlapping tiles in which larger images are segmented; "auto" for tiles of the
             size that the model was made for, of images that it would shrink; None to take every image whole.
         overlap: share of a tile's side that its neighbour sees too, at least. Objects up to that size are seen whole.
+        level: with tile, of the pyramid of TIFFs: 0 is the full image, 1 the first overview. A result has its size.
         effort: share of the decoder's layers that run, rounded up (`effort.at_effort`); 1 for all of them.
 
     An export has dtype and layers in the graph, and neither refinement, averages nor tiles.
@@ -75,22 +76,23 @@ class Segmenter:
         tta: bool = False,
         tile: int | str | None = None,
         overlap: float = OVERLAP,
+        level: int = 0,
         effort: float = 1,
     ):
         if is_exported(checkpoint):
             given = {"dtype": dtype, "refine": refine, "tta": tta or None, "tile": tile}
-            given["effort"] = None if effort == 1 else effort
+            given |= {"level": level or None, "effort": None if effort == 1 else effort}
             if unfit := [name for name, value in given.items() if value is not None]:
                 raise ValueError(f"{unfit[0]}={given[unfit[0]]!r}: {checkpoint} is an export; use its checkpoint")
         self._origin = os.fspath(checkpoint), device, dtype
         model = _load(*self._origin)
         if isinstance(model, ExportedModel):
-            self._set(model, model.processor, task or model.task, refine, tta, tile, overlap, effort)
+            self._set(model, model.processor, task or model.task, refine, tta, tile, overlap, level, effort)
             model.check(self.rules())
             return
         from .loading import load_processor
 
-        self._set(model, load_processor(checkpoint), task, refine, tta, tile, overlap, effort)
+        self._set(model, load_processor(checkpoint), task, refine, tta, tile, overlap, level, effort)
 
     @classmethod
     def of(
@@ -103,6 +105,7 @@ class Segmenter:
         tta: bool = False,
         tile: int | str | None = None,
         overlap: float = OVERLAP,
+        level: int = 0,
         effort: float = 1,
         replay: bool = False,
     ):
@@ -113,11 +116,11 @@ class Segmenter:
         """
         segmenter = cls.__new__(cls)
         segmenter._origin = None
-        segmenter._set(model.eval(), processor, task, refine, tta, tile, overlap, effort)
+        segmenter._set(model.eval(), processor, task, refine, tta, tile, overlap, level, effort)
         segmenter._replays = replay
         return segmenter
 
-    def _set(self, model, processor, task, refine, tta, tile, overlap, effort):
+    def _set(self, model, processor, task, refine, tta, tile, overlap, level, effort):
         self.effort, self._model = effort, _at_effort(model, effort)
         self.processor, self.refine, self.tta = processor, refine, tta
         self._replays, self._replay = True, None
@@ -129,9 +132,12 @@ class Segmenter:
         # the side of tiles, and the longest side of an image that is taken whole
         self.tile, self._whole = trained_sides(processor.size) if tile == "auto" else (tile, tile)
         if tile is not None:
-            check_tiling(self.tile, overlap)
+            check_tiling(self.tile, overlap, level)
         elif overlap != OVERLAP:
             raise ValueError(f"overlap={overlap!r}: only tiles overlap; give tile, or leave it out")
+        elif level:
+            raise ValueError(f"level={level!r}: only tiles are read from levels; give tile, or leave it out")
+        self.opening = Opening(tile is not None, self.channels, level)
 
     @property
     def model(self):
@@ -222,7 +228,7 @@ class Segmenter:
 
     def open(self, image) -> ImageWindows:
         """An image in any of its forms; of a large TIFF, if this segmenter makes tiles, nothing is read yet."""
-        return open_windows(image, self.tile is not None, self.channels)
+        return self.opening(image)
 
     def read(self, image) -> np.ndarray:
         """The pixels of an image in any of its forms, (H, W, 3) uint8 RGB or the checkpoint's bands."""
@@ -327,12 +333,26 @@ def is_image(value) -> bool:
     return False
 
 
-def open_windows(image, in_tiles: bool, channels: int | None = None) -> ImageWindows:
-    """An image in any of its forms; of a large TIFF that is segmented in tiles nothing is read yet."""
-    if isinstance(image, ImageWindows):
-        return image
-    windows = open_raster(image, channels) if in_tiles and isinstance(image, str | os.PathLike) else None
-    return ImageWindows(read(image, channels=channels)) if windows is None else windows
+@dataclass(frozen=True)
+class Opening:
+    """How an image in any of its forms becomes windows, in this process and in workers.
+
+    Args:
+        in_tiles: of a large TIFF nothing is read yet.
+        channels: bands of the image; None for photos.
+        level: of the pyramid of TIFFs.
+    """
+
+    in_tiles: bool
+    channels: int | None = None
+    level: int = 0
+
+    def __call__(self, image) -> ImageWindows:
+        if isinstance(image, ImageWindows):
+            return image
+        is_file = self.in_tiles and isinstance(image, str | os.PathLike)
+        windows = open_raster(image, self.channels, self.level) if is_file else None
+        return ImageWindows(read(image, channels=self.channels)) if windows is None else windows
 
 
 def read(image, timeout: float = DOWNLOAD_TIMEOUT, channels: int | None = None) -> np.ndarray:

@@ -111,12 +111,14 @@ def plan_tiles(size: tuple[int, int], tile: int, overlap: float) -> TilePlan:
     return TilePlan(tuple(size), shared, *(_spans(length, tile, shared) for length in size))
 
 
-def check_tiling(tile, overlap):
-    """Raise ValueError for a tile or an overlap that is out of range."""
+def check_tiling(tile, overlap, level=0):
+    """Raise ValueError for a tile, an overlap or a level that is out of range."""
     if isinstance(tile, bool) or not isinstance(tile, int | np.integer) or tile < MIN_TILE:
         raise ValueError(f"tile={tile!r}: must be a side of at least {MIN_TILE} pixels, 'auto', or None")
     if not isinstance(overlap, Real) or isinstance(overlap, bool) or not 0 <= overlap <= 0.5:
         raise ValueError(f"overlap={overlap!r}: must be the share of a tile that its neighbour sees too, 0 to 0.5")
+    if isinstance(level, bool) or not isinstance(level, int | np.integer) or level < 0:
+        raise ValueError(f"level={level!r}: must be that of a pyramid, 0 for the full image, 1 for its first overview")
 
 
 def _spans(length: int, tile: int, shared: int) -> tuple[Span, ...]:

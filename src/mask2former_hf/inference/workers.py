@@ -15,7 +15,7 @@ from ..data.image_lists import Found
 from .photos import Photo, Resizing
 from .result_files import OutputSettings, ResultFolder
 from .segmentation import Segmentation
-from .segmenter import open_windows, read
+from .segmenter import Opening, read
 
 
 class WorkerDied(RuntimeError):
@@ -98,20 +98,18 @@ def write_result(
     found: Found,
     result: Segmentation,
     image,
-    in_tiles: bool,
-    channels: int | None,
+    opening: Opening,
 ) -> list:
     """The files of an image; returns what `ResultFolder.collect` takes.
 
     Args:
         image: what to draw on; None to open it again, which costs less than its way from one process to another.
-        in_tiles: whether it is opened as for tiles.
-        channels: its bands; None for a photo.
+        opening: how.
 
     Raises:
         DataError: for files of the image that cannot be read.
     """
     if image is None and settings.overlays:
         with data_errors():
-            image = open_windows(found.source, in_tiles, channels)
+            image = opening(found.source)
     return ResultFolder(folder, settings, place).write(found, result, image)
