@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from common import machine
 from PIL import Image, ImageDraw
+from refinement_runs import Data
 
 from mask2former_hf import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
-from mask2former_hf.data.kinds import load_split
 from mask2former_hf.data.scenes import ScenesDataset
 from mask2former_hf.evaluation.evaluator import evaluate
+from mask2former_hf.training.annealing import anneal, masked_shares
 from mask2former_hf.training.backbones import new_model
 from mask2former_hf.training.collation import SegmentationCollator
 from mask2former_hf.training.optimization import parameter_groups, polynomial_schedule
@@ -33,6 +34,7 @@ WHOLE = {"matching_on": "masks", "loss_on": "masks"}
 DESIGNS = {
     "mask2former": {},
     "no_masked_attention": {"masked_attention": False},
+    "annealed": {},  # masked attention that is taken away in training
     "stride_32": {"attended_stride": 32},
     "stride_16": {"attended_stride": 16},
     "stride_8": {"attended_stride": 8},
@@ -48,6 +50,7 @@ DESIGNS = {
     "per_pixel": {"pixel_decoder_type": "fpn", "head_type": "per_pixel"},
     "per_pixel_plus": MASKFORMER | {"head_type": "per_pixel_plus", "decoder_layers": 3},
 }
+ANNEALING = 1 / 6, 5 / 6  # of the steps, as EoMT's
 PICTURED = ("mask2former", "no_masked_attention", "stride_32", "maskformer")
 BATCH, LEARNING_RATE, GRADIENT_NORM, HELD_OUT_SEED = 4, 1e-3, 1.0, 1_000_003
 
@@ -57,8 +60,18 @@ def data(arguments, seed: int):
     size = arguments.size
     processor = Mask2FormerImageProcessor(size={"height": size, "width": size})
     if arguments.data == "camvid":
-        return *(load_split("camvid", arguments.data_root, split) for split in ("train", "val")), processor
+        camvid = Data("camvid", arguments.data_root)
+        return camvid.train, camvid.val, processor
     return ScenesDataset(arguments.steps * BATCH, size, seed), ScenesDataset(100, size, HELD_OUT_SEED), processor
+
+
+def finished(name: str, seed: int, arguments) -> dict:
+    """The figures of a run, which is trained unless `--output` has it."""
+    path = arguments.output / f"{name}_{seed}.json"
+    if not path.is_file():
+        path.write_text(json.dumps(run(name, seed, arguments, arguments.output / f"{name}_{seed}")))
+        print(name, seed, path.read_text(), flush=True)
+    return json.loads(path.read_text())
 
 
 def run(name: str, seed: int, arguments, folder: Path) -> dict:
@@ -73,7 +86,10 @@ def run(name: str, seed: int, arguments, folder: Path) -> dict:
     schedule = polynomial_schedule(optimizer, arguments.steps)
     order = np.random.default_rng(seed).permutation(arguments.steps * BATCH) % len(train)
     seconds, kept = [], 0
+    layers = model.config.decoder_layers - 1
     for step in range(arguments.steps):
+        if name == "annealed":
+            anneal(model, masked_shares(step / arguments.steps, *ANNEALING, layers))
         batch = collate([train[int(index)] for index in order[step * BATCH : (step + 1) * BATCH]])
         start = time.process_time()
         loss, kept = forward(model.train(), batch, measure=step == 0, kept=kept)
@@ -83,6 +99,8 @@ def run(name: str, seed: int, arguments, folder: Path) -> dict:
         optimizer.step()
         schedule.step()
         seconds.append(time.process_time() - start)
+    if name == "annealed":
+        anneal(model, [0.0] * layers)
     metrics = ["miou"] if task == "semantic" else ["pq", "miou"]
     summary = evaluate(model.eval(), processor, held_out, metrics=metrics, progress=False)
     model.save_pretrained(folder)
@@ -192,7 +210,7 @@ def main():
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--data", choices=("scenes", "camvid"), default="scenes")
-    parser.add_argument("--data-root")
+    parser.add_argument("--data-root", type=Path, help="folder with camvid/")
     parser.add_argument("--output", type=Path, default=Path("designs"))
     parser.add_argument("--picture", type=Path)
     arguments = parser.parse_args()
@@ -201,12 +219,7 @@ def main():
     runs = {name: [] for name in arguments.designs}
     for seed in arguments.seeds:
         for name, rows in runs.items():
-            folder = arguments.output / f"{name}_{seed}"
-            path = arguments.output / f"{name}_{seed}.json"
-            if not path.is_file():
-                path.write_text(json.dumps(run(name, seed, arguments, folder)))
-                print(name, seed, path.read_text(), flush=True)
-            rows.append(json.loads(path.read_text()))
+            rows.append(finished(name, seed, arguments))
     table(runs)
     if arguments.picture:
         picture(arguments.output, arguments, arguments.picture)

@@ -59,6 +59,9 @@ def test_a_run_takes_readers_and_a_recipe_from_python(tmp_path):
     [
         ({"output": None}, "output= is missing"),
         ({"batch_size": 0}, "batch_size=0: must be at least 1"),
+        ({"anneal_masks": [0.5]}, "anneal_masks=0.5: must be two shares of the run's steps"),
+        ({"anneal_masks": [0.8, 0.2]}, "anneal_masks=0.8 0.2: must be two shares"),
+        ({"anneal_masks": [0, 1], "decoder_type": "standard"}, "the model has decoder_type='standard'"),
         ({"task": "depth"}, "task=depth: must be one of"),
         ({"augmentation": "flip"}, "augmentation=flip: must be one of lsj"),
         ({"data": "coco"}, "data=coco: no such kind; choose one of coco-panoptic"),

@@ -104,9 +104,10 @@ def _words(path: Path, name: str, value, action: argparse.Action) -> list[str]:
         if not isinstance(value, bool):
             raise UserError(f"{path}: {name}: {reprlib.repr(value)} must be true or false")
         return [flag] if value else []
-    is_several = isinstance(value, list) and value and action.nargs in ("+", "*")
+    takes_several = action.nargs not in (None, "?")
+    is_several = isinstance(value, list) and value and takes_several
     if any(isinstance(word, bool | list | dict | None) for word in (value if is_several else [value])):
-        rule = "one value or a list of values" if action.nargs in ("+", "*") else "one value"
+        rule = "one value or a list of values" if takes_several else "one value"
         raise UserError(f"{path}: {name}: {reprlib.repr(value)} must be {rule}, as after {flag}")
     if is_several:
         return [flag, *map(str, value)]
@@ -124,7 +125,7 @@ def add_flag(parser, name: str):
         return
     kind = kinds[0]
     if typing.get_origin(kind) is list:
-        kind, options = typing.get_args(kind)[0], options | {"nargs": "+"}
+        kind, options = typing.get_args(kind)[0], {"nargs": "+"} | options
     parser.add_argument(flag, type=kind, **options)
 
 

@@ -48,7 +48,9 @@ class LossProgress(ProgressCallback):
         if figures:
             names = headline_names({name.removeprefix("eval_"): value for name, value in figures.items()})
             shown = ", ".join(f"{name} {100 * figures['eval_' + name]:.2f}" for name in names[:6])
-            best = best_so_far(state.log_history, args.metric_for_best_model)
+            first = args.anneal_masks[1] * state.max_steps if args.anneal_masks else 0  # before none is the best
+            history = [row for row in state.log_history if row["step"] >= first]
+            best = best_so_far(history, args.metric_for_best_model)
             pace = (time.monotonic() - self._began) / max(state.global_step - self._first_step, 1)
             left = pace * (state.max_steps - state.global_step)
             self.training_bar.write(f"step {state.global_step}: {shown}{best}; {in_words(left)} left")
@@ -110,6 +112,9 @@ def recipe_lines(run: TrainingRun, what: str) -> list[str]:
         f"{settings.steps} steps of {images} {what} ({settings.steps * images / len(run.train_data):.1f} passes over "
         f"the data), {arguments.schedule} schedule, seed {settings.seed}"
     )
+    if settings.anneal_masks:
+        first, last = (round(share * settings.steps) for share in settings.anneal_masks)
+        lines.append(f"attention masks annealed from step {first} to {last}; the trained model computes none")
     trained = "trained" if starts_pretrained(settings) else "random"
     given = f"{', '.join(run.given)} as given, else " if run.given else ""
     lines.append(

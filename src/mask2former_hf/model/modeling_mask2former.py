@@ -103,8 +103,7 @@ class Mask2FormerModel(Mask2FormerPreTrainedModel):
         """
         if torch.compiler.is_compiling():
             return  # the fields are constants of the graph
-        num_queries = self.transformer_module.num_queries  # may be resized with the config
-        check_built_in(self.config, self._built_in | {"num_queries": num_queries})
+        check_built_in(self.config, self._built_in | self.transformer_module.changed_fields())
 
     def forward(
         self,

@@ -48,9 +48,9 @@ class PerPixelClassifier(nn.Module):
         self.classifier = nn.Conv2d(mask_feature_size, num_labels, 1)
         self.decoder = _AsTheyAre()
 
-    @property
-    def num_queries(self) -> int:
-        return self.classifier.out_channels
+    def changed_fields(self) -> dict:
+        """Fields of the config that may change with the module."""
+        return {"num_queries": self.classifier.out_channels}
 
     def forward(self, maps: list[Tensor], mask_features: Tensor, eager: bool) -> DecoderStates:
         rows = torch.cat([self.classifier.weight.flatten(1), self.classifier.bias.unsqueeze(1)], dim=1)  # (K, C + 1)

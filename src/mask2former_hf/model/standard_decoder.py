@@ -62,9 +62,9 @@ class StandardTransformerModule(nn.Module):
         ]
         self.decoder = StandardDecoder(layers, channels, config.mask_feature_size)
 
-    @property
-    def num_queries(self) -> int:
-        return self.queries_embedder.num_embeddings
+    def changed_fields(self) -> dict:
+        """Fields of the config that may change with the module."""
+        return {"num_queries": self.queries_embedder.num_embeddings}
 
     def forward(self, maps: list[Tensor], mask_features: Tensor, eager: bool) -> DecoderStates:
         (x,) = maps

@@ -4,6 +4,7 @@ Letters: B batch, Q queries, C channels, h heads, D head dim, S = H * W of one f
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -181,11 +182,17 @@ class DecoderStates(NamedTuple):
 
 
 class Mask2FormerMaskedAttentionDecoder(nn.Module):
-    """Layers that look where the masks of the layer before are; everywhere if not `masked`."""
+    """Layers that look where the masks of the layer before are; everywhere if not `masked`.
+
+    Attributes:
+        masked: whether attention masks are computed at all.
+        masked_shares: (layers,), in training the share of queries whose attention is masked, drawn for every image and
+            layer anew; None for all of them. See `anneal`.
+    """
 
     def __init__(self, layers: list[nn.Module], channels: int, mask_feature_size: int, masked: bool = True):
         super().__init__()
-        self.masked = masked
+        self.masked, self.masked_shares, self.generator = masked, None, None
         self.layers = nn.ModuleList(layers)
         self.layernorm = nn.LayerNorm(channels)
         self.mask_predictor = Mask2FormerMaskPredictor(channels, mask_feature_size)
@@ -204,6 +211,8 @@ class Mask2FormerMaskedAttentionDecoder(nn.Module):
             level, allowed = index % len(memories), None
             if self.masked:
                 allowed = self.mask_predictor.allowed_positions(states.normalised[-1], level_mask_features[level])
+                if self.training and self.masked_shares is not None:
+                    allowed = allowed | self._drawn_free(allowed, self.masked_shares[index])
             queries, self_weights, cross_weights = layer(
                 queries, query_positions, memories[level], memory_positions[level], allowed, eager
             )
@@ -212,6 +221,31 @@ class Mask2FormerMaskedAttentionDecoder(nn.Module):
             states.self_attentions.append(self_weights)
             states.cross_attentions.append(cross_weights)
         return states
+
+    def anneal(self, shares: Sequence[float], generator: torch.Generator | None = None):
+        """Mask in training the attention of a share of queries; with no share left, compute no masks at all, anywhere.
+
+        EoMT's mask annealing (Kerssies et al., "Your ViT is Secretly an Image Segmentation Model", CVPR 2025). The
+        config has to say the same: `training.annealing.anneal`.
+
+        Args:
+            shares: of each layer, in [0, 1].
+            generator: draws the queries; torch's own if None.
+
+        Raises:
+            ValueError: for other numbers, or not one per layer.
+        """
+        if len(shares) != len(self.layers) or not all(0 <= share <= 1 for share in shares):
+            raise ValueError(f"shares={list(shares)}: must be {len(self.layers)} numbers in [0, 1], one per layer")
+        self.masked, self.generator = any(shares), generator
+        partly = self.masked and not all(share == 1 for share in shares)
+        # A tensor, as a compiled graph would be made anew for every other number.
+        self.masked_shares = torch.tensor(shares, device=self.layernorm.weight.device) if partly else None
+
+    def _drawn_free(self, allowed: Tensor, share: Tensor) -> Tensor:
+        """(B, Q, 1) bool: queries that may look everywhere, of (B, Q, S) `allowed`."""
+        size = (*allowed.shape[:2], 1)
+        return torch.rand(size, device=allowed.device, generator=self.generator) >= share
 
 
 class Mask2FormerTransformerModule(nn.Module):
@@ -244,9 +278,9 @@ class Mask2FormerTransformerModule(nn.Module):
             layers, channels, config.mask_feature_size, config.masked_attention
         )
 
-    @property
-    def num_queries(self) -> int:
-        return self.queries_embedder.num_embeddings
+    def changed_fields(self) -> dict:
+        """Fields of the config that may change with the module: queries are resized, masks annealed."""
+        return {"num_queries": self.queries_embedder.num_embeddings, "masked_attention": self.decoder.masked}
 
     def forward(self, maps: list[Tensor], mask_features: Tensor, eager: bool) -> DecoderStates:
         positions = [self.positions(x) for x in maps]

@@ -17,6 +17,7 @@ from ..inference.loading import LOADING_ERRORS, default_device, first_line, load
 from ..model.channels import model_channels
 from ..model.configuration_mask2former import Mask2FormerConfig
 from ..model.design_rules import classifies_pixels
+from .annealing import check_design
 from .backbones import BACKBONES, new_model, normalisation_of, queries_for
 from .channels import Bands, bands_of_run, channels_of_run, check_channels, check_inflation
 from .checkpoints import last_complete_checkpoint, saving
@@ -87,6 +88,7 @@ class TrainingRun:
         self.model, self.new_classes = starting_model(settings, self.recipe, classes, task)
         if classifies_pixels(self.model.config) and settings.task not in (None, "semantic"):
             raise ValueError(f"task={settings.task}: {settings.model} classifies pixels; leave it out, or 'semantic'")
+        check_design(settings.anneal_masks, self.model.config)
         self.channels = channels_of_run(settings, self.model)
         for dataset in (self.train_data, self.val_data):
             read_bands_of(dataset, self.channels)

@@ -35,6 +35,7 @@ def training_arguments(settings: TrainingSettings, recipe: Recipe | None, task: 
         load_best_model_at_end=True,
         metric_for_best_model=metric,
         greater_is_better=True,
+        anneal_masks=settings.anneal_masks,
         eval_metrics=settings.metrics,
         logging_steps=settings.log_every,
         report_to=settings.report_to,

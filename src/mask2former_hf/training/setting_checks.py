@@ -13,6 +13,7 @@ from ..evaluation.evaluator import METRICS
 from ..model.configuration_mask2former import MASK_LOSSES, VIT_NECKS
 from ..model.design_rules import classifies_pixels
 from ..model.result_defaults import TASKS
+from .annealing import check_span
 from .freezing import ALL
 from .settings import (
     AUGMENTATIONS,
@@ -109,6 +110,8 @@ def check(settings: TrainingSettings):
     factors = ("learning_rate", "clip", "mask_weight", "weight_decay", "backbone_multiplier", "teacher_weight")
     check_numbers(settings, 0, factors)
     check_numbers(settings, 0, ("seed",), most=2**32 - 1)
+    if settings.anneal_masks is not None:
+        check_span(settings.anneal_masks)
     check_numbers(settings, -(10**9), ("image_mean", "image_std", "rescale_factor"), most=10**9)
     if len(settings.test_size or ()) > 2:
         raise ValueError(f"test_size={settings.test_size}: must be one or two numbers, short and largest long side")

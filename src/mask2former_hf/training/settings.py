@@ -192,6 +192,12 @@ class TrainingSettings:
         "further factor on it for each stage (of a plain ViT: block) below the backbone's end, such as 0.8; then, as "
         "with lora, the multiplier is 1 by default"
     )
+    anneal_masks: list[float] | None = _setting(
+        "let queries, layer after layer, do without attention masks, between these shares of the run (EoMT: 0.17 "
+        "0.83); the trained model computes none (default: it has masks)",
+        nargs=2,
+        metavar=("START", "END"),
+    )
     warmup: int | None = _setting("steps in which all learning rates rise from 0 (default: none)")
     weight_decay: float = _setting(f"(default: {WEIGHT_DECAY:g})", WEIGHT_DECAY)
     clip: float | None = _setting("largest gradient norm " + _by_start("clip"))

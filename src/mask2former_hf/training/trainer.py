@@ -23,6 +23,7 @@ from ..evaluation.matching_classes import with_classes_of
 from ..evaluation.processes import process_rank
 from ..hub.model_card import write_model_card
 from ..model.image_processing_mask2former import Mask2FormerImageProcessor
+from .annealing import MaskAnnealing, check_design, check_span
 from .checkpoints import COMPLETE, last_complete_checkpoint, saving
 from .collation import SegmentationCollator
 from .distillation import Distillation
@@ -60,6 +61,9 @@ class Mask2FormerTrainingArguments(TrainingArguments):
         default="poly", metadata={"help": "'poly', 'multistep', or 'trainer' for lr_scheduler_type's"}
     )
     milestones: list[int] | None = field(default=None, metadata={"help": "steps of the drops of 'multistep'"})
+    anneal_masks: list[float] | None = field(
+        default=None, metadata={"help": "start and end of `training.annealing`, as shares of the steps"}
+    )
     eval_metrics: list[str] | None = field(default=None, metadata={"help": "pq, ap, box_ap, miou; by task if unset"})
 
     def __post_init__(self):
@@ -73,6 +77,8 @@ class Mask2FormerTrainingArguments(TrainingArguments):
                 f"schedule={self.schedule!r} with milestones={self.milestones}: 'multistep' takes the steps at which "
                 "the learning rate drops, the others take none"
             )
+        if self.anneal_masks is not None:
+            check_span(self.anneal_masks)
 
 
 class Mask2FormerTrainer(Trainer):
@@ -95,6 +101,7 @@ class Mask2FormerTrainer(Trainer):
         kwargs: of `transformers.Trainer`.
 
     Attributes:
+        annealing: the `MaskAnnealing` of `args.anneal_masks`, or None.
         with_findings: gather in evaluations what a report shows; then `measured` is the evaluator of the last one.
     """
 
@@ -116,6 +123,11 @@ class Mask2FormerTrainer(Trainer):
         kwargs.setdefault("data_collator", collator)
         super().__init__(*args, processing_class=processor, **kwargs)
         self.add_callback(EpochReachesData())
+        self.annealing = None
+        if self.args.anneal_masks is not None:
+            check_design(self.args.anneal_masks, self.model.config)
+            self.annealing = MaskAnnealing(*self.args.anneal_masks)
+            self.add_callback(self.annealing)
         if self.args.world_size > 1:
             match_gradient_strides(self.model)
         self.processor, self.eval_thresholds = processor, eval_thresholds or {}
@@ -257,6 +269,12 @@ class Mask2FormerTrainer(Trainer):
 
     # Checkpoints
 
+    def _determine_best_metric(self, metrics, trial) -> bool:
+        """Trainer's, but while masks are annealed none is the best: the run's model would need them."""
+        if self.annealing is not None and not self.annealing.is_over(self.state):
+            return False
+        return super()._determine_best_metric(metrics, trial)
+
     def _save_checkpoint(self, model, trial):
         """Trainer's, and the mark of completeness.
 
@@ -324,6 +342,8 @@ class Mask2FormerTrainer(Trainer):
         if resume_from_checkpoint and self._is_finished(resume_from_checkpoint):
             best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
             self._load_from_checkpoint(best if best and Path(best).is_dir() else resume_from_checkpoint)
+            if self.annealing is not None:
+                self.annealing.follow(self.model, self.state)
             return TrainOutput(self.state.global_step, 0.0, {})
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 

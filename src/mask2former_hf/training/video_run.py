@@ -8,6 +8,7 @@ from ..data.clips import ClipDataset, ClipRecipe
 from ..data.kinds import VIDEO_KINDS
 from ..inference.loading import default_device
 from ..model.video_processing_mask2former import Mask2FormerVideoProcessor
+from .annealing import check_design
 from .backbones import normalisation_of, queries_for
 from .checkpoints import last_complete_checkpoint
 from .clips import ClipTrainer, video_model
@@ -23,7 +24,7 @@ USED = {  # settings that mean something for videos
     *("output", "resume", "model", "backbone", "vit_neck", "random_weights", "recipe", "queries"),
     *("pixel_decoder_type", "mask_loss", "mask_weight", "freeze_backbone", "freeze_batch_norm"),
     *("data", "classes", "held_out", "short_sides", "test_size", "steps", "epochs", "batch_size", "accumulate"),
-    *("learning_rate", "backbone_multiplier", "layer_decay", "warmup", "weight_decay", "clip", "seed"),
+    *("learning_rate", "backbone_multiplier", "layer_decay", "warmup", "weight_decay", "clip", "seed", "anneal_masks"),
     *("eval_every", "keep", "log_every", "report_to", "num_workers", "bf16", "fp16", "gradient_checkpointing", "cpu"),
     *(f"{split}_{name}" for split in ("train", "val") for name in ("images", "annotations", "maps", "limit")),
 }
@@ -62,6 +63,7 @@ class VideoRun(TrainingRun):
             raise ValueError(f"data={settings.data}: has stuff, and models of clips find instances")
         torch.manual_seed(settings.seed)
         images, self.new_classes = starting_model(settings, self.recipe, classes, "instance")
+        check_design(settings.anneal_masks, images.config)
         self.last = last_complete_checkpoint(settings.output) if settings.resume else None
         self.most = self.train_data.most_objects()
         self.queries_reason = fit_queries(settings, images, self.most, self.last)
