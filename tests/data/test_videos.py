@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mask2former_hf.data.clips import NO_LABEL, ClipDataset, ClipRecipe, cut
+from mask2former_hf.data.held_out import Part
 from mask2former_hf.data.moving_scenes import MovingScenes
 from mask2former_hf.data.videos import DavisFolders, Video, VideoObject, YoutubeVis
 
@@ -165,6 +166,34 @@ def test_a_frame_of_another_size_is_named(tmp_path):
     Image.new("RGB", (9, 6)).save(tmp_path / "a" / "1.png")
     with pytest.raises(ValueError, match="frame 1 of video 5 is 6x9, the video 6x8"):
         YoutubeVis(tmp_path, path)[0].frame(1)
+
+
+def test_headers_tell_every_frame_that_is_missing_damaged_or_of_another_size(tmp_path):
+    reader = YoutubeVis(tmp_path, write_youtube_vis(tmp_path))
+    reader.check_headers(progress=False)
+    frames = [tmp_path / "a" / f"{number}.png" for number in range(3)]
+    frames[0].unlink()
+    Image.new("RGB", (9, 6)).save(frames[1])
+    frames[2].write_bytes(b"no image")
+    with pytest.raises(ValueError, match="^1 of 1 videos cannot be used:\n- 3 of 3 files of video 5 cannot") as caught:
+        reader.check_headers(progress=False)
+    first, second, third = str(caught.value).splitlines()[2:]
+    assert str(frames[0]) in first
+    assert f"{frames[1]}: the image is 6 x 9 (height x width) and its annotation 6 x 8" in second
+    assert str(frames[2]) in third
+
+
+def test_headers_of_davis_folders_tell_maps_of_another_size_and_of_no_frame(tmp_path):
+    for name, kind, sizes in (("jpg", "RGB", [(8, 6)] * 3), ("png", "L", [(8, 6), (8, 7)])):
+        (tmp_path / name / "dog").mkdir(parents=True)
+        for number, size in enumerate(sizes):
+            Image.new(kind, size).save(tmp_path / name / "dog" / f"{number}.{name}")
+    reader = DavisFolders(tmp_path / "jpg", tmp_path / "png")
+    with pytest.raises(ValueError, match=r"1 of 5 files of video 'dog' .*\n  .*1\.png: the image is 7 x 8"):
+        reader.check_headers(progress=False)
+    (tmp_path / "jpg" / "dog" / "1.jpg").unlink()
+    with pytest.raises(ValueError, match=r"video 'dog': 1 of 2 maps are of frames that are not there, such as 1\.png"):
+        Part(reader, [0]).check_headers(progress=False)
 
 
 @needs_davis

@@ -163,6 +163,19 @@ def test_the_command_trains_on_youtube_vis_and_measures(tmp_path, capsys):
     assert Mask2FormerVideoProcessor.from_pretrained(tmp_path / "second").size["shortest_edge"] == 360, "the recipe's"
 
 
+def test_frames_that_do_not_fit_are_listed_before_the_first_step(tmp_path):
+    annotations = write_youtube_vis(MovingScenes(2, 3, size=48), tmp_path)
+    given = {f"{split}_{name}": path for split in ("train", "val") for name, path in annotations.items()}
+    given |= {"data": "youtube-vis", "train_limit": None}
+    for number in (1, 2):
+        Image.new("RGB", (48, 40)).save(tmp_path / "frames" / "1" / f"{number}.png")
+    with pytest.raises(
+        ValueError, match=r"^train: 1 of 2 videos .*\n- 2 of 3 files of video 1 .*\n.*1\.png.*\n.*2\.png"
+    ):
+        VideoRun(run_settings(tmp_path / "run", **given), show=False)
+    VideoRun(run_settings(tmp_path / "run", **given, no_check=True))
+
+
 def write_youtube_vis(videos, folder):
     """A folder of frames and a json; as flags' ends."""
     content = {

@@ -23,7 +23,6 @@ OF_IMAGES = (
     "effort",
     "batch_size",
     "num_workers",
-    "no_check",
     "report",
 )
 NUMBERS = ("threshold", "overlap_threshold", "top_k")
@@ -38,6 +37,8 @@ def run(settings, defaults: dict) -> int:
     first = process_rank()[0] == 0
     numbers = {name: value for name in NUMBERS if (value := getattr(settings, name)) is not None}
     try:
+        if not settings.no_check and first:
+            videos.check_headers()
         task = "instance" if settings.class_agnostic or videos.task == "instance" else None
         segmenter = VideoSegmenter(settings.model, task=task, device=settings.device, dtype=settings.dtype)
         figures = evaluate_videos(

@@ -14,6 +14,8 @@ from .errors import data_errors
 from .example import Example, check_size
 from .images import read_size
 
+MOST_LISTED = 20  # of the examples that cannot be used
+
 
 class Reader(Dataset):
     """A map-style data set of annotated images, an `Example` each.
@@ -56,16 +58,8 @@ class Reader(Dataset):
         """
 
     def _check_all(self, read: Callable[[int], object], progress: bool):
-        problems = []
-        for index in tqdm(range(len(self)), desc="checking", unit="image", disable=not progress):
-            try:
-                read(index)
-            except (OSError, ValueError) as error:
-                problems.append(str(error))
-        if problems:
-            more = [f"and {len(problems) - 20} more"] if len(problems) > 20 else []
-            count = f"{len(problems)} of {len(self)} examples cannot be used:"
-            raise ValueError("\n- ".join([count, *problems[:20], *more]))
+        bar = tqdm(range(len(self)), desc="checking", unit="image", disable=not progress)
+        check_each(read, bar, f"of {len(self)} examples cannot be used:")
 
     def _check_index(self, index: int):
         if not 0 <= index < len(self):
@@ -135,6 +129,27 @@ def check_headers(dataset, progress: bool = True):
     """`Reader.check_headers` of any data set; one that is no reader passes."""
     if hasattr(dataset, "check_headers"):
         dataset.check_headers(progress)
+
+
+def check_each(read: Callable, entries: Iterable, text: str, bullet: str = "\n- "):
+    """Read every entry once.
+
+    Args:
+        text: what follows, in the error, the number of those that cannot be read.
+        bullet: before each of them.
+
+    Raises:
+        ValueError: lists what is wrong with the first 20.
+    """
+    problems = []
+    for entry in entries:
+        try:
+            read(entry)
+        except (OSError, ValueError) as error:
+            problems.append(str(error))
+    if problems:
+        more = [f"and {len(problems) - MOST_LISTED} more"] if len(problems) > MOST_LISTED else []
+        raise ValueError(bullet.join([f"{len(problems)} {text}", *problems[:MOST_LISTED], *more]))
 
 
 class PackedRecords(Sequence):

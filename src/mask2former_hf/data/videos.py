@@ -1,19 +1,23 @@
 """Annotated videos, as readers give them: frames read one at a time, and objects with a mask in some frames."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from .annotations import decode_mask
 from .class_forms import class_table
 from .classes import ClassTable
 from .coco_json import BOX, IS_CROWD, MASK, categories_table, load_coco, same_id
+from .example import check_size
 from .fields import ID, PIXELS, Rule
-from .images import IMAGE_SUFFIXES, read_image, read_map
+from .images import IMAGE_SUFFIXES, read_image, read_map, read_size
 from .paths import locate
+from .reader import check_each
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -93,6 +97,20 @@ class VideoReader(Dataset):
         videos = (self[index] for index in range(len(self)))
         return max((sum(not thing.iscrowd for thing in video.objects) for video in videos), default=0)
 
+    def check_headers(self, progress: bool = True):
+        """Before a long run: whether each frame can be opened and has its video's size, by headers alone.
+
+        Data that are not in files pass.
+
+        Raises:
+            ValueError: lists what is wrong with which frame, of the first 20 videos that cannot be used.
+        """
+        bar = tqdm(range(len(self)), desc="checking", unit="video", disable=not progress)
+        check_each(self.check_header, bar, f"of {len(self)} videos cannot be used:")
+
+    def check_header(self, index: int):
+        """Of the frames of one video; raises ValueError for those that cannot be used."""
+
 
 class YoutubeVis(VideoReader):
     """YouTube-VIS 2019 and 2021, OVIS, and others in their format.
@@ -158,6 +176,11 @@ class YoutubeVis(VideoReader):
         size, objects = (video["height"], video["width"]), self._objects[same_id(video["id"])]
         return Video(video["id"], size, len(files), objects, lambda frame: read_image(files[frame]))
 
+    def check_header(self, index: int):
+        video = self._videos[range(len(self))[index]]
+        files = [self.images / name for name in video["file_names"]]
+        _check_sizes(video["id"], files, (video["height"], video["width"]))
+
 
 class DavisFolders(VideoReader):
     """DAVIS 2016 and 2017: a folder of frames per video, and one of PNGs whose colours number the objects.
@@ -201,6 +224,35 @@ class DavisFolders(VideoReader):
             for n in numbers
         )
         return Video(name, size, len(files), objects, lambda frame: read_image(files[frame]))
+
+    def check_header(self, index: int):
+        name = self.names[range(len(self))[index]]
+        files, maps = frame_files(self.images / name), frame_files(self.annotations / name)
+        if missing := [path.name for path in maps if path.stem not in {file.stem for file in files}]:
+            raise ValueError(
+                f"video {name!r}: {len(missing)} of {len(maps)} maps are of frames that are not there, such as "
+                f"{missing[0]}; add the frames, or remove the maps"
+            )
+        _check_sizes(name, [*files, *maps], _size_of_first(files))
+
+
+def _size_of_first(files: Sequence[Path]) -> tuple[int, int] | None:
+    """(H, W) of the first file that has one; None if none has."""
+    for file in files:
+        with contextlib.suppress(OSError, ValueError):
+            return read_size(file)
+    return None
+
+
+def _check_sizes(video: int | str, files: Sequence[Path], size: tuple[int, int] | None):
+    """Raise ValueError unless all files can be opened and, if there is one, have the video's (H, W)."""
+
+    def check(file: Path):
+        found = read_size(file)
+        if size is not None:
+            check_size(found, size, file)
+
+    check_each(check, files, f"of {len(files)} files of video {video!r} cannot be used:", "\n  ")
 
 
 def frame_files(folder: Path) -> list[Path]:

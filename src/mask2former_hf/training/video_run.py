@@ -17,15 +17,17 @@ from .memory import check_memory
 from .recipes import Recipe
 from .run import TrainingRun, fit_queries, save_activations, starting_model
 from .run_arguments import training_arguments
+from .run_data import check_split_headers
 from .settings import TrainingSettings
 
 DEFAULT_SIDES, LONGEST = (360, 480), 1333
 USED = {  # settings that mean something for videos
     *("output", "resume", "model", "backbone", "vit_neck", "random_weights", "recipe", "queries"),
     *("pixel_decoder_type", "mask_loss", "mask_weight", "freeze_backbone", "freeze_batch_norm"),
-    *("data", "classes", "held_out", "short_sides", "test_size", "steps", "epochs", "batch_size", "accumulate"),
-    *("learning_rate", "backbone_multiplier", "layer_decay", "warmup", "weight_decay", "clip", "seed", "anneal_masks"),
-    *("eval_every", "keep", "log_every", "report_to", "num_workers", "bf16", "fp16", "gradient_checkpointing", "cpu"),
+    *("data", "classes", "held_out", "no_check", "short_sides", "test_size", "steps", "epochs"),
+    *("batch_size", "accumulate", "learning_rate", "backbone_multiplier", "layer_decay", "warmup", "weight_decay"),
+    *("clip", "seed", "anneal_masks", "eval_every", "keep", "log_every", "report_to", "num_workers", "bf16", "fp16"),
+    *("gradient_checkpointing", "cpu"),
     *(f"{split}_{name}" for split in ("train", "val") for name in ("images", "annotations", "maps", "limit")),
 }
 
@@ -38,6 +40,7 @@ class VideoRun(TrainingRun):
     Args:
         settings: with `data` of `data.kinds.VIDEO_KINDS`; those that are for images alone stay as they are by default.
         train_data, val_data: readers (`data.videos.VideoReader`), instead of those that the settings describe.
+        show: bars while the frames' headers are read.
 
     Attributes:
         those of `TrainingRun` but `statistics`; `augmented` is a `ClipDataset`, and `most` the largest number of
@@ -50,7 +53,7 @@ class VideoRun(TrainingRun):
     kinds = VIDEO_KINDS
     channels = None  # models of clips take photos
 
-    def __init__(self, settings: TrainingSettings, train_data=None, val_data=None):
+    def __init__(self, settings: TrainingSettings, train_data=None, val_data=None, show: bool = True):
         if settings.data not in VIDEO_KINDS:
             raise ValueError(f"data={settings.data}: must be one of {', '.join(VIDEO_KINDS)}")
         idle = [f.name for f in fields(settings) if f.name not in USED and getattr(settings, f.name) != f.default]
@@ -61,6 +64,9 @@ class VideoRun(TrainingRun):
         settings, classes = self.settings, self.train_data.classes
         if self.train_data.task != "instance":
             raise ValueError(f"data={settings.data}: has stuff, and models of clips find instances")
+        if not settings.no_check:
+            check_split_headers(self.train_data, "train", show)
+            check_split_headers(self.val_data, "val", show)
         torch.manual_seed(settings.seed)
         images, self.new_classes = starting_model(settings, self.recipe, classes, "instance")
         check_design(settings.anneal_masks, images.config)
