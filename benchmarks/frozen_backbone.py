@@ -1,7 +1,7 @@
-"""A training step of a backbone under Mask2Former: everything tuned, low-rank updates, and a frozen backbone.
+"""A training step of a backbone under Mask2Former: all tuned, low-rank updates, a frozen backbone, its maps kept.
 
     python benchmarks/frozen_backbone.py [--backbone dinov3-b] [--neck adapter] [--size 512] [--batch 4] [--bf16]
-        [--ways full frozen lora] [--count]
+        [--ways full frozen cached lora] [--count]
 
 Prints seconds (median of interleaved steps; on a CPU the process' own) and memory of forward, criterion, backward and
 optimizer, with random weights. Memory is the allocator's peak on a GPU; on a CPU what has to be there at the end of
@@ -12,7 +12,9 @@ counted as two forwards; sampling, norms and optimizer not counted).
 
 import argparse
 import statistics
+import tempfile
 import time
+from contextlib import nullcontext
 
 import torch
 from common import machine
@@ -21,10 +23,12 @@ from training_step import random_batch
 
 from mask2former_hf import new_model
 from mask2former_hf.data.classes import ClassTable
+from mask2former_hf.training.feature_cache import FeatureCache
 from mask2former_hf.training.freezing import freeze_backbone
 from mask2former_hf.training.lora import with_lora
 from mask2former_hf.training.optimization import parameter_groups, parts_table
 
+WAYS = ("full", "frozen", "cached", "lora")
 RANK = 16  # of the low-rank updates
 PARTS = {  # title -> end of the module's name
     "backbone": "pixel_level_module.encoder",
@@ -39,7 +43,7 @@ def build(way: str, arguments):
     classes = ClassTable.load("coco-panoptic")
     neck = None if arguments.neck == "pyramid" else arguments.neck
     model = new_model(arguments.backbone, classes, "panoptic", random_weights=True, vit_neck=neck)
-    if way == "frozen":
+    if way in ("frozen", "cached"):
         freeze_backbone(model)
     elif way == "lora":
         model = with_lora(model, RANK, new_head=True)
@@ -55,10 +59,11 @@ class Stepper:
         print(f"{way}\n{parts_table(self.model, groups)}", flush=True)
         self.optimizer = torch.optim.AdamW(groups)
         self.seconds, self.cuda = [], arguments.device == "cuda"
+        self.cache = FeatureCache(self.model, arguments.folder) if way == "cached" else nullcontext()
 
     def forward(self) -> torch.Tensor:
         pixels, masks, labels = self.batch
-        with torch.autocast(self.arguments.device, dtype=torch.bfloat16, enabled=self.arguments.bf16):
+        with self.cache, torch.autocast(self.arguments.device, dtype=torch.bfloat16, enabled=self.arguments.bf16):
             return self.model.train()(pixel_values=pixels, mask_labels=masks, class_labels=labels).loss
 
     def step(self):
@@ -126,7 +131,7 @@ def main():
     parser.add_argument("--targets", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--bf16", action="store_true")
-    parser.add_argument("--ways", nargs="+", choices=("full", "frozen", "lora"), default=["full", "frozen", "lora"])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--count", action="store_true")
     arguments = parser.parse_args()
     if arguments.count:
@@ -135,11 +140,12 @@ def main():
     arguments.device = "cuda" if torch.cuda.is_available() else "cpu"
     print(machine())
     batch = random_batch(arguments)
-    steppers = {way: Stepper(way, arguments, batch) for way in arguments.ways}
-    for _ in range(arguments.repeats + 2):
-        for stepper in steppers.values():
-            stepper.step()
-    figures = {way: (statistics.median(one.seconds[2:]), one.memory()) for way, one in steppers.items()}
+    with tempfile.TemporaryDirectory() as arguments.folder:
+        steppers = {way: Stepper(way, arguments, batch) for way in arguments.ways}
+        for _ in range(arguments.repeats + 2):
+            for stepper in steppers.values():
+                stepper.step()
+        figures = {way: (statistics.median(one.seconds[2:]), one.memory()) for way, one in steppers.items()}
     first = figures[arguments.ways[0]]
     for way, (seconds, peak) in figures.items():
         print(f"{way:8}{seconds:8.3f} s ({seconds / first[0]:.2f}){peak:8.2f} GB ({peak / first[1]:.2f})")

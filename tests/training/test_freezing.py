@@ -12,6 +12,8 @@ from transformers import AutoBackbone, DINOv3ViTConfig, DINOv3ViTModel
 
 from mask2former_hf import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
 from mask2former_hf.cli.main import main
+from mask2former_hf.training import feature_cache
+from mask2former_hf.training.feature_cache import FeatureCache
 from mask2former_hf.training.freezing import depths_of, freeze_backbone
 from mask2former_hf.training.optimization import parameter_groups, parts_table
 from mask2former_hf.training.setting_checks import check
@@ -103,6 +105,8 @@ def test_the_table_says_what_is_trained_and_how():
     [
         ({"freeze_backbone": "some"}, "freeze_backbone=some: must be a number of stages, or 'all'"),
         ({"freeze_backbone": "all", "random_weights": True}, "would stay random"),
+        ({"feature_cache": "maps", "freeze_backbone": 2}, "feature_cache=maps: needs freeze_backbone='all'"),
+        ({"feature_cache": "maps", "freeze_backbone": "all"}, "feature_cache= needs augmentation=none"),
         ({"layer_decay": 1.5}, "layer_decay=1.5: must be above 0 and at most 1"),
     ],
 )
@@ -122,13 +126,58 @@ def test_a_run_over_a_frozen_vit_keeps_its_weights_and_goes_on(tmp_path, capsys)
     (tmp_path / "vit" / "preprocessor_config.json").write_text('{"image_mean": [0.4, 0.4, 0.3]}')
     run = ["train", "--data", "scenes", "--train-limit", 4, "--val-limit", 2, "--crop", 64, "--batch-size", 2, "--cpu"]
     run += ["--backbone", tmp_path / "vit", "--vit-neck", "adapter", "--freeze-backbone", "--eval-every", 1]
-    run += ["--output", tmp_path / "run"]
+    run += ["--augmentation", "none", "--feature-cache", tmp_path / "features", "--output", tmp_path / "run"]
     for more in (["--steps", 1], ["--steps", 2, "--resume"]):
         assert main([str(word) for word in [*run, *more]]) == 0
     assert re.search(r"backbone +0\.\d\d M +frozen", capsys.readouterr().out)
+    assert len(list((tmp_path / "features").glob("*/*.safetensors"))) == 4  # the two steps saw the four images
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("vit", "run"))
     prefix = "model.pixel_level_module.encoder."
     kept = {name.removeprefix(prefix): x for name, x in after.items() if name.startswith(prefix)}
     assert set(kept) == set(before) and all(torch.equal(x, before[name]) for name, x in kept.items())
     assert json.loads((tmp_path / "run" / "results.json").read_text())["steps"] == 2
     assert Mask2FormerImageProcessor.from_pretrained(tmp_path / "run").image_mean == (0.4, 0.4, 0.3)
+
+
+@pytest.mark.parametrize("backbone", ["resnet", "vit with adapter"])
+def test_kept_maps_give_the_loss_and_gradients_of_the_backbone_without_it(backbone, tmp_path, monkeypatch):
+    model = tiny_model(backbone) if backbone == "resnet" else vit_model(4, "adapter")
+    with pytest.raises(ValueError, match="the backbone trains .* freeze it as a whole"):
+        FeatureCache(model, tmp_path)
+    freeze_backbone(model)
+    encoder, asked = model.model.pixel_level_module.encoder, []
+    plain = encoder.forward
+    encoder.forward = lambda pixels, **options: asked.append(len(pixels)) or plain(pixels, **options)
+    pixels = torch.randn(3, 3, 64, 96)
+    masks, labels = random_targets([3, 2, 1], (64, 96))
+
+    def step(images):
+        model.zero_grad()
+        chosen = {"mask_labels": [masks[i] for i in images], "class_labels": [labels[i] for i in images]}
+        torch.manual_seed(0)  # of the points
+        loss = model.train()(pixels[images], **chosen).loss
+        loss.backward()
+        return [loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
+
+    expected = step([2, 0])
+    with FeatureCache(model, tmp_path) as cache:
+        step([0, 1])
+        asked.clear()
+        torch.testing.assert_close(step([2, 0]), expected)  # one of the two is kept
+        torch.testing.assert_close(step([2, 0]), expected)
+        assert asked == [1] and (cache.read, cache.made) == (3, 3)
+        broken = sorted(tmp_path.rglob("*.safetensors"))[0]
+        broken.write_bytes(broken.read_bytes()[:100])
+        step([0, 1]), step([2, 0])
+        with torch.no_grad():
+            model.eval()(pixels)
+        assert asked == [1, 1, 3]  # what is damaged is made again, and what is measured is not kept
+        monkeypatch.setattr(feature_cache, "save_file", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
+        pixels += 1
+        step([0, 1])  # a full disk costs time alone
+        assert len(list(tmp_path.rglob("*.safetensors"))) == 3 and not list(tmp_path.rglob("*.part"))
+    with torch.no_grad():
+        next(encoder.parameters()).add_(1)
+    with FeatureCache(model, tmp_path) as cache:
+        step([2, 0])
+        assert cache.read == 0  # the maps of other weights are not taken for these

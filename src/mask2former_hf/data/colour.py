@@ -87,28 +87,55 @@ def scale_levels(levels: np.ndarray, factor: float, offset: float = 0.0) -> np.n
 def rgb_to_hsv(image: np.ndarray) -> np.ndarray:
     """(..., 3) uint8 RGB -> (..., 3) uint8: hue in [0, 180), saturation and value in [0, 255].
 
-    Divisions are multiplications with reciprocals of 12 fractional bits.
+    Divisions are multiplications with reciprocals of 12 fractional bits, and lie in tables.
     """
-    red, green, blue = np.moveaxis(image.astype(np.int32), -1, 0)
+    red, green, blue = _planes(image)
     value = np.maximum(np.maximum(red, green), blue)
     chroma = value - np.minimum(np.minimum(red, green), blue)
-    saturation_of, hue_of = _reciprocals()
-    hue = np.where(value == green, blue - red + 2 * chroma, red - green + 4 * chroma)
-    hue = np.where(value == red, green - blue, hue)  # sixths of the circle, in units of the chroma
-    hue = _round_off(hue * hue_of[chroma])
+    is_red, is_green = value == red, value == green
+    # Row of the table of hues: which colour is the largest, and by how much its two neighbours on the circle differ
+    place = np.where(is_red, green, np.where(is_green, blue, red)).astype(np.int32)
+    place -= np.where(is_red, blue, np.where(is_green, red, green))
+    place += np.where(is_red, np.int32(255), np.where(is_green, np.int32(255 + 511), np.int32(255 + 2 * 511)))
     result = np.empty(image.shape, dtype=np.uint8)
-    result[..., 0] = hue + HUES * (hue < 0)
-    result[..., 1] = _round_off(chroma * saturation_of[value])
+    result[..., 0] = _hues().take((place << 8) + chroma, mode="clip")
+    result[..., 1] = _saturations().take((chroma.astype(np.int32) << 8) + value, mode="clip")
     result[..., 2] = value
     return result
 
 
 def hsv_to_rgb(image: np.ndarray) -> np.ndarray:
     """(..., 3) uint8 as `rgb_to_hsv` returns -> (..., 3) uint8 RGB; hue must be below 180."""
-    hue, saturation, value = np.moveaxis(image, -1, 0)
-    shares = _shares()[hue.astype(np.int32) * 256 + saturation]
+    hue, saturation, value = _planes(image)
+    index = (hue.astype(np.int32) << 8) + saturation
     levels = value * np.float32(1 / 255)
-    return (shares * levels[..., None] * np.float32(255)).astype(np.uint8)
+    result, share = np.empty(image.shape, dtype=np.uint8), np.empty(index.shape, dtype=np.float32)
+    for channel, shares in enumerate(_shares()):
+        shares.take(index, out=share, mode="clip")
+        share *= levels
+        share *= np.float32(255)
+        result[..., channel] = share
+    return result
+
+
+def _planes(image: np.ndarray) -> list[np.ndarray]:
+    return [np.ascontiguousarray(image[..., channel]) for channel in range(3)]
+
+
+@cache
+def _hues() -> np.ndarray:
+    """uint8 by (third of the circle: red, green, blue; difference of the two other colours + 255; chroma), flat."""
+    _, hue_of = _reciprocals()
+    thirds, difference, chroma = np.ogrid[:3, -255:256, :256]
+    hue = _round_off((difference + 2 * thirds * chroma) * hue_of)  # the product of sixths, in units of the chroma
+    return (hue + HUES * (hue < 0)).astype(np.uint8).ravel()
+
+
+@cache
+def _saturations() -> np.ndarray:
+    """uint8 by (chroma, value), flat."""
+    saturation_of, _ = _reciprocals()
+    return _round_off(np.arange(256)[:, None] * saturation_of).astype(np.uint8).ravel()
 
 
 def _round_off(fixed: np.ndarray) -> np.ndarray:
@@ -125,7 +152,7 @@ def _reciprocals() -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def _shares() -> np.ndarray:
-    """(180 * 256, 3) float32: what part of the value red, green and blue get at a hue and saturation.
+    """(3, 180 * 256) float32: what part of the value red, green and blue get at a hue and saturation.
 
     1 - s * x is rounded to float32 once, as a fused multiply-add does: float64 holds the product exactly.
     """
@@ -141,4 +168,4 @@ def _shares() -> np.ndarray:
     red = np.choose(sector, (most, falling, least, least, rising, most))
     green = np.choose(sector, (rising, most, most, falling, least, least))
     blue = np.choose(sector, (least, least, rising, most, most, falling))
-    return np.stack([red, green, blue], axis=-1).reshape(-1, 3)
+    return np.stack([red, green, blue]).reshape(3, -1)

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from .bands import resize_bands
+from .classes import count_ids
 from .example import Example
 
 IMAGE_PADDING = 128  # grey level, before normalisation
@@ -155,9 +156,8 @@ class RandomCrop(Transform):
     def _is_mixed(self, example, parameters) -> bool:
         categories = {segment["id"]: segment["category_id"] for segment in example.segments}
         rows, columns = _window(parameters)
-        ids, counts = np.unique(example.segmentation[..., rows, columns], return_counts=True)
         areas = {}
-        for number, area in zip(ids.tolist(), counts.tolist(), strict=True):
+        for number, area in zip(*count_ids(example.segmentation[..., rows, columns]), strict=True):
             if number in categories:
                 category = categories[number]
                 areas[category] = areas.get(category, 0) + area
@@ -233,8 +233,8 @@ class DropEmptySegments(Transform):
 
     @staticmethod
     def apply(example, parameters) -> Example:
-        ids = example.segmentation
-        kept = [segment for segment in example.segments if (ids == segment["id"]).any()]
+        present = set(count_ids(example.segmentation)[0])
+        kept = [segment for segment in example.segments if segment["id"] in present]
         return replace(example, segments=kept)
 
 

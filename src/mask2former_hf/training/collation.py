@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.classes import ClassTable
+from ..data.classes import ClassTable, count_ids
 from ..data.example import Example
 from ..model.image_inputs import resize_nearest
 from ..model.image_processing_mask2former import Mask2FormerImageProcessor
@@ -33,7 +33,8 @@ class SegmentationCollator:
         examples = [Example.of(example) for example in examples]
         batch = dict(self.processor([example.image for example in examples], **options))
         canvas = tuple(batch["pixel_values"].shape[-2:])
-        rows, columns = (batch["pixel_mask"].amax(axis).sum(1).tolist() for axis in (2, 1))
+        mask = batch["pixel_mask"]  # of images at the upper left
+        rows, columns = mask[:, :, 0].sum(1).tolist(), mask[:, 0].sum(1).tolist()
         targets = [
             example_targets(example, size, canvas)
             for example, size in zip(examples, zip(rows, columns, strict=True), strict=True)
@@ -53,15 +54,14 @@ def example_targets(example: Example, size: tuple[int, int], canvas: tuple[int, 
     Raises:
         ValueError: for an id in the map without a segment.
     """
-    layers = example.layers
-    unknown = set(np.unique(layers[layers > 0]).tolist()) - {segment["id"] for segment in example.segments}
-    if unknown:
+    present = {number for number in count_ids(example.layers)[0] if number > 0}
+    if unknown := present - {segment["id"] for segment in example.segments}:
         raise ValueError(
             f"segmentation of {example.name} has the ids {sorted(unknown)[:10]} that segments_info does not describe: "
             "add them, or use 0 for pixels without a statement and -1 for background"
         )
     if example.size != size:
-        example = example.moved(None, np.stack([resize_nearest(layer, size) for layer in layers]))
+        example = example.moved(None, np.stack([resize_nearest(layer, size) for layer in example.layers]))
     height, width = size
     masks = np.zeros((len(example.objects), *canvas), dtype=bool)
     example.masks(example.objects, out=masks[:, :height, :width])

@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from .channels import Bands, bands_of_run, channels_of_run, check_channels, chec
 from .checkpoints import last_complete_checkpoint, saving
 from .collation import processor_for
 from .distillation import Distillation
+from .feature_cache import FeatureCache
 from .freezing import freeze_backbone
 from .inflation import MEAN, with_channels
 from .label_surgery import model_for_classes, resize_queries
@@ -179,7 +181,8 @@ class TrainingRun:
             settings.output.mkdir(parents=True, exist_ok=True)
             if self.last is None:
                 write_settings(settings)
-        with StopAtSignal() as stop:
+        kept = nullcontext() if settings.feature_cache is None else FeatureCache(self.model, settings.feature_cache)
+        with StopAtSignal() as stop, kept:
             trainer.add_callback(stop)
             trainer.train(resume_from_checkpoint=self.last)
             trainer.accelerator.wait_for_everyone()  # before one of them leaves

@@ -88,21 +88,7 @@ def check(settings: TrainingSettings):
         raise ValueError(
             f"{unread[0]}={getattr(settings, unread[0])}: a head that classifies pixels has no such term; leave it out"
         )
-    if settings.freeze_backbone is not None:
-        if settings.freeze_backbone != ALL and not str(settings.freeze_backbone).isdecimal():
-            raise ValueError(f"freeze_backbone={settings.freeze_backbone}: must be a number of stages, or {ALL!r}")
-        if not starts_pretrained(settings):
-            raise ValueError(
-                f"freeze_backbone={settings.freeze_backbone}: the backbone starts from random weights, and would stay "
-                "random; give one with trained weights, or leave freeze_backbone out"
-            )
-    if settings.lora is not None and (settings.freeze_backbone is not None or not starts_pretrained(settings)):
-        raise ValueError(
-            f"lora={settings.lora}: updates need trained weights that stay as they are; leave out "
-            + ("freeze_backbone=" if settings.freeze_backbone is not None else "random weights")
-        )
-    if settings.lora_target and settings.lora is None:
-        raise ValueError("lora_target= needs lora=, the rank of the updates")
+    _check_frozen(settings)
     check_numbers(settings, 1, ("batch_size", "accumulate", "queries"), most=MOST_IMAGES)
     check_numbers(settings, 0, ("num_workers",), most=MOST_WORKERS)
     check_numbers(settings, 0, ("warmup",), most=MOST_STEPS)
@@ -128,6 +114,33 @@ def check(settings: TrainingSettings):
         raise ValueError("short_sides= needs augmentation=resize-crop")
     if settings.bf16 and settings.fp16:
         raise ValueError("bf16= and fp16=: choose one")
+
+
+def _check_frozen(settings: TrainingSettings):
+    """Refuse what does not fit a backbone that stays as it is, as a whole or but for small updates."""
+    if settings.freeze_backbone is not None:
+        if settings.freeze_backbone != ALL and not str(settings.freeze_backbone).isdecimal():
+            raise ValueError(f"freeze_backbone={settings.freeze_backbone}: must be a number of stages, or {ALL!r}")
+        if not starts_pretrained(settings):
+            raise ValueError(
+                f"freeze_backbone={settings.freeze_backbone}: the backbone starts from random weights, and would stay "
+                "random; give one with trained weights, or leave freeze_backbone out"
+            )
+    if settings.lora is not None and (settings.freeze_backbone is not None or not starts_pretrained(settings)):
+        raise ValueError(
+            f"lora={settings.lora}: updates need trained weights that stay as they are; leave out "
+            + ("freeze_backbone=" if settings.freeze_backbone is not None else "random weights")
+        )
+    if settings.lora_target and settings.lora is None:
+        raise ValueError("lora_target= needs lora=, the rank of the updates")
+    if settings.feature_cache is None:
+        return
+    if settings.freeze_backbone != ALL:
+        raise ValueError(
+            f"feature_cache={settings.feature_cache}: needs freeze_backbone={ALL!r}, or maps change with the backbone"
+        )
+    if settings.augmentation != "none":
+        raise ValueError("feature_cache= needs augmentation=none: an augmented image is another one every time")
 
 
 def _check_new(settings: TrainingSettings):

@@ -109,6 +109,9 @@ class TrainingSettings:
         const=ALL,
         metavar="N",
     )
+    feature_cache: str | Path | None = _setting(
+        "folder to keep the maps of a frozen backbone in; with augmentation none", group="model", metavar="DIR"
+    )
     lora: int | None = _setting(
         "train updates of this rank instead of all weights; a new head, and the classifier, train whole",
         group="model",

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
+from uuid import uuid4
 
 import torch
 from safetensors import safe_open
@@ -144,7 +145,7 @@ class Teacher:
         self.cache.mkdir(parents=True, exist_ok=True)
         tensors = {name: value for name, value in vars(answer).items() if value is not None}
         tensors = {name: value.cpu().contiguous() for name, value in (tensors | {"thumbnail": picture}).items()}
-        staging = path.with_name(f".{path.name}.{torch.randint(2**31, ()).item()}.part")  # of this process alone
+        staging = path.with_name(f".{path.name}.{uuid4().hex}.part")  # draws no number of the run's
         save_file(tensors, staging, metadata={"teacher": self.identity})
         staging.replace(path)
 

@@ -1,0 +1,113 @@
+"""The maps of a frozen backbone, kept on disk: an image that comes again unchanged does not go through it again."""
+
+import hashlib
+from pathlib import Path
+from uuid import uuid4
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers.modeling_outputs import BackboneOutput
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+
+class FeatureCache:
+    """Within its block, the maps that a frozen backbone makes of training images are kept in a folder.
+
+    `with FeatureCache(model, "features"): trainer.train()`
+
+    Maps are known by the backbone's weights, the precision, and the pixels of the image on the canvas of its batch:
+    what is read is what the backbone gave for exactly these pixels, so that any image may come, but only images that
+    come again unchanged (no random augmentation) save anything. A file per image; processes may share the folder.
+
+    Args:
+        model: `Mask2FormerForUniversalSegmentation` whose backbone has no parameter that trains.
+        folder: is made; those of other backbones may lie in it, too.
+
+    Attributes:
+        read, made: how many maps of images came from the folder, and from the backbone.
+
+    Raises:
+        ValueError: for a backbone that trains.
+    """
+
+    def __init__(self, model: nn.Module, folder: str | Path):
+        self._level = model.model.pixel_level_module
+        encoder = self._level.encoder
+        if trained := [name for name, parameter in encoder.named_parameters() if parameter.requires_grad]:
+            raise ValueError(
+                f"the backbone trains ({trained[0]}), so that its maps change: freeze it as a whole "
+                "(`training.freezing.freeze_backbone(model)`), or keep none"
+            )
+        self.folder, self._backbone = Path(folder) / _identity(encoder), encoder.forward
+        self.read = self.made = 0
+        self._full = False
+
+    def __enter__(self) -> "FeatureCache":
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._level.encoder.forward = self._forward
+        return self
+
+    def __exit__(self, *reason):
+        del self._level.encoder.forward  # the class's own is there again
+        logger.info(f"Maps of {self.read} images were read from {self.folder}, {self.made} made by the backbone.")
+
+    def _forward(self, pixel_values: Tensor, **options) -> BackboneOutput:
+        if not self._level.training:  # images to measure on are seen a few times, and at sizes of their own
+            return self._backbone(pixel_values, **options)
+        paths = [self.folder / f"{_name(image)}.safetensors" for image in pixel_values]
+        found = [_load(path, pixel_values.device) for path in paths]
+        missing = [index for index, maps in enumerate(found) if maps is None]
+        if missing:
+            whole = len(missing) == len(found)
+            made = self._backbone(pixel_values if whole else pixel_values[missing], **options).feature_maps
+            for position, index in enumerate(missing):
+                found[index] = [x[position] for x in made]
+                self._save(paths[index], found[index])
+        self.read, self.made = self.read + len(found) - len(missing), self.made + len(missing)
+        return BackboneOutput(feature_maps=tuple(torch.stack(maps) for maps in zip(*found, strict=True)))
+
+    def _save(self, path: Path, maps: list[Tensor]):
+        if self._full:
+            return
+        staging = path.with_name(f".{path.name}.{uuid4().hex}.part")  # draws no number of the run's
+        try:
+            save_file({str(number): x.detach().cpu().contiguous() for number, x in enumerate(maps)}, staging)
+            staging.replace(path)
+        except (OSError, SafetensorError) as error:  # the run goes on, as long as it takes without
+            self._full = True
+            staging.unlink(missing_ok=True)
+            logger.warning(f"No more maps are kept in {self.folder}: {error}")
+
+
+def _load(path: Path, device: torch.device) -> list[Tensor] | None:
+    try:
+        tensors = load_file(path, str(device))
+    except (FileNotFoundError, SafetensorError):
+        return None
+    return [tensors[str(number)] for number in range(len(tensors))]
+
+
+def _identity(encoder: nn.Module) -> str:
+    """Of the weights and the configuration of a backbone."""
+    digest = hashlib.blake2b(encoder.config.to_json_string().encode(), digest_size=8)
+    for name, tensor in sorted(encoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _name(image: Tensor) -> str:
+    """Of the pixels (c, H, W) and the precision in which a backbone sees them."""
+    kind = image.device.type
+    autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    digest = hashlib.blake2b(f"{tuple(image.shape)} {image.dtype} {autocast}".encode(), digest_size=16)
+    digest.update(_bytes(image))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
