@@ -72,6 +72,7 @@ def add_video_tab(
         show,
         [video, task, threshold],
         [said, overlay, table, files],
+        show_progress_on=overlay,
         concurrency_limit=1,
         concurrency_id=NETWORK,
         api_name="segment_video",

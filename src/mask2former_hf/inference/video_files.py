@@ -41,7 +41,7 @@ class VideoSource:
         if not self.name.startswith(CAMERA) and not os.path.exists(source):
             raise FileNotFoundError(f"{source}: no such file or folder")
         if os.path.isfile(source) and not os.path.getsize(source):
-            raise ValueError(f"{source}: cannot be read as a video (the file is empty)")
+            raise ValueError(_unreadable(self.name, "the file is empty"))
         if os.path.isdir(source):
             from ..data.videos import frame_files  # imports torch, and `is_video` is asked without
 
@@ -51,8 +51,11 @@ class VideoSource:
         with self._open() as container:
             stream = container.streams.video[0]
             self.length = stream.frames or None
-            self.rate = stream.average_rate or _rate_of_packets(container, stream) or self.rate
             self.size = stream.height, stream.width
+            rate = stream.average_rate
+            if not rate and not self.name.startswith(CAMERA):
+                rate = _rate_of_packets(container, stream)
+            self.rate = rate or self.rate
 
     def _open(self):
         av = load_av()
@@ -62,7 +65,7 @@ class VideoSource:
             else:
                 container = av.open(self.name)
         except (av.FFmpegError, OSError) as error:
-            raise ValueError(f"{self.name}: cannot be read as a video ({error})") from error
+            raise ValueError(_unreadable(self.name, error.strerror or str(error))) from error
         if not container.streams.video:
             container.close()
             raise ValueError(f"{self.name}: has no video stream")
@@ -89,6 +92,11 @@ class VideoSource:
                 raise ValueError(f"{self.name}: damaged after {number} frames ({error})") from error
         if not number:
             raise ValueError(f"{self.name}: has no frames")
+
+
+def _unreadable(name: str, reason: str) -> str:
+    repair = "is it there, and free?" if name.startswith(CAMERA) else "give a whole mp4, mov, mkv or webm"
+    return f"{name}: cannot be read as a video ({reason}); {repair}"
 
 
 def _rate_of_packets(container, stream) -> Fraction | None:
