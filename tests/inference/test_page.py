@@ -260,5 +260,6 @@ def test_in_the_browser_the_clipboard_and_the_webcam_give_images(segmenter, serv
     view.wait_for_selector("#overlay .shown", state="detached")
     view.get_by_label("Capture from camera").first.click()
     view.get_by_text("Click to Access Webcam").click()
+    view.wait_for_function("document.querySelector('#image video')?.currentTime > 0")
     view.get_by_label("capture photo").click()
     view.wait_for_selector("#overlay .shown path", state="attached")

@@ -162,6 +162,7 @@ def test_in_the_browser_the_webcam_gives_a_video(segmenters, serve, browser):
     view.get_by_label("Threshold").last.fill("0.1")
     view.locator("#video").get_by_label("Capture from camera").click()
     view.get_by_text("Click to Access Webcam").click()
+    view.wait_for_function("document.querySelector('#video video')?.currentTime > 0")
     record = view.locator("#video").get_by_label("start recording")
     record.click()
     view.wait_for_timeout(2000)  # a busy browser's first frames come late

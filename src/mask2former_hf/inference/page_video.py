@@ -39,14 +39,7 @@ def add_video_tab(
     """
     with gradio.Row():
         with gradio.Column(scale=1):
-            video = gradio.Video(
-                sources=["upload", "webcam"],
-                webcam_options=gradio.WebcamOptions(mirror=False, constraints={"video": CAMERA}),
-                include_audio=False,
-                label="Video",
-                elem_id="video",
-            )
-            video.preprocess = lambda payload: None if payload is None else payload.path  # Gradio's own runs ffmpeg
+            video = _video_input(gradio)
             task = gradio.Radio(tasks, value=segmenter.task, label="Task", elem_id="video-task")
             threshold = gradio.Slider(0, 1, step=0.01, label="Threshold", **slider(segmenter.task))
             gradio.Markdown(f"The first {most_frames} frames are segmented.")
@@ -78,6 +71,15 @@ def add_video_tab(
         api_name="segment_video",
     )
     task.change(lambda task: gradio.Slider(**slider(task)), task, threshold, api_name=False)
+
+
+def _video_input(gradio):
+    camera = gradio.WebcamOptions(mirror=False, constraints={"video": CAMERA})
+    video = gradio.Video(
+        sources=["upload", "webcam"], webcam_options=camera, include_audio=False, label="Video", elem_id="video"
+    )
+    video.preprocess = lambda payload: None if payload is None else payload.path  # Gradio's own runs ffmpeg
+    return video
 
 
 def answer_video(
