@@ -1,50 +1,28 @@
 """`mask2former-hf predict` of videos."""
 
 import json
+from fractions import Fraction
 
 import numpy as np
 import pytest
-from helpers import randomise, tiny_config
 from PIL import Image
+from videos import save_checkpoints, write_video
 
-from mask2former_hf import (
-    Mask2FormerForUniversalSegmentation,
-    Mask2FormerForVideoSegmentation,
-    Mask2FormerImageProcessor,
-    Mask2FormerVideoProcessor,
-    MovingScenes,
-)
+from mask2former_hf import Mask2FormerForVideoSegmentation, MovingScenes
 from mask2former_hf.cli.main import main
-from mask2former_hf.inference.video_files import VideoSource, VideoWriter
+from mask2former_hf.inference.video_files import VideoSource
 
 pytest.importorskip("av", reason="video files need PyAV")
-SIZE = {"shortest_edge": 48, "longest_edge": 96}
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoints")
-    for name, model_class, processor_class in (
-        ("clips", Mask2FormerForVideoSegmentation, Mask2FormerVideoProcessor),
-        ("images", Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor),
-    ):
-        model = randomise(model_class(tiny_config("resnet", task="instance", decoder_layers=2)))
-        model.class_predictor.weight.data *= 6
-        model.save_pretrained(folder / name)
-        processor_class(size=SIZE).save_pretrained(folder / name)
-    return folder
+    return save_checkpoints(tmp_path_factory.mktemp("checkpoints"))
 
 
 @pytest.fixture
 def frames():
     return [MovingScenes(1, 12, size=(48, 66))[0].frame(number) for number in range(12)]
-
-
-def write(path, frames, rate=5):
-    with VideoWriter(path, rate) as writer:
-        for frame in frames:
-            writer.add(frame)
-    return path
 
 
 def predict(source, model, output, *more):
@@ -53,7 +31,7 @@ def predict(source, model, output, *more):
 
 @pytest.mark.parametrize("kind", ["clips", "images"])
 def test_a_video_file_becomes_an_overlay_and_tracks(kind, checkpoints, frames, tmp_path, capsys):
-    source = write(tmp_path / "in.mp4", frames)
+    source = write_video(tmp_path / "in.mp4", frames)
     assert predict(source, checkpoints / kind, tmp_path / "out", "--threshold", "0.1") == 0
     assert "12 frames" in capsys.readouterr().out
     overlay = VideoSource(tmp_path / "out" / "video.mp4")
@@ -83,11 +61,12 @@ def test_a_folder_is_a_video_if_one_says_so(checkpoints, frames, tmp_path, capsy
 def test_files_that_are_no_videos_are_named(checkpoints, frames, tmp_path, capsys):
     (tmp_path / "text.mp4").write_text("no video")
     (tmp_path / "empty.mp4").write_bytes(b"")
-    whole = write(tmp_path / "whole.mp4", frames).read_bytes()
+    whole = write_video(tmp_path / "whole.mp4", frames).read_bytes()
     (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
     for name in ("text.mp4", "empty.mp4", "cut.mp4"):
         assert predict(tmp_path / name, checkpoints / "clips", tmp_path / "out") == 2
-        assert f"{name}: cannot be read as a video" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert f"{name}: cannot be read as a video" in said and ("is empty" in said) == (name == "empty.mp4")
     assert predict(tmp_path / "none.mp4", checkpoints / "clips", tmp_path / "out") == 2
     assert "none.mp4: no such file" in capsys.readouterr().err
     assert predict(tmp_path / "whole.mp4", checkpoints / "clips", tmp_path / "out", "--tta") == 2
@@ -95,7 +74,7 @@ def test_files_that_are_no_videos_are_named(checkpoints, frames, tmp_path, capsy
 
 
 def test_a_video_in_which_nothing_is_found_gets_a_hint(checkpoints, frames, tmp_path, capsys):
-    source = write(tmp_path / "one.mp4", frames[:1])
+    source = write_video(tmp_path / "one.mp4", frames[:1])
     assert predict(source, checkpoints / "images", tmp_path / "out", "--threshold", "1") == 0
     shown = capsys.readouterr().out
     assert "1 frames, 0 objects" in shown and "try --threshold" in shown
@@ -106,10 +85,27 @@ def test_a_video_in_which_nothing_is_found_gets_a_hint(checkpoints, frames, tmp_
 
 def test_a_written_video_has_its_frames_upright_and_even(tmp_path):
     frames = [np.full((33, 51, 3), [250, 20 * number, 0], np.uint8) for number in range(5)]
-    back = list(VideoSource(write(tmp_path / "video.mp4", frames)))
+    back = list(VideoSource(write_video(tmp_path / "video.mp4", frames)))
     assert [frame.shape for frame in back] == [(32, 50, 3)] * 5
     for frame, read in zip(frames, back, strict=True):
         assert abs(frame[0, 0].astype(int) - read.mean((0, 1))).max() < 12
+
+
+def test_the_rate_of_a_recording_that_does_not_say_it_is_that_of_its_frames(tmp_path):
+    """As of a browser's webm; seven frames, one every 140 milliseconds."""
+    import av
+
+    with av.open(str(tmp_path / "recording.mkv"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        stream.codec_context.time_base, stream.codec_context.framerate = Fraction(1, 1000), Fraction(0)
+        for number in range(7):
+            frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
+            frame.pts, frame.time_base = 140 * number, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    source = VideoSource(tmp_path / "recording.mkv")
+    assert source.rate == pytest.approx(1 / 0.14) and len(list(source)) == 7
 
 
 def test_the_demo_of_videos_leaves_a_checkpoint_figures_and_pictures(tmp_path, capsys):

@@ -1,14 +1,13 @@
-"""`mask2former-hf app`: a page in the browser that segments images, here or as a Space of the Hub."""
+"""`mask2former-hf app`: a page in the browser that segments images and videos, here or as a Space of the Hub."""
 
 import argparse
 import re
 import shutil
 from pathlib import Path
 
-from ..inference.page import load_gradio, make_page
-from ..inference.segmenter import Segmenter
-from .loading import load
-from .main import UserError
+from ..inference.loading import LoadingError
+from ..inference.page import load_gradio, load_segmenter, make_page
+from .main import UserError, in_flags
 
 PORT = 7860  # Gradio's own
 LARGEST_UPLOAD = "100mb"
@@ -24,12 +23,13 @@ REQUIREMENTS = (  # setup.cfg's, and its extra `app`; the Space has the package 
     "gradio",
     "shapely",
     "scikit-image",
+    "av",
 )
-SPACE_APP = '''"""Segments images with {model}."""
+SPACE_APP = '''"""Segments images and videos with {model}."""
 
-from mask2former_hf import Segmenter, make_page
+from mask2former_hf.inference.page import load_segmenter, make_page
 
-page = make_page(Segmenter("{model}"))
+page = make_page(load_segmenter("{model}"))
 
 if __name__ == "__main__":
     page.launch(max_file_size="{largest}")
@@ -46,8 +46,8 @@ models:
 - {model}
 ---
 
-Segments images with [{model}](https://huggingface.co/{model}), by the package mask2former_hf (Apache-2.0), which is in
-`mask2former_hf/`.
+Segments images and videos with [{model}](https://huggingface.co/{model}), by the package mask2former_hf (Apache-2.0),
+which is in `mask2former_hf/`.
 """
 
 
@@ -74,9 +74,14 @@ def run(arguments: argparse.Namespace) -> int:
             f"{arguments.export_space}: upload it by: hf upload USER/NAME {arguments.export_space} --repo-type space"
         )
         return 0
-    model, processor = load(arguments.model, arguments.device)
     try:
-        page = make_page(Segmenter.of(model, processor))
+        segmenter = load_segmenter(arguments.model, arguments.device)
+    except LoadingError as error:
+        raise UserError(f"--model {error}") from error
+    except ValueError as error:
+        raise UserError(in_flags(str(error), ["device"])) from error
+    try:
+        page = make_page(segmenter)
     except ValueError as error:
         raise UserError(f"--model {arguments.model}: {error}") from error
     try:

@@ -110,9 +110,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.video or any(is_video(path) for path in arguments.images):
         if len(arguments.images) > 1:
             raise UserError(f"{len(arguments.images)} inputs, of which one is a video: give one video at a time")
+        from ..inference.video_prediction import OVERLAY, RESULTS
         from . import predict_video
 
-        present = check_output(arguments, arguments.images, predict_video.RESULTS, "video.mp4")
+        present = check_output(arguments, arguments.images, RESULTS, OVERLAY)
         return predict_video.run(arguments, partial(remove, present))
     process, processes = _processes(arguments)
     images, problems = _find(arguments)

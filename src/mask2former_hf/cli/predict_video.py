@@ -3,20 +3,15 @@
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 
-import numpy as np
 from tqdm import tqdm
 
-from ..data.json_files import write_json
-from ..inference.drawing import draw_tracks
 from ..inference.loading import LoadingError
-from ..inference.video_files import VideoSource, VideoWriter, load_av
-from ..inference.video_results import TrackCollector, for_json
+from ..inference.video_files import VideoSource, load_av
+from ..inference.video_prediction import best_score, predict_video
 from ..inference.video_segmenter import VideoSegmenter
 from .main import UserError
-
-ASKED_AGAIN = 10  # frames of which the best score is looked for if no object was above the threshold
-RESULTS = ("video.mp4", "tracks.json", "categories.json")
 
 
 def run(arguments: argparse.Namespace, remove_earlier: Callable[[], None]) -> int:
@@ -43,31 +38,17 @@ def run(arguments: argparse.Namespace, remove_earlier: Callable[[], None]) -> in
         raise UserError(f"--{str(error).replace('stuff_label_ids', 'stuff')}") from error
     remove_earlier()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    problem, collector = None, TrackCollector()
-    try:
-        with VideoWriter(arguments.output / "video.mp4", source.rate) as writer:
-            for image, result in _results(source, stream):
-                collector.add(result)
-                shown = result.plot(image) if segmenter.task == "semantic" else draw_tracks(image, result)
-                writer.add(np.asarray(shown))
-    except (OSError, ValueError) as error:  # of the source: what was predicted is kept
-        problem = str(error)
-    except KeyboardInterrupt:
-        problem = f"interrupted after {collector.length} frames"
-    finally:
-        tracks = collector.tracks(stream)
-        write_json(arguments.output / "tracks.json", for_json(tracks, name), indent=None)
-        names = segmenter.model.config.id2label
-        write_json(arguments.output / "categories.json", [{"id": n, "name": name} for n, name in names.items()])
-    if problem:
-        print(f"mask2former-hf predict: {problem}", file=sys.stderr)
-    print(f"{collector.length} frames, {len(tracks)} objects: {arguments.output}")
-    if collector.length and not tracks and segmenter.task != "semantic":
+    bar = partial(tqdm, desc="predicting", unit="frame", total=source.length)
+    found = predict_video(segmenter, source, stream, arguments.output, progress=bar)
+    if found.problem:
+        print(f"mask2former-hf predict: {found.problem}", file=sys.stderr)
+    print(f"{found.length} frames, {len(found.tracks)} objects: {arguments.output}")
+    if found.length and not found.tracks and segmenter.task != "semantic":
         print(
             f"0 objects are above the threshold of {stream.rules.threshold:g}; best score of the first frames "
-            f"{best_score(segmenter, source, numbers):.2f}; try --threshold"
+            f"{best_score(segmenter, source, **numbers):.2f}; try --threshold"
         )
-    return 2 if problem else 0
+    return 2 if found.problem else 0
 
 
 def _segmenter(arguments) -> tuple[VideoSegmenter, dict]:
@@ -81,26 +62,3 @@ def _segmenter(arguments) -> tuple[VideoSegmenter, dict]:
     except ValueError as error:
         raise UserError(f"--{error}") from error
     return segmenter, {name: value for name, value in given.items() if value is not None}
-
-
-def best_score(segmenter: VideoSegmenter, source: VideoSource, numbers: dict) -> float:
-    """Of any object in the first frames, however small it is."""
-    stream = segmenter.stream(**numbers | {"threshold": 0.0})
-    try:
-        for image, _ in zip(source, range(ASKED_AGAIN), strict=False):
-            stream.push(image)
-        stream.finish()
-    except (OSError, ValueError):  # a damaged file: what was seen before counts
-        pass
-    return max((seen.score for seen in stream.seen.values()), default=0.0)
-
-
-def _results(source: VideoSource, stream):
-    """Frames with their results, which may come some frames later."""
-    waiting = []
-    for image in tqdm(source, desc="predicting", unit="frame", total=source.length):
-        waiting.append(image)
-        for result in stream.push(image):
-            yield waiting.pop(0), result
-    for result in stream.finish():
-        yield waiting.pop(0), result

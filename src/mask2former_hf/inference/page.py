@@ -1,14 +1,17 @@
-"""A page in the browser that segments images with a checkpoint, by Gradio."""
+"""A page in the browser that segments images and videos with a checkpoint, by Gradio."""
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
+from ..data.moving_scenes import MovingScenes
 from ..data.scenes import ScenesDataset
 from ..model.result_defaults import TASKS
+from .loading import is_video_checkpoint
 from .page_content import (
     COLUMNS,
     MOST_PIXELS,
@@ -19,15 +22,18 @@ from .page_content import (
     table_rows,
     write_downloads,
 )
+from .page_video import MOST_FRAMES, NETWORK, add_video_tab
 from .rules import rules_of
 from .segmenter import Segmenter
 from .tiles import MIN_TILE
+from .video_files import VideoWriter
+from .video_segmenter import VideoSegmenter
 
 NONE, AUTO = "none", "auto"
 REFINEMENTS = (NONE, "otsu")
 TILES = (NONE, AUTO, "512", "1024")
 NOTHING = "No segment has a score above the threshold: lower it, or try another image."
-FEW_EXAMPLES, EXAMPLE_SIDE = 3, 320
+FEW_EXAMPLES, EXAMPLE_SIDE, EXAMPLE_FRAMES, EXAMPLE_RATE = 3, 320, 16, 6
 
 
 def load_gradio():
@@ -44,69 +50,104 @@ def load_gradio():
     return gradio
 
 
-def make_page(segmenter: Segmenter, *, examples: Iterable[str | Path] | None = None, most_pixels: int = MOST_PIXELS):
-    """A `gradio.Blocks`; `launch()` it.
+def load_segmenter(checkpoint: str | os.PathLike, device: str | None = None) -> Segmenter | VideoSegmenter:
+    """What a page is made of: a segmenter of images, which its page uses for videos as well, or one of clips.
+
+    Raises:
+        ValueError: as `Segmenter` and `VideoSegmenter`.
+    """
+    kind = VideoSegmenter if is_video_checkpoint(checkpoint) else Segmenter
+    return kind(checkpoint, device=device)
+
+
+def make_page(
+    segmenter: Segmenter | VideoSegmenter,
+    *,
+    examples: Iterable[str | Path] | None = None,
+    most_pixels: int = MOST_PIXELS,
+    most_frames: int = MOST_FRAMES,
+):
+    """A `gradio.Blocks`; `launch()` it. It takes images and videos; of a model of clips, videos alone.
 
     Args:
         segmenter: of a checkpoint for photos; its task is the one that the page begins with.
-        examples: files of images to choose from; None for generated scenes if the checkpoint knows their classes,
-            else for none.
-        most_pixels: of an image; larger ones get a message.
+        examples: files of images, or of videos for a model of clips, to choose from; None for generated scenes if the
+            checkpoint knows their classes, else for none.
+        most_pixels: of an image or a frame; larger ones get a message.
+        most_frames: of a video that are segmented.
 
     Raises:
         ImportError: without gradio.
         ValueError: for a checkpoint whose images are no photos, and for an export.
     """
-    if segmenter.channels is not None:
+    of_clips = isinstance(segmenter, VideoSegmenter) and segmenter.of_clips
+    if getattr(segmenter, "channels", None) is not None:
         raise ValueError(f"segmenter: its images have {segmenter.channels} bands, and browsers show photos alone")
     if not hasattr(segmenter.model, "parameters"):
         raise ValueError("segmenter: is of an export, whose task and rules are fixed; give that of its checkpoint")
     gradio = load_gradio()
-    tasks = [task for task in TASKS if _is_possible(segmenter, task)]
+    tasks = ["instance"] if of_clips else [task for task in TASKS if _is_possible(segmenter, task)]
+    slider = partial(_threshold, segmenter)
+    given = None if examples is None else list(map(str, examples))
     with gradio.Blocks(title="Mask2Former", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
-        gradio.Markdown("## Mask2Former\nGive an image; point at a segment to see what it is.")
-        with gradio.Row():
-            with gradio.Column(scale=1):
-                image = gradio.Image(
-                    type="filepath", sources=["upload", "clipboard", "webcam"], label="Image", elem_id="image"
-                )
-                # Gradio's own opens the file, and of a damaged one it shows an error with the server's path.
-                image.preprocess = lambda payload: None if payload is None else payload.path
-                task = gradio.Radio(tasks, value=segmenter.task, label="Task", elem_id="task")
-                threshold = gradio.Slider(0, 1, step=0.01, label="Threshold", **_threshold(segmenter, segmenter.task))
-                refinement = gradio.Radio(REFINEMENTS, value=NONE, label="Refinement", **_refinable(segmenter.task))
-                tile = gradio.Dropdown(TILES, value=NONE, label="Tile (pixels)", allow_custom_value=True)
-                button = gradio.Button("Segment", variant="primary", elem_id="segment")
-                files = _example_files(segmenter) if examples is None else list(map(str, examples))
-                if files:
-                    gradio.Examples(files, image)
-            with gradio.Column(scale=2):
-                overlay = gradio.HTML(elem_id="overlay")
-                table = gradio.Dataframe(
-                    headers=list(COLUMNS), datatype="str", interactive=False, label="Segments", elem_id="table"
-                )
-                downloads = gradio.File(file_count="multiple", interactive=False, label="Download", elem_id="files")
-
-        def show(path, task, threshold, refinement, tile):
-            yield from answer(segmenter, path, task, threshold, refinement, tile, most_pixels)
-
-        asked = {
-            "fn": show,
-            "inputs": [image, task, threshold, refinement, tile],
-            "outputs": [overlay, table, downloads],
-            "concurrency_limit": 1,  # one network in memory
-        }
-        gradio.on([button.click, image.change], **asked, api_name="segment")
-        task.change(
-            lambda task: (
-                gradio.Slider(**_threshold(segmenter, task)),
-                gradio.Radio(value=NONE, **_refinable(task)),
-            ),
-            task,
-            [threshold, refinement],
-            api_name=False,
-        ).then(**asked, api_name=False)
+        gradio.Markdown("## Mask2Former")
+        with gradio.Tabs():
+            if not of_clips:
+                with gradio.Tab("Image"):
+                    _add_image_tab(gradio, segmenter, tasks, slider, given, most_pixels)
+            with gradio.Tab("Video"):
+                videos = given if of_clips and given is not None else _example_videos(segmenter)
+                add_video_tab(gradio, segmenter, tasks, slider, most_frames, most_pixels, videos)
     return page
+
+
+def _add_image_tab(
+    gradio,
+    segmenter: Segmenter,
+    tasks: list[str],
+    slider: Callable[[str], dict],
+    examples: list[str] | None,
+    most_pixels: int,
+):
+    with gradio.Row():
+        with gradio.Column(scale=1):
+            image = gradio.Image(
+                type="filepath", sources=["upload", "clipboard", "webcam"], label="Image", elem_id="image"
+            )
+            # Gradio's own opens the file, and of a damaged one it shows an error with the server's path.
+            image.preprocess = lambda payload: None if payload is None else payload.path
+            task = gradio.Radio(tasks, value=segmenter.task, label="Task", elem_id="task")
+            threshold = gradio.Slider(0, 1, step=0.01, label="Threshold", **slider(segmenter.task))
+            refinement = gradio.Radio(REFINEMENTS, value=NONE, label="Refinement", **_refinable(segmenter.task))
+            tile = gradio.Dropdown(TILES, value=NONE, label="Tile (pixels)", allow_custom_value=True)
+            button = gradio.Button("Segment", variant="primary", elem_id="segment")
+            files = _example_files(segmenter) if examples is None else examples
+            if files:
+                gradio.Examples(files, image)
+        with gradio.Column(scale=2):
+            overlay = gradio.HTML(elem_id="overlay")
+            table = gradio.Dataframe(
+                headers=list(COLUMNS), datatype="str", interactive=False, label="Segments", elem_id="table"
+            )
+            downloads = gradio.File(file_count="multiple", interactive=False, label="Download", elem_id="files")
+
+    def show(path, task, threshold, refinement, tile):
+        yield from answer(segmenter, path, task, threshold, refinement, tile, most_pixels)
+
+    asked = {
+        "fn": show,
+        "inputs": [image, task, threshold, refinement, tile],
+        "outputs": [overlay, table, downloads],
+        "concurrency_limit": 1,
+        "concurrency_id": NETWORK,
+    }
+    gradio.on([button.click, image.change], **asked, api_name="segment")
+    task.change(
+        lambda task: (gradio.Slider(**slider(task)), gradio.Radio(value=NONE, **_refinable(task))),
+        task,
+        [threshold, refinement],
+        api_name=False,
+    ).then(**asked, api_name=False)
 
 
 def answer(
@@ -178,11 +219,29 @@ def _refinable(task: str) -> dict:
 
 
 def _example_files(segmenter: Segmenter) -> list[str]:
-    names = {int(label): name for label, name in segmenter.model.config.id2label.items()}
-    if names != dict(ScenesDataset.classes.id2label):
+    if _names(segmenter) != ScenesDataset.classes.id2label:
         return []
     folder = Path(tempfile.mkdtemp(prefix="mask2former-examples-"))  # for as long as the page may be open
     files = [folder / f"scene_{number}.png" for number in range(FEW_EXAMPLES)]
     for file, scene in zip(files, ScenesDataset(FEW_EXAMPLES, size=EXAMPLE_SIDE, seed=7), strict=True):
         Image.fromarray(scene.image).save(file)
     return [str(file) for file in files]
+
+
+def _example_videos(segmenter: Segmenter | VideoSegmenter) -> list[str]:
+    if _names(segmenter) not in (ScenesDataset.classes.id2label, MovingScenes.classes.id2label):
+        return []
+    file = Path(tempfile.mkdtemp(prefix="mask2former-examples-")) / "moving_scene.mp4"
+    video = MovingScenes(1, EXAMPLE_FRAMES, size=EXAMPLE_SIDE, seed=1, num_things=(3, 4), radius=(0.14, 0.26))[0]
+    try:
+        writer = VideoWriter(file, EXAMPLE_RATE)
+    except ImportError:  # the page says so of the first video that it gets
+        return []
+    with writer:
+        for number in range(video.length):
+            writer.add(video.frame(number))
+    return [str(file)]
+
+
+def _names(segmenter: Segmenter | VideoSegmenter) -> dict[int, str]:
+    return {int(label): name for label, name in segmenter.model.config.id2label.items()}

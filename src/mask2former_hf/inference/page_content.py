@@ -1,8 +1,13 @@
-"""What the page in the browser shows of a result, and the files that it offers. Neither Gradio nor torch."""
+"""What the page in the browser shows of a result, and the files that it offers. Neither Gradio nor torch.
+
+What a segment is appears above the picture while the pointer is over it, by rules of CSS: browsers run no script that
+is put into a page as HTML. Rules of a name for each segment, for CSS cannot say "the caption of this one".
+"""
 
 import base64
 import io
 import json
+from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
 
@@ -19,10 +24,17 @@ SHOWN_SIDE = 1024  # pixels of the longer side of the overlay, which is what a b
 OUTLINE_TOLERANCE = 0.5  # pixels of the overlay; a third of the points
 IMAGE_FILE = "image.png"  # of the downloads, to which the others refer
 COLUMNS = ("id", "label", "score", "area", "box")
+TRACK_COLUMNS = ("id", "label", "score", "first frame", "last frame")
+POINT = "Point at a segment, or tap it, to see what it is."
 STYLE = """
-.segments { width: 100%; max-height: 80vh; display: block; }
-.segments path { fill-opacity: 0.5; stroke-width: 1.5; vector-effect: non-scaling-stroke; cursor: help; }
-.segments path:hover { fill-opacity: 0.85; stroke: #ffffff; }
+.shown svg { width: 100%; max-height: 76vh; display: block; }
+.shown path { fill-opacity: 0.5; stroke-width: 1.5; vector-effect: non-scaling-stroke; cursor: crosshair; }
+.shown svg:has(path:is(:hover, :focus-visible)) path:not(:hover, :focus-visible) { fill-opacity: 0.2; }
+.shown svg path:is(:hover, :focus-visible) { fill-opacity: 0.7; stroke: #ffffff; stroke-width: 4; outline: none; }
+.shown .captions { height: 1.6em; margin-bottom: 0.4em; overflow: hidden; white-space: nowrap; }
+.shown .captions span { display: none; }
+.shown .captions b { display: inline-block; width: 0.9em; height: 0.9em; margin-right: 0.5em; border-radius: 2px; }
+.shown:has(path:is(:hover, :focus-visible)) .captions .point { display: none; }
 """
 
 
@@ -63,7 +75,7 @@ def _unreadable(path: str | Path) -> str:
 
 
 def hover_overlay(result: Segmentation, image: np.ndarray) -> str:
-    """HTML of the image with its segments; the pointer over one shows its label, score and area.
+    """HTML of the image with its segments; the pointer over one lights it up and shows its label, score and area.
 
     Args:
         result: of the image.
@@ -76,26 +88,33 @@ def hover_overlay(result: Segmentation, image: np.ndarray) -> str:
     shown = result.reduced(step)
     H, W = shown.size
     whole = {segment.id: segment for segment in result.segments}
-    paths = [
-        _path(whole[segment.id], number, polygons_of(found.mask, OUTLINE_TOLERANCE), segment.box)
-        for number, (segment, found) in enumerate(zip(shown.segments, shown.labelled_masks(), strict=True))
-    ]
+    paths, captions, rules = [], [], []
+    for number, (segment, found) in enumerate(zip(shown.segments, shown.labelled_masks(), strict=True)):
+        colour, text = _colour(segment, number), escape(describe(whole[segment.id]))
+        paths.append(_path(number, text, colour, polygons_of(found.mask, OUTLINE_TOLERANCE), segment.box))
+        captions.append(f'<span class="s{number}"><b style="background: {colour}"></b>{text}</span>')
+        rules.append(f".shown:has(path.s{number}:is(:hover, :focus-visible)) span.s{number} {{ display: inline; }}")
     if result.task == "instance":
         paths.reverse()  # what is drawn last lies on top: the best
     return (
-        f'<style>{STYLE}</style><svg class="segments" viewBox="0 0 {W} {H}" xmlns="http://www.w3.org/2000/svg">'
+        f'<style>{STYLE}{" ".join(rules)}</style><div class="shown">'
+        f'<div class="captions"><i class="point">{POINT}</i>{"".join(captions)}</div>'
+        f'<svg viewBox="0 0 {W} {H}" xmlns="http://www.w3.org/2000/svg">'
         f'<image width="{W}" height="{H}" preserveAspectRatio="none" href="{_data_url(image[::step, ::step])}"/>'
-        f"{''.join(paths)}</svg>"
+        f"{''.join(paths)}</svg></div>"
     )
 
 
-def _path(segment: Segment, number: int, polygons: list[Polygon], box: tuple[int, int, int, int]) -> str:
-    colour = "#{:02x}{:02x}{:02x}".format(*class_colour(segment.label_id, number % 5))
+def _colour(segment: Segment, number: int) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*class_colour(segment.label_id, number % 5))
+
+
+def _path(number: int, text: str, colour: str, polygons: list[Polygon], box: tuple[int, int, int, int]) -> str:
     lines = "".join(
         "M" + " ".join(f"{x:g},{y:g}" for x, y in ring + box[:2]) + "Z" for polygon in polygons for ring in polygon
     )
-    title = f"<title>{escape(describe(segment))}</title>"
-    return f'<path d="{lines}" fill="{colour}" stroke="{colour}" fill-rule="evenodd">{title}</path>'
+    drawn = f'd="{lines}" fill="{colour}" stroke="{colour}" fill-rule="evenodd"'
+    return f'<path class="s{number}" tabindex="0" role="img" aria-label="{text}" {drawn}/>'
 
 
 def describe(segment: Segment) -> str:
@@ -116,6 +135,22 @@ def table_rows(result: Segmentation) -> list[list]:
         [s.id, s.label, "" if s.score is None else round(s.score, 3), s.area, ", ".join(map(str, s.box))]
         for s in result.segments
     ]
+
+
+def track_rows(tracks: Iterable[Mapping], id2label: Mapping[int, str]) -> list[list]:
+    """A row of `TRACK_COLUMNS` for each object of a video that has a pixel; frames are counted from 0.
+
+    Args:
+        tracks: of `video_results.TrackCollector`.
+        id2label: names of the classes.
+    """
+    rows = []
+    for track in tracks:
+        frames = [number for number, code in enumerate(track["segmentations"]) if code is not None]
+        if frames:
+            label, score = id2label[track["category_id"]], round(track["score"], 3)
+            rows.append([track["id"], label, score, frames[0], frames[-1]])
+    return rows
 
 
 def write_downloads(folder: str | Path, result: Segmentation, image: np.ndarray) -> list[Path]:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from ..data.images import read_image
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 CAMERA = "webcam:"
-FOLDER_RATE = 10  # frames per second of what is written for a folder
+FOLDER_RATE = 10  # frames per second of what is written for a folder, and where nothing says it
+PACKETS_ASKED = 100
 CODECS = ("libx264", "mpeg4")  # the first that the installed PyAV has
 
 
@@ -34,9 +36,12 @@ class VideoSource:
     def __init__(self, source: str | os.PathLike):
         self.name = str(source)
         self.length, self.rate = None, Fraction(FOLDER_RATE)  # length: as far as known
+        self.size = None  # (H, W) of a file's frames as they are stored, which may be turned
         self.files = None
         if not self.name.startswith(CAMERA) and not os.path.exists(source):
             raise FileNotFoundError(f"{source}: no such file or folder")
+        if os.path.isfile(source) and not os.path.getsize(source):
+            raise ValueError(_unreadable(self.name, "the file is empty"))
         if os.path.isdir(source):
             from ..data.videos import frame_files  # imports torch, and `is_video` is asked without
 
@@ -45,7 +50,12 @@ class VideoSource:
             return
         with self._open() as container:
             stream = container.streams.video[0]
-            self.length, self.rate = stream.frames or None, stream.average_rate or self.rate
+            self.length = stream.frames or None
+            self.size = stream.height, stream.width
+            rate = stream.average_rate
+            if not rate and not self.name.startswith(CAMERA):
+                rate = _rate_of_packets(container, stream)
+            self.rate = rate or self.rate
 
     def _open(self):
         av = load_av()
@@ -55,7 +65,7 @@ class VideoSource:
             else:
                 container = av.open(self.name)
         except (av.FFmpegError, OSError) as error:
-            raise ValueError(f"{self.name}: cannot be read as a video ({error})") from error
+            raise ValueError(_unreadable(self.name, error.strerror or str(error))) from error
         if not container.streams.video:
             container.close()
             raise ValueError(f"{self.name}: has no video stream")
@@ -82,6 +92,18 @@ class VideoSource:
                 raise ValueError(f"{self.name}: damaged after {number} frames ({error})") from error
         if not number:
             raise ValueError(f"{self.name}: has no frames")
+
+
+def _unreadable(name: str, reason: str) -> str:
+    repair = "is it there, and free?" if name.startswith(CAMERA) else "give a whole mp4, mov, mkv or webm"
+    return f"{name}: cannot be read as a video ({reason}); {repair}"
+
+
+def _rate_of_packets(container, stream) -> Fraction | None:
+    """Frames per second of a file that does not say it, as a browser's recording of a webcam: by its first packets."""
+    times = [packet.pts for packet in islice(container.demux(stream), PACKETS_ASKED) if packet.pts is not None]
+    span = (max(times) - min(times)) * stream.time_base if times else 0
+    return (len(times) - 1) / span if span else None
 
 
 class VideoWriter:

@@ -1,0 +1,177 @@
+"""The page's part for videos: what it takes, and what it answers. `video_prediction` does the work."""
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+from .page_content import TRACK_COLUMNS, message, track_rows
+from .segmenter import Segmenter
+from .video_files import VideoSource
+from .video_prediction import OVERLAY, RESULTS, PredictedVideo, best_score, predict_video
+from .video_segmenter import VideoSegmenter
+
+MOST_FRAMES = 300  # ten seconds of a phone's video; minutes on a CPU
+CAMERA = {"width": {"ideal": 640}, "height": {"ideal": 480}}  # of Gradio's 1920 x 1440 a busy browser records nothing
+NETWORK = "network"  # of which one runs at a time, for images and videos
+EMPTY = "", None, [], []  # what the page shows of no video
+Answer = tuple[str, str | None, list[list], list[str]]
+
+
+def add_video_tab(
+    gradio,
+    segmenter: Segmenter | VideoSegmenter,
+    tasks: list[str],
+    slider: Callable[[str], dict],
+    most_frames: int,
+    most_pixels: int,
+    examples: list[str],
+):
+    """Fill the part of a page that takes videos.
+
+    Args:
+        gradio: the package.
+        segmenter: whose model is used.
+        tasks: that can be chosen.
+        slider: value and more of the threshold's slider, by task.
+        most_frames, most_pixels: as for `answer_video`.
+        examples: files of videos.
+    """
+    with gradio.Row():
+        with gradio.Column(scale=1):
+            video = _video_input(gradio)
+            task = gradio.Radio(tasks, value=segmenter.task, label="Task", elem_id="video-task")
+            threshold = gradio.Slider(0, 1, step=0.01, label="Threshold", **slider(segmenter.task))
+            gradio.Markdown(f"The first {most_frames} frames are segmented.")
+            button = gradio.Button("Segment", variant="primary", elem_id="segment-video")
+            if examples:
+                gradio.Examples(examples, video)
+        with gradio.Column(scale=2):
+            said = gradio.HTML(elem_id="video-said")
+            overlay = gradio.Video(
+                interactive=False, label="Result", elem_id="video-overlay", autoplay=True, loop=True
+            )
+            table = gradio.Dataframe(
+                headers=list(TRACK_COLUMNS), datatype="str", interactive=False, label="Objects", elem_id="tracks"
+            )
+            files = gradio.File(file_count="multiple", interactive=False, label="Download", elem_id="video-files")
+
+    def show(path, task, threshold, progress=gradio.Progress()):  # noqa: B008 (how Gradio knows that it is wanted)
+        bar = partial(progress.tqdm, desc="segmenting", unit="frames")
+        yield from answer_video(segmenter, path, task, threshold, bar, most_frames, most_pixels)
+
+    gradio.on(
+        [button.click, video.change],
+        show,
+        [video, task, threshold],
+        [said, overlay, table, files],
+        show_progress_on=overlay,
+        concurrency_limit=1,
+        concurrency_id=NETWORK,
+        api_name="segment_video",
+    )
+    task.change(lambda task: gradio.Slider(**slider(task)), task, threshold, api_name=False)
+
+
+def _video_input(gradio):
+    camera = gradio.WebcamOptions(mirror=False, constraints={"video": CAMERA})
+    video = gradio.Video(
+        sources=["upload", "webcam"], webcam_options=camera, include_audio=False, label="Video", elem_id="video"
+    )
+    video.preprocess = lambda payload: None if payload is None else payload.path  # Gradio's own runs ffmpeg
+    return video
+
+
+def answer_video(
+    segmenter: Segmenter | VideoSegmenter,
+    path: str | None,
+    task: str,
+    threshold: float,
+    progress: Callable[[Iterable], Iterable],
+    most_frames: int,
+    most_pixels: int,
+) -> Iterator[Answer]:
+    """What is said, the overlay's file, rows of objects and the files of an upload; once, and there until it goes on.
+
+    Args:
+        path: of the upload; None for none.
+        task: of the results; instance of a model of clips.
+        progress: wraps the frames; takes `total`.
+        most_frames: that are segmented, the first.
+        most_pixels: of a frame.
+    """
+    if path is None:
+        yield EMPTY
+        return
+    name = Path(path).name
+    try:
+        chosen = of_task(segmenter, task)
+        source = VideoSource(path)
+        _check_size(source, most_pixels)
+        numbers = {} if task == "semantic" else {"threshold": threshold}
+        stream = chosen.stream(**numbers)
+    except (OSError, ValueError, ImportError) as error:
+        yield message(_without_folder(error, path)), *EMPTY[1:]
+        return
+    total = min(source.length or most_frames, most_frames)
+    with tempfile.TemporaryDirectory() as folder:
+        found = predict_video(
+            chosen,
+            source,
+            stream,
+            Path(folder),
+            video_id=name,
+            progress=partial(progress, total=total),
+            most_frames=most_frames,
+        )
+        if not found.length:
+            yield message(_without_folder(found.problem, path)), *EMPTY[1:]
+            return
+        rows = track_rows(found.tracks, chosen.model.config.id2label)
+        said = _said(found, most_frames, path)
+        if not rows and task != "semantic":
+            said.append(f"No object has a score above the threshold: lower it. {_best(chosen, source, numbers)}")
+        files = [f"{folder}/{file}" for file in RESULTS]
+        yield "".join(map(message, said)), f"{folder}/{OVERLAY}", rows, files
+
+
+def of_task(segmenter: Segmenter | VideoSegmenter, task: str) -> VideoSegmenter:
+    """A segmenter of videos with the model of another.
+
+    Raises:
+        ValueError: for a task that its checkpoint does not have.
+    """
+    kept = {}
+    if isinstance(segmenter, VideoSegmenter):
+        kept = {name: getattr(segmenter, name) for name in ("window", "overlap", "tracking")}
+    return VideoSegmenter.of(segmenter.model, segmenter.processor, task=task, **kept)
+
+
+def _check_size(source: VideoSource, most_pixels: int):
+    if source.size is not None and source.size[0] * source.size[1] > most_pixels:
+        H, W = source.size
+        raise ValueError(
+            f"The frames have {W} x {H} pixels, and this page takes {most_pixels / 1e6:g} million at most: make them "
+            "smaller, or segment them by mask2former-hf predict, which has no such limit."
+        )
+
+
+def _said(found: PredictedVideo, most_frames: int, path: str) -> list[str]:
+    """Lines about what was not segmented."""
+    lines = []
+    if found.problem:
+        lines.append(f"{_without_folder(found.problem, path)}. Shown is what came before: {found.length} frames.")
+    if found.cut:
+        lines.append(
+            f"The video is longer: these are its first {most_frames} frames. mask2former-hf predict takes all."
+        )
+    return lines
+
+
+def _best(segmenter: VideoSegmenter, source: VideoSource, numbers: Mapping) -> str:
+    return f"The best score of the first frames is {best_score(segmenter, source, **numbers):.2f}."
+
+
+def _without_folder(error: Exception | str, path: str) -> str:
+    """An error for whoever uploaded the file: no place on the server is named."""
+    return str(error).replace(str(path), Path(path).name)
