@@ -11,6 +11,7 @@ import example_worker
 import pytest
 import torch
 from helpers import SHARED
+from processes import python, two_pythons
 from safetensors.torch import load_file
 
 from mask2former_hf import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
@@ -30,17 +31,6 @@ def arguments(folder, *more):
     return [*paths, *fixed, "--output", folder, *more]
 
 
-def launch(*own, processes=1, given=(), launcher=None):
-    command = [sys.executable, WORKER, *own, "--", *given]
-    if processes > 1:
-        launcher = launcher or ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        command = [sys.executable, *launcher, WORKER, *own, "--", *given]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, env=environment, timeout=300
-    )
-
-
 def weights(folder):
     return load_file(folder / "model.safetensors")
 
@@ -54,16 +44,14 @@ def assert_equal_weights(ours, others, tolerance=0.0):
 def test_the_loop_resumes_after_a_kill_while_saving_and_ends_with_equal_weights(tmp_path):
     """Three micro-batches of an epoch of five images: the run stops in the middle of an epoch."""
     options = ["--steps", 6, "--batch-size", 1, "--accumulate", 2, "--save-every", 2, "--keep", 1]
-    whole = launch(given=arguments(tmp_path / "whole", *options))
-    assert whole.returncode == 0, whole.stderr[-2000:]
+    example_worker.run(arguments(tmp_path / "whole", *options))
     parts = tmp_path / "parts"
-    killed = launch("--kill-while-saving", 3, given=arguments(parts, *options))
+    killed = python(WORKER, "--kill-while-saving", 3, "--", *arguments(parts, *options))
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     assert (parts / "checkpoints" / "incomplete" / "model.safetensors").read_bytes() == b"half of a file"
     assert [path.name for path in (parts / "checkpoints").glob("step-*")] == ["step-00000004"]
     load_file(parts / "checkpoints" / "step-00000004" / "model.safetensors")
-    resumed = launch(given=arguments(parts, *options, "--resume"))
-    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    example_worker.run(arguments(parts, *options, "--resume"))
     assert_equal_weights(weights(tmp_path / "whole"), weights(parts))
     assert [path.name for path in (parts / "checkpoints").iterdir()] == ["step-00000006"]
 
@@ -74,8 +62,8 @@ def test_micro_batches_and_processes_of_the_loop_give_the_step_of_the_large_batc
     example_worker.run(arguments(one, "--steps", 1, "--batch-size", 4, *measured), fix_points=True)
     example_worker.run(arguments(micro, "--steps", 1, "--batch-size", 2, "--accumulate", 2), fix_points=True)
     given = arguments(two, "--steps", 1, "--batch-size", 2, *measured)
-    done = launch("--fixed-points", processes=2, given=given)
-    assert done.returncode == 0, done.stderr[-3000:]
+    for done in two_pythons(WORKER, "--fixed-points", "--", *given):
+        assert done.returncode == 0, done.stderr[-3000:]
     # AdamW's first step is the learning rate, 1e-3, in the direction of each gradient's sign, rounding included.
     for other in (micro, two):
         different = [(weights(one)[name] - tensor).abs() > 1e-4 for name, tensor in weights(other).items()]
@@ -87,8 +75,11 @@ def test_micro_batches_and_processes_of_the_loop_give_the_step_of_the_large_batc
 def test_the_loop_under_fsdp_saves_a_checkpoint_that_loads(tmp_path):
     config = Path(example_worker.EXAMPLES) / "fsdp.yaml"
     launcher = ["-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", 2, "--cpu"]
-    given = arguments(tmp_path, "--steps", 2, "--batch-size", 1)
-    done = launch("--fixed-points", processes=2, given=given, launcher=[str(part) for part in launcher])
+    command = [*launcher, WORKER, "--fixed-points", "--", *arguments(tmp_path, "--steps", 2, "--batch-size", 1)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], capture_output=True, text=True, env=environment, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     model = Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path)
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())

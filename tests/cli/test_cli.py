@@ -1,19 +1,16 @@
 """The commands as a user runs them: what they write, and what they say when something is wrong."""
 
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 import transformers
 from helpers import BACKBONES, SHARED, sure_checkpoint, tiny_fields
 from PIL import Image
+from processes import Python
 from safetensors.torch import load_file, save_file
 
 from mask2former_hf import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
@@ -269,18 +266,12 @@ def test_demo_finds_out_before_training_that_it_cannot_write(tmp_path, capsys):
 
 def test_ctrl_c_keeps_what_the_demo_learned(tmp_path):
     arguments = ["--steps", "5000", "--batch-size", "2", "--eval-images", "2", "--pictures", "1", "--device", "cpu"]
-    command = [sys.executable, "-m", "mask2former_hf", "demo", "--output", str(tmp_path / "demo"), *arguments]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
-    )
-    seen, deadline = "", time.monotonic() + 120
-    while not re.search(r"[1-9]\d*/5000", seen) and time.monotonic() < deadline:
-        seen += process.stderr.read(1)
-    os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
-    assert "Interrupted after" in output
+    demo = Python("-m", "mask2former_hf", "demo", "--output", tmp_path / "demo", *arguments)
+    assert demo.wait_until(lambda process: re.search(r"[1-9]\d*/5000", process.stderr))
+    demo.kill(signal.SIGINT)
+    done = demo.wait()
+    assert done.returncode == 0, done.stderr
+    assert "Interrupted after" in done.stdout
     assert 0 < json.loads((tmp_path / "demo" / "results.json").read_text())["steps"] < 5000
     Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path / "demo")
 

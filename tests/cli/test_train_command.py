@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ import torch
 import yaml
 from helpers import SHARED
 from PIL import Image
+from processes import Python
 
 import mask2former_hf
 import mask2former_hf.training.setting_checks as setting_checks
@@ -381,19 +381,13 @@ def test_overlapping_segments_and_panoptic_quality_are_refused_before_training(t
 
 def test_ctrl_c_saves_a_checkpoint_from_which_the_run_goes_on(tmp_path):
     run = [*SCENES, "--backbone", "tiny", *SMALL, "--steps", 5000, "--eval-every", 5000, "--output", tmp_path / "run"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mask2former_hf", "train", *map(str, run)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True,
-    )  # fmt: skip
-    seen, deadline = "", time.monotonic() + 120
-    while not re.search(r"[1-9]\d*/5000", seen) and time.monotonic() < deadline:
-        seen += process.stderr.read(1)
-    os.killpg(process.pid, signal.SIGINT)
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, errors
-    (step,) = {int(number) for number in re.findall(r"--resume goes on from step (\d+)", output)}
-    assert f"Interrupted at step {step}." in output and "Traceback" not in errors
+    process = Python("-m", "mask2former_hf", "train", *run)
+    assert process.wait_until(lambda process: re.search(r"[1-9]\d*/5000", process.stderr))
+    process.kill(signal.SIGINT)
+    done = process.wait()
+    assert done.returncode == 130, done.stderr
+    (step,) = {int(number) for number in re.findall(r"--resume goes on from step (\d+)", done.stdout)}
+    assert f"Interrupted at step {step}." in done.stdout and "Traceback" not in done.stderr
     assert (tmp_path / "run" / f"checkpoint-{step}" / "complete").is_file()
     assert not (tmp_path / "run" / "results.json").exists()
     assert command("train", *run, "--resume", "--steps", step + 1) == 0

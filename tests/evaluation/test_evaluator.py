@@ -1,16 +1,14 @@
 """Evaluation: right for known answers, equal however the images are spread over batches and processes."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from helpers import tiny_model
+from processes import two_pythons
 
 import mask2former_hf.inference.results
 from mask2former_hf import Mask2FormerImageProcessor
@@ -123,17 +121,11 @@ def test_two_processes_give_the_figures_of_one_with_an_uneven_last_batch(checkpo
         assert main(["evaluate", *given, "--json", str(one), "--report", str(tmp_path / "by one")]) == 0
     finally:
         torch.set_num_threads(threads)
-    source = os.path.dirname(os.path.dirname(mask2former_hf.__file__))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    done = subprocess.run(
-        [*launcher, "-m", "mask2former_hf", "evaluate", *given, "--json", two, "--report", tmp_path / "by two"],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": source},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("pq per class") == 1
+    command = ["-m", "mask2former_hf", "evaluate", *given, "--json", two, "--report", tmp_path / "by two"]
+    processes = two_pythons(*command)
+    for done in processes:
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert [done.stdout.count("pq per class") for done in processes] == [1, 0]
     assert one.read_text() == two.read_text()
     reports = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("by one", "by two")]
     assert all(report.pop("settings") for report in reports) and reports[0] == reports[1]

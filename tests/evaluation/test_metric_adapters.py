@@ -2,11 +2,10 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from processes import Python, python
 
 pytest.importorskip("evaluate", reason="evaluate is optional: pip install evaluate")
 pytest.importorskip("pycocotools", reason="average precision needs a COCO package")
@@ -106,32 +105,17 @@ print(json.dumps(front.compute()))  # process 0 had no image
 
 
 def test_two_processes_give_the_figures_of_one_time_after_time(tmp_path):
-    paths = [os.path.dirname(__file__), *(path for path in sys.path if path)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(rank), str(tmp_path)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=150) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for process, (_, errors) in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, errors[-3000:]
+    begin = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})\n"
+    processes = [Python("-c", begin + PROCESS, rank, tmp_path) for rank in range(2)]
+    first, second = (process.wait() for process in processes)
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr[-3000:] + second.stderr[-3000:]
     expected = [json.dumps(direct_figures(kind, make_images(kind))) for kind in KINDS for _ in range(2)]
     expected.append(expected[-1])
-    assert outputs[0][0].splitlines() == expected
-    assert outputs[1][0].splitlines() == ["null"] * len(expected)
+    assert first.stdout.splitlines() == expected
+    assert second.stdout.splitlines() == ["null"] * len(expected)
 
 
 def test_without_evaluate_the_error_names_the_package():
     code = "import sys; sys.modules['evaluate'] = None\nimport mask2former_hf.evaluation.adapters"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = python("-c", code)
     assert done.returncode != 0 and "pip install evaluate" in done.stderr

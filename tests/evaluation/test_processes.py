@@ -1,53 +1,46 @@
 """Processes of a launcher: the group that begins in a run ends with it, also when one of them fails."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
+from processes import Python, group_of_two, two_pythons
 
-import mask2former_hf
 from mask2former_hf.evaluation.processes import process_group, process_rank
 
 BEGIN = {"inside": "process_group('gloo')", "by what runs in it": "process_group()"}
 
 
-def launch(tmp_path, begin, block):
-    """Two processes that run `block` in a group, and at their end say in a file of their own whether it is open."""
-    script = tmp_path / "script.py"
-    script.write_text(f"""
-import atexit, os, pathlib, sys
+SCRIPT = """
+import os, pathlib, sys
 import torch
 from mask2former_hf.evaluation.processes import process_group
-rank, folder = os.environ["RANK"], pathlib.Path({str(tmp_path)!r})
-atexit.register(lambda: (folder / rank).write_text("open" if torch.distributed.is_initialized() else "ended"))
-with {begin}:
-    if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("gloo")
-    torch.distributed.all_reduce(torch.ones(3))
-    {block}
-""")
-    source = os.path.dirname(os.path.dirname(mask2former_hf.__file__))
-    return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": source},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+rank = os.environ["RANK"]
+try:
+    with {begin}:
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("gloo")
+        torch.distributed.all_reduce(torch.ones(3))
+        {block}
+finally:
+    group = "open" if torch.distributed.is_initialized() else "ended"
+    (pathlib.Path(sys.argv[1]) / rank).write_text(group)
+"""
 
 
 @pytest.mark.parametrize("begin", BEGIN.values(), ids=BEGIN)
 def test_a_group_that_begins_in_a_run_ends_with_it(begin, tmp_path):
-    done = launch(tmp_path, begin, "pass")
-    assert done.returncode == 0, done.stderr
+    for done in two_pythons("-c", SCRIPT.format(begin=begin, block="pass"), tmp_path):
+        assert done.returncode == 0, done.stderr
     assert [(tmp_path / rank).read_text() for rank in "01"] == ["ended", "ended"]
 
 
 def test_a_process_that_fails_waits_for_nobody(tmp_path):
     """The other one is in a barrier, and would be for half an hour."""
-    done = launch(tmp_path, BEGIN["inside"], "1 / int(rank)")
+    with group_of_two() as group:
+        script = SCRIPT.format(begin=BEGIN["inside"], block="1 / int(rank)")
+        first, second = (Python("-c", script, tmp_path, **variables) for variables in group)
+        done = first.wait()
+        second.kill()
+        second.wait()
     assert done.returncode == 1 and "ZeroDivisionError" in done.stderr
     assert (tmp_path / "0").read_text() == "ended"
 

@@ -5,13 +5,11 @@ tests/conversion/test_restricted_pickle.py, of the kernel in tests/kernels/test_
 annotations in tests/data/test_hostile_files.py.
 """
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import python
 
 from mask2former_hf.data.rle import read_counts
 
@@ -20,10 +18,7 @@ FOLDER = Path(__file__).parent
 
 def fuzz(target: str, count: int, folder: Path) -> str:
     """In a process of its own, because a finding may be a crash."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, FOLDER / "run.py", "--target", target, "--count", str(count), "--seed", "0"]
-    command += ["--folder", folder]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    done = python(FOLDER / "run.py", "--target", target, "--count", count, "--seed", 0, "--folder", folder)
     assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-5000:]}"
     return done.stdout.strip()
 

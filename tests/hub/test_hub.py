@@ -1,4 +1,4 @@
-"""Publishing and fetching, against a Hub on the loopback; every use is a process of its own, as its settings are."""
+"""Publishing to and fetching from a Hub on the loopback, in processes of their own: a client reads settings once."""
 
 import json
 import os
@@ -38,6 +38,7 @@ same = lambda other: all(torch.equal(a, b) for a, b in zip(model.state_dict().va
 
 def run(hub, folder, code, **options):
     """Standard output's last line, as json, of a process that uses the Hub."""
+    folder.mkdir(exist_ok=True)
     done = subprocess.run(
         [sys.executable, "-c", START + code, str(SUPPORT)],
         env=os.environ | hub.environment(folder / "cache", **options) | {"PYTHONPATH": SOURCES},
@@ -55,11 +56,22 @@ def hub():
         yield endpoint
 
 
-def test_publish_and_fetch(hub, tmp_path):
-    report = run(
-        hub,
-        tmp_path,
-        """
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A Hub, and what came of publishing to it in several ways, by one process, each with a model of its own."""
+    pytest.importorskip("accelerate")
+    parts = [FETCH, BY_TRAINER, BY_OUR_TRAINER, BY_CONVERT, SECRETLY]
+    code = "reports = []\n"
+    for part in parts:
+        code += (
+            f"model = tiny_model('resnet', task='panoptic', stuff_label_ids=[3, 4])\n{part}\nreports.append(report)\n"
+        )
+    with HubEndpoint() as endpoint:
+        reports = run(endpoint, tmp_path_factory.mktemp("publisher"), code + "print(json.dumps(reports))")
+        yield endpoint, dict(zip(parts, reports, strict=True))
+
+
+FETCH = """
 import os
 from huggingface_hub import snapshot_download
 from transformers import pipeline
@@ -87,9 +99,13 @@ registration.register()
 pipe = pipeline(model="tester/whole", revision="second")  # the task is the one of the model card
 report["pipeline"] = [type(pipe.model).__module__, pipe.task, same(pipe.model)]
 report["segments"] = isinstance(pipe(Image.new("RGB", (70, 50))), list)
-print(json.dumps(report))
-""",
-    )
+registration.unregister()
+"""
+
+
+def test_publish_and_fetch(published):
+    hub, reports = published
+    report = reports[FETCH]
     assert report.pop("files") == ["README.md", "config.json", "model.safetensors", "preprocessor_config.json"]
     assert {name: value for name, value in report.pop("size").items() if value} == {
         "shortest_edge": 64,
@@ -106,12 +122,7 @@ print(json.dumps(report))
     assert metadata["model-index"][0]["results"][0]["metrics"] == [{"type": "pq", "value": 0.25}]
 
 
-def test_trainer_publishes(hub, tmp_path):
-    pytest.importorskip("accelerate")
-    report = run(
-        hub,
-        tmp_path,
-        """
+BY_TRAINER = """
 from transformers import Trainer, TrainingArguments
 from helpers import random_targets
 masks, classes = random_targets([2, 1], (64, 64))
@@ -127,20 +138,18 @@ trainer = Trainer(model, arguments, train_dataset=examples, data_collator=collat
 trainer.train()
 trainer.push_to_hub(blocking=True)
 other = Mask2FormerForUniversalSegmentation.from_pretrained("tester/trained")
-print(json.dumps([same(other), type(Mask2FormerImageProcessor.from_pretrained("tester/trained")).__name__]))
-""",
-    )
-    assert report == [True, "Mask2FormerImageProcessor"]
+report = [same(other), type(Mask2FormerImageProcessor.from_pretrained("tester/trained")).__name__]
+"""
+
+
+def test_trainer_publishes(published):
+    hub, reports = published
+    assert reports[BY_TRAINER] == [True, "Mask2FormerImageProcessor"]
     files = set(hub.repositories["tester/trained"].files())
     assert {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"} <= files
 
 
-def test_our_trainer_publishes_its_figures(hub, tmp_path):
-    pytest.importorskip("accelerate")
-    hub_card = run(
-        hub,
-        tmp_path,
-        """
+BY_OUR_TRAINER = """
 from mask2former_hf.data.scenes import ID2LABEL, ScenesDataset, STUFF_LABEL_IDS
 from mask2former_hf.training.trainer import Mask2FormerTrainer, Mask2FormerTrainingArguments
 model.config.id2label = ID2LABEL
@@ -154,26 +163,28 @@ trainer.push_to_hub(blocking=True, dataset="scenes")
 other = Mask2FormerForUniversalSegmentation.from_pretrained("tester/ours")
 assert same(other)
 from huggingface_hub import hf_hub_download
-print(json.dumps(open(hf_hub_download("tester/ours", "README.md")).read()))
-""",
-    )
+report = open(hf_hub_download("tester/ours", "README.md")).read()
+"""
+
+
+def test_our_trainer_publishes_its_figures(published):
+    hub_card = published[1][BY_OUR_TRAINER]
     assert "| pq |" in hub_card and "tester/ours" in hub_card and "learning_rate" in hub_card
 
 
-def test_convert_publishes_what_it_made(hub, tmp_path):
-    report = run(
-        hub,
-        tmp_path,
-        """
+BY_CONVERT = """
 from mask2former_hf.cli.main import main
 from mask2former_hf.conversion.converting import to_original
 torch.save({"model": to_original(model)}, "model.pth")
 code = main(["convert", "model.pth", "--output", "converted", "--push", "tester/converted"])
 other = Mask2FormerForUniversalSegmentation.from_pretrained("tester/converted")
-print(json.dumps([code, same(other)]))
-""",
-    )
-    assert report == [0, True]
+report = [code, same(other)]
+"""
+
+
+def test_convert_publishes_what_it_made(published):
+    hub, reports = published
+    assert reports[BY_CONVERT] == [0, True]
     assert {"README.md", "config.json", "model.safetensors"} <= set(hub.repositories["tester/converted"].files())
 
 
@@ -200,14 +211,13 @@ print(json.dumps([message, files, same(Mask2FormerForUniversalSegmentation.from_
     assert re.search(r"repo_id='tester/lost': the connection to http://127.* was lost.*Nothing was published", message)
 
 
-def test_a_private_repository_without_token_says_so(hub, tmp_path):
-    owner, stranger = tmp_path / "owner", tmp_path / "stranger"  # each with a cache of their own
-    owner.mkdir()
-    stranger.mkdir()
-    run(hub, owner, "push_to_hub(model, processor, 'tester/secret', private=True)\nprint(0)")
+SECRETLY = "push_to_hub(model, processor, 'tester/secret', private=True); report = None"
+
+
+def test_a_private_repository_without_token_says_so(published, tmp_path):
     report = run(
-        hub,
-        stranger,
+        published[0],
+        tmp_path / "stranger",  # with a cache of its own
         """
 report = []
 for use in (

@@ -1,12 +1,11 @@
 """register(): which class the Auto classes and pipeline give, and that unregister() leaves nothing behind."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import transformers
 from helpers import tiny_config, tiny_model
+from processes import python
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -160,5 +159,4 @@ from transformers.pipelines import PIPELINE_REGISTRY
 pipeline = PIPELINE_REGISTRY.supported_tasks["image-segmentation"]["impl"]
 print(CONFIG_MAPPING["mask2former"].__module__.split(".")[0], getattr(pipeline, "__name__", pipeline).split(".")[-1])
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["transformers", "ImageSegmentationPipeline"]
+    assert python("-c", code).stdout.split() == ["transformers", "ImageSegmentationPipeline"]

@@ -1,15 +1,13 @@
 """The compiled kernel against the formula in float64, and how kernels are chosen."""
 
 import multiprocessing
-import os
-import subprocess
-import sys
 import threading
 
 import pytest
 import torch
 from deformable_problems import flat, formula, problem
 from helpers import GOLDEN, needs_golden, tiny_model
+from processes import python
 from safetensors.torch import load_file
 
 from mask2former_hf import kernels
@@ -302,11 +300,9 @@ def test_a_kernel_asked_for_by_name_that_cannot_run_says_why(monkeypatch):
 
 def test_the_environment_chooses_for_a_process():
     code = "import torch; from mask2former_hf.kernels import select; print(select(torch.device('cpu'), torch.float32))"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), kernels.ENVIRONMENT_VARIABLE: "reference"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    done = python("-c", code, **{kernels.ENVIRONMENT_VARIABLE: "reference"})
     assert done.stdout.strip() == "None", done.stderr
-    environment[kernels.ENVIRONMENT_VARIABLE] = "fast"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    done = python("-c", code, **{kernels.ENVIRONMENT_VARIABLE: "fast"})
     assert "MASK2FORMER_HF_KERNEL: 'fast' is not a kernel" in done.stderr
 
 

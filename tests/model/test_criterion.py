@@ -1,10 +1,6 @@
 """Matching and losses against the original's recorded tensors, stock transformers and plain formulas."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,7 +8,6 @@ import torch
 import transformers
 from helpers import (
     GOLDEN,
-    SUPPORT,
     golden_case,  # noqa: F401
     needs_golden,
     padded_batch,
@@ -20,6 +15,7 @@ from helpers import (
     tiny_config,
     tiny_model,
 )
+from processes import two_pythons
 from safetensors.torch import load_file
 from scipy.optimize import linear_sum_assignment
 from torch.nn import functional as F
@@ -345,8 +341,7 @@ def test_labels_that_do_not_fit_are_refused():
 
 
 WORKER = """
-import os, sys, torch
-sys.path.insert(0, {tests!r})
+import sys, torch
 from helpers import random_targets, tiny_model
 torch.distributed.init_process_group("gloo")
 rank = torch.distributed.get_rank()
@@ -362,7 +357,7 @@ model.criterion.draw_points = draw
 parallel = torch.nn.parallel.DistributedDataParallel(model)
 parallel(pixels[part], mask_labels=masks[part], class_labels=labels[part]).loss.backward()
 if rank == 0:
-    torch.save({{name: p.grad for name, p in model.named_parameters()}}, sys.argv[1])
+    torch.save({name: p.grad for name, p in model.named_parameters()}, sys.argv[1])
 torch.distributed.barrier()
 torch.distributed.destroy_process_group()
 """
@@ -370,15 +365,9 @@ torch.distributed.destroy_process_group()
 
 def test_two_processes_give_the_gradient_of_one(tmp_path):
     """Halves of a batch on two gloo processes against the whole on one; stock is off by the world size."""
-    script, result = tmp_path / "worker.py", tmp_path / "gradients.pt"
-    script.write_text(WORKER.format(tests=str(SUPPORT)))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    run = subprocess.run([*command, script, result], capture_output=True, text=True, env=environment, timeout=240)
-    assert run.returncode == 0, run.stderr[-3000:]
+    result = tmp_path / "gradients.pt"
+    for done in two_pythons("-c", WORKER, result):
+        assert done.returncode == 0, done.stderr[-3000:]
     model = tiny_model("convnext", importance_sample_ratio=0.0).train()
     pixels = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(5))
     masks, labels = random_targets([3, 1, 0, 6], (64, 64))

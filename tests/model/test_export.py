@@ -35,7 +35,7 @@ def test_batch_height_and_width_can_be_dynamic_with_a_convolutional_backbone():
 
 @pytest.mark.parametrize("backbone", ["swin"])
 def test_a_compiled_training_forward_breaks_at_the_criterion_only(backbone):
-    model = tiny_model(backbone).train()
+    model = tiny_model(backbone, encoder_layers=1, decoder_layers=2).train()
     masks, labels = random_targets([3, 2], (64, 64))
     batch = {"mask_labels": masks, "class_labels": labels, "pixel_mask": torch.ones(2, 64, 64)}
     torch._dynamo.reset()

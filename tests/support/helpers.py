@@ -1,6 +1,7 @@
 """Small checkpoints, random batches and the recorded tensors of the original that many tests need."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,12 @@ def teach(model, inputs, labels):
     for query in range(len(states)):
         classes[query, labels[query] if query < len(labels) else -1] = 6.0
     _solve(model.class_predictor, states, classes)
+
+
+def make_small_heads(monkeypatch):
+    """Let new models have a head as small as `tiny_model`'s, whatever their backbone."""
+    fields = {name: value for name, value in tiny_fields().items() if name != "num_labels"}
+    monkeypatch.setattr("mask2former_hf.training.backbones.Mask2FormerConfig", partial(Mask2FormerConfig, **fields))
 
 
 def sure_checkpoint(tmp_path_factory, **fields):

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from helpers import BACKBONES, GOLDEN, needs_golden, random_targets, tiny_fields, tiny_model
+from helpers import BACKBONES, GOLDEN, make_small_heads, needs_golden, random_targets, tiny_fields, tiny_model
 from safetensors.torch import load_file
 from tiny_backbones import HIERARCHICAL, ONE_MAP, PLAIN, TIMM, TIMM_PLAIN, backbone_config, needs_timm
 from transformers import AutoBackbone, DINOv3ViTConfig, DINOv3ViTModel
@@ -121,7 +121,8 @@ def test_with_layer_decay_the_backbone_has_no_other_factor_unless_it_is_given():
     assert complete(TrainingSettings(**base, backbone_multiplier=0.5))[0].backbone_multiplier == 0.5
 
 
-def test_a_run_over_a_frozen_vit_keeps_its_weights_and_goes_on(tmp_path, capsys):
+def test_a_run_over_a_frozen_vit_keeps_its_weights_and_goes_on(tmp_path, capsys, monkeypatch):
+    make_small_heads(monkeypatch)
     DINOv3ViTModel(DINOv3ViTConfig(num_hidden_layers=4, **VIT)).save_pretrained(tmp_path / "vit")
     (tmp_path / "vit" / "preprocessor_config.json").write_text('{"image_mean": [0.4, 0.4, 0.3]}')
     run = ["train", "--data", "scenes", "--train-limit", 4, "--val-limit", 2, "--crop", 64, "--batch-size", 2, "--cpu"]

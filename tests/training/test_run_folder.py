@@ -6,17 +6,15 @@ import re
 import resource
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 import time
 
 import pytest
+from processes import Python, group_of_two
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import TrainerCallback
 
-import mask2former_hf
 from mask2former_hf import TrainingRun, TrainingSettings
 from mask2former_hf.cli.main import main
 from mask2former_hf.training import run_folder
@@ -140,11 +138,9 @@ with RunLock(sys.argv[1]):
 
 
 def test_a_second_run_in_the_same_folder_is_refused_until_the_first_is_dead(half, capsys):
-    environment = os.environ | {"PYTHONPATH": os.path.dirname(os.path.dirname(mask2former_hf.__file__))}
-    command = [sys.executable, "-c", HOLDER, str(half)]
-    first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    first = Python("-c", HOLDER, half)
     try:
-        assert int(first.stdout.readline()) == first.pid
+        assert first.wait_until(lambda process: process.stdout.endswith("\n")) and int(first.stdout) == first.pid
         before = {path: path.stat().st_mtime_ns for path in half.rglob("*")}
         assert train(half, "--resume") == 2
         said = capsys.readouterr().err
@@ -156,7 +152,7 @@ def test_a_second_run_in_the_same_folder_is_refused_until_the_first_is_dead(half
         with RunLock(half):
             assert str(os.getpid()) in (half / LOCK).read_text()
     finally:
-        os.killpg(first.pid, signal.SIGKILL)
+        first.kill()
 
 
 class SendSignal(TrainerCallback):
@@ -190,28 +186,19 @@ def test_a_signal_saves_a_checkpoint_and_a_second_one_ends_the_run_at_once(numbe
 
 
 def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.path.dirname(os.path.dirname(mask2former_hf.__file__))}
-    command = [sys.executable, "-u", "-m", "mask2former_hf", "train", *FLAGS.split(), "--batch-size", "1"]
-    command += ["--steps", "5000", "--eval-every", "5000", "--output", str(tmp_path)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    first, second = (
-        subprocess.Popen(command, env=environment | {"WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank}, **pipes)
-        for rank in "01"
-    )
-    seen = ""
-    while not re.search(r"[1-9]\d*/5000", seen) and first.poll() is None:
-        seen += first.stderr.read(1)
-    second.send_signal(signal.SIGTERM)
-    (output, errors), (silence, other_errors) = (run.communicate(timeout=120) for run in (first, second))
-    assert (first.returncode, second.returncode) == (130, 130), errors + other_errors
-    (step,) = re.findall(r"Interrupted at step (\d+)", output)
+    command = ["-m", "mask2former_hf", "train", *FLAGS.split(), "--batch-size", 1]
+    command += ["--steps", 5000, "--eval-every", 5000, "--output", tmp_path]
+    with group_of_two() as group:
+        first, second = (Python(*command, **variables) for variables in group)
+        first.wait_until(lambda process: re.search(r"[1-9]\d*/5000", process.stderr))
+        os.kill(second.pid, signal.SIGTERM)
+        first, second = (process.wait() for process in (first, second))
+    assert (first.returncode, second.returncode) == (130, 130), first.stderr + second.stderr
+    (step,) = re.findall(r"Interrupted at step (\d+)", first.stdout)
     (checkpoint,) = tmp_path.glob("checkpoint-*")
     assert checkpoint.name == f"checkpoint-{step}" and (checkpoint / "complete").is_file()
     assert {path.name for path in checkpoint.glob("rng_state_*.pth")} == {"rng_state_0.pth", "rng_state_1.pth"}
-    assert "Interrupted" not in silence
+    assert "Interrupted" not in second.stdout
 
 
 def test_the_second_signal_to_one_of_several_processes_is_the_systems(monkeypatch):

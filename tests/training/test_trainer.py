@@ -1,12 +1,9 @@
 """Training with Trainer: normalisation, resume, best model, several processes, and a kill in the middle of saving."""
 
+import functools
 import json
-import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import training_worker
+from processes import python, two_pythons
 from safetensors.torch import load_file
 
 from mask2former_hf import Mask2FormerForUniversalSegmentation
@@ -36,18 +34,9 @@ def run(folder, *flags):
     return training_worker.main([str(folder), *map(str, flags)])
 
 
-def launch(folder, *flags, processes=1):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, WORKER, folder, *flags]
-    if processes > 1:
-        torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
-        command = [sys.executable, *torchrun, WORKER, folder, *flags]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, env=environment, timeout=300
-    )
+def run_in_two_processes(folder, *flags):
+    for done in two_pythons(WORKER, folder, *flags):
+        assert done.returncode == 0, done.stderr[-3000:]
 
 
 def assert_equal_weights(ours, others, tolerance=0.0):
@@ -115,32 +104,41 @@ def take_up(whole, step, folder):
     return folder
 
 
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-def test_a_run_that_augments_resumes_exactly_in_every_epoch_and_at_a_border(tmp_path, way):
-    whole = run(tmp_path / "whole", *AUGMENTED, *way)
-    assert json.loads((tmp_path / "whole" / "epochs.json").read_text()) == [0, 0, 0, 1, 1, 1, 2, 2]
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Folders of runs that augment and never stop, by their way; each is made once."""
+
+    @functools.cache
+    def made(way):
+        folder = tmp_path_factory.mktemp("whole")
+        run(folder, *AUGMENTED, *WAYS[way])
+        return folder
+
+    return made
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_run_that_augments_resumes_exactly_in_every_epoch_and_at_a_border(whole, tmp_path, way):
+    assert json.loads((whole(way) / "epochs.json").read_text()) == [0, 0, 0, 1, 1, 1, 2, 2]
     for step in (2, 3, 5, 7):
-        folder = take_up(tmp_path / "whole", step, tmp_path / f"from-{step}")
-        run(folder, *AUGMENTED, *way, "--resume")
-        weights = (load_file(place / "checkpoint-8" / "model.safetensors") for place in (tmp_path / "whole", folder))
+        folder = take_up(whole(way), step, tmp_path / f"from-{step}")
+        run(folder, *AUGMENTED, *WAYS[way], "--resume")
+        weights = (load_file(place / "checkpoint-8" / "model.safetensors") for place in (whole(way), folder))
         assert_equal_weights(*weights)
-    assert whole.state.global_step == 8
 
 
-def test_workers_see_the_epoch_that_the_process_itself_would(tmp_path):
-    models = [run(tmp_path / name, *AUGMENTED, *way).model for name, way in WAYS.items() if name != "accumulation"]
+def test_workers_see_the_epoch_that_the_process_itself_would(whole):
+    models = [torch.load(whole(way) / "final.pt") for way in WAYS if way != "accumulation"]
     for model in models[1:]:
-        assert_equal_weights(models[0].state_dict(), model.state_dict())
+        assert_equal_weights(models[0], model)
 
 
 def test_two_processes_see_new_pixels_in_every_epoch_and_resume_exactly(tmp_path):
     way = (*AUGMENTED, "--batch", 1)
-    whole = launch(tmp_path / "whole", *way, processes=2)
-    assert whole.returncode == 0, whole.stderr[-3000:]
+    run_in_two_processes(tmp_path / "whole", *way)
     assert json.loads((tmp_path / "whole" / "epochs.json").read_text()) == [0, 0, 0, 1, 1, 1, 2, 2]
     folder = take_up(tmp_path / "whole", 5, tmp_path / "parts")
-    resumed = launch(folder, *way, "--resume", processes=2)
-    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    run_in_two_processes(folder, *way, "--resume")
     weights = (load_file(place / "checkpoint-8" / "model.safetensors") for place in (tmp_path / "whole", folder))
     assert_equal_weights(*weights)
 
@@ -182,12 +180,19 @@ def test_a_stream_of_the_hub_is_shuffled_anew_in_every_pass(tmp_path, way):
     assert passes == expected and expected[0] != expected[1]
 
 
-def test_resuming_a_finished_run_trains_nothing_and_gives_its_best_model(tmp_path):
-    trainer = run(tmp_path, "--evaluate", "--steps", 4)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("checkpoint-*/*")}
-    again = run(tmp_path, "--evaluate", "--steps", 4, "--resume")
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a run that was measured, and its trainer."""
+    folder = tmp_path_factory.mktemp("finished")
+    return folder, run(folder, "--evaluate", "--steps", 4)
+
+
+def test_resuming_a_finished_run_trains_nothing_and_gives_its_best_model(finished):
+    folder, trainer = finished
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("checkpoint-*/*")}
+    again = run(folder, "--evaluate", "--steps", 4, "--resume")
     assert again.state.global_step == 4
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("checkpoint-*/*")} == before
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("checkpoint-*/*")} == before
     assert_equal_weights(trainer.model.state_dict(), again.model.state_dict())
 
 
@@ -240,8 +245,8 @@ def arguments_of(folder, *flags, way=()):
     )  # fmt: skip
 
 
-def test_the_best_checkpoint_is_loaded_at_the_end_with_its_backbone(tmp_path):
-    trainer = run(tmp_path, "--evaluate", "--steps", 4)
+def test_the_best_checkpoint_is_loaded_at_the_end_with_its_backbone(finished):
+    _, trainer = finished
     best = trainer.state.best_model_checkpoint
     scores = {row["step"]: row["eval_pq"] for row in trainer.state.log_history if "eval_pq" in row}
     assert best.endswith(f"checkpoint-{max(scores, key=scores.get)}")
@@ -253,8 +258,7 @@ def test_two_processes_train_and_measure_like_one(tmp_path):
     """Same global batch; five images to evaluate, three on one process and two on the other."""
     flags = ("--fixed-points", "--steps", "2", "--evaluate", "--backbone", "convnext")
     run(tmp_path / "one", *flags, "--batch", 4)
-    result = launch(tmp_path / "two", *flags, "--batch", "2", processes=2)
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_in_two_processes(tmp_path / "two", *flags, "--batch", 2)
     one, two = (torch.load(tmp_path / name / "final.pt") for name in ("one", "two"))
     assert_equal_weights(one, two, tolerance=2e-3)  # AdamW's first steps turn rounding of tiny gradients into steps
     logs = [json.loads((tmp_path / name / "log.json").read_text()) for name in ("one", "two")]
@@ -266,8 +270,8 @@ def test_two_processes_train_and_measure_like_one(tmp_path):
 
 
 def test_a_run_killed_while_saving_resumes_from_the_last_complete_checkpoint(tmp_path):
-    result = launch(tmp_path, "--steps", "6", "--kill-while-saving", "4", "--limit", "1")
-    assert result.returncode == -signal.SIGKILL
+    result = python(WORKER, tmp_path, "--steps", 6, "--kill-while-saving", 4, "--limit", 1)
+    assert result.returncode == -signal.SIGKILL, result.stderr[-3000:]
     assert (tmp_path / "checkpoint-4" / "model.safetensors").exists()  # half of a checkpoint is there
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
     load_file(tmp_path / "checkpoint-2" / "model.safetensors")
