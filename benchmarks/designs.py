@@ -24,7 +24,7 @@ from refinement_runs import Data
 from mask2former_hf import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
 from mask2former_hf.data.scenes import ScenesDataset
 from mask2former_hf.evaluation.evaluator import evaluate
-from mask2former_hf.training.annealing import anneal, masked_shares
+from mask2former_hf.training.annealing import anneal_masks, masked_shares
 from mask2former_hf.training.backbones import new_model
 from mask2former_hf.training.collation import SegmentationCollator
 from mask2former_hf.training.optimization import parameter_groups, polynomial_schedule
@@ -89,7 +89,7 @@ def run(name: str, seed: int, arguments, folder: Path) -> dict:
     layers = model.config.decoder_layers - 1
     for step in range(arguments.steps):
         if name == "annealed":
-            anneal(model, masked_shares(step / arguments.steps, *ANNEALING, layers))
+            anneal_masks(model, masked_shares(step / arguments.steps, *ANNEALING, layers))
         batch = collate([train[int(index)] for index in order[step * BATCH : (step + 1) * BATCH]])
         start = time.process_time()
         loss, kept = forward(model.train(), batch, measure=step == 0, kept=kept)
@@ -100,7 +100,7 @@ def run(name: str, seed: int, arguments, folder: Path) -> dict:
         schedule.step()
         seconds.append(time.process_time() - start)
     if name == "annealed":
-        anneal(model, [0.0] * layers)
+        anneal_masks(model, [0.0] * layers)
     metrics = ["miou"] if task == "semantic" else ["pq", "miou"]
     summary = evaluate(model.eval(), processor, held_out, metrics=metrics, progress=False)
     model.save_pretrained(folder)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from mask2former_hf import Mask2FormerForUniversalSegmentation, TrainingRun, TrainingSettings
 from mask2former_hf.model.modeling_mask2former_video import Mask2FormerForVideoSegmentation
 from mask2former_hf.model.transformer_decoder import Mask2FormerMaskPredictor
-from mask2former_hf.training.annealing import anneal, masked_shares
+from mask2former_hf.training.annealing import anneal_masks, masked_shares
 
 PIXELS = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 
@@ -40,13 +40,13 @@ def test_the_share_of_masked_queries_is_the_one_asked_for_and_drawn_for_every_im
 
     monkeypatch.setattr(Mask2FormerMaskPredictor, "allowed_positions", one_cell)
     model = tiny_model("resnet", num_queries=1000).train()
-    anneal(model, [1, 0.25, 0.25], torch.Generator().manual_seed(1))
+    anneal_masks(model, [1, 0.25, 0.25], torch.Generator().manual_seed(1))
     masked = attended_cells(model) == 1
     assert masked[0].all() and masked[1:].float().mean(1).tolist() == pytest.approx([0.25, 0.25], abs=0.03)
     assert (masked[1] & masked[2]).float().mean() == pytest.approx(0.25**2, abs=0.02)
     first, second = masked[1].chunk(2)
     assert (first & second).float().mean() == pytest.approx(0.25**2, abs=0.02)
-    anneal(model, [1, 0.25, 0.25], torch.Generator().manual_seed(1))
+    anneal_masks(model, [1, 0.25, 0.25], torch.Generator().manual_seed(1))
     assert torch.equal(attended_cells(model) == 1, masked)
     assert (attended_cells(model.eval()) == 1).all(), "a model that is measured before the end has its masks"
 
@@ -58,10 +58,10 @@ def test_an_annealed_model_is_the_ablation_without_masks_and_says_so(clips, tmp_
         pixels, kind = PIXELS.unsqueeze(1), Mask2FormerForVideoSegmentation
     model, without = kind(tiny_config("resnet")).eval(), kind(tiny_config("resnet", masked_attention=False)).eval()
     without.load_state_dict(model.state_dict())
-    anneal(model, [1.0, 1.0, 0.5])
+    anneal_masks(model, [1.0, 1.0, 0.5])
     model.save_pretrained(tmp_path / "before")
     assert "masked_attention" not in json.loads((tmp_path / "before" / "config.json").read_text())
-    anneal(model, [0.0, 0.0, 0.0])
+    anneal_masks(model, [0.0, 0.0, 0.0])
     monkeypatch.delattr(Mask2FormerMaskPredictor, "allowed_positions")
     model.save_pretrained(tmp_path / "after")
     with torch.no_grad():
@@ -83,7 +83,7 @@ def test_a_compiled_decoder_is_not_made_anew_for_every_share():
 
     compiled = torch.compile(decoder, backend=count)
     for share in (1, 0.75, 0.5, 0.25, 0):
-        anneal(decoder, [share])
+        anneal_masks(decoder, [share])
         compiled(states, states, [cells], [cells[0]], [features], False)
         made.append(len(graphs))
     torch._dynamo.reset()

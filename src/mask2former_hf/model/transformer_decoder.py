@@ -226,7 +226,7 @@ class Mask2FormerMaskedAttentionDecoder(nn.Module):
         """Mask in training the attention of a share of queries; with no share left, compute no masks at all, anywhere.
 
         EoMT's mask annealing (Kerssies et al., "Your ViT is Secretly an Image Segmentation Model", CVPR 2025). The
-        config has to say the same: `training.annealing.anneal`.
+        config has to say the same: `training.annealing.anneal_masks`.
 
         Args:
             shares: of each layer, in [0, 1].

@@ -34,7 +34,7 @@ def masked_shares(progress: float, start: float, end: float, layers: int) -> lis
     return [0.0 if progress >= end else (1 - min(max(p, 0.0), 1.0)) ** POWER for p in done]
 
 
-def anneal(model: nn.Module, shares: Sequence[float], generator: torch.Generator | None = None):
+def anneal_masks(model: nn.Module, shares: Sequence[float], generator: torch.Generator | None = None):
     """Mask this share of queries in each layer of a model in training; of zeros alone, its config says "no masks".
 
     Args:
@@ -101,7 +101,7 @@ class MaskAnnealing(TrainerCallback):
 
     def follow(self, model: nn.Module, state):
         """Bring a model to where a Trainer's state is."""
-        anneal(model, self._shares(state, len(self._decoder(model).layers)))
+        anneal_masks(model, self._shares(state, len(self._decoder(model).layers)))
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self.follow(model, state)
