@@ -1,4 +1,4 @@
-"""Builds the optional CPU kernel; everything else about the package stands in setup.cfg."""
+"""Builds the optional CPU kernels; everything else about the package stands in setup.cfg."""
 
 import os
 import subprocess
@@ -8,7 +8,9 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-SOURCE = "src/mask2former_hf/kernels/msda_cpu.cpp"
+FOLDER = "src/mask2former_hf/kernels"
+SOURCES = [f"{FOLDER}/msda_cpu.cpp", f"{FOLDER}/group_norm_cpu.cpp"]
+HEADERS = [f"{FOLDER}/cpu_vectors.h"]
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
 
@@ -23,7 +25,7 @@ class BuildKernel(build_ext):
         compiler = os.environ.get("CXX", "c++").split()
         # Not every platform can choose between versions of a function when it loads them.
         for extra in ([], ["-DMSDA_NO_CLONES"]):
-            command = [*compiler, *FLAGS, *extra, SOURCE, "-o", str(target)]
+            command = [*compiler, *FLAGS, *extra, *SOURCES, "-o", str(target)]
             try:
                 subprocess.run(command, check=True, capture_output=True, text=True)
                 return
@@ -43,6 +45,8 @@ class BuildKernel(build_ext):
 
 
 setup(
-    ext_modules=[Extension("mask2former_hf.kernels._msda_cpu", [SOURCE], language="c++", optional=True)],
+    ext_modules=[
+        Extension("mask2former_hf.kernels._msda_cpu", SOURCES, depends=HEADERS, language="c++", optional=True)
+    ],
     cmdclass={"build_ext": BuildKernel},
 )

@@ -1,4 +1,4 @@
-"""Target: the C++ kernel, by itself under sanitizers, and behind Python's checks with tensors that do not fit.
+"""Target: the C++ kernels, by themselves under sanitizers, and behind Python's checks with tensors that do not fit.
 
 The sanitizers report a byte outside the tensors and undefined arithmetic. In Python, every call gives what the formula
 gives or a ValueError; another exception, a crash and another result are findings.
@@ -18,12 +18,13 @@ from mask2former_hf.kernels import cpu, operators, use_kernel
 from mask2former_hf.model.deformable_attention import multi_scale_deformable_attention
 
 COMPILER = shutil.which("g++")
-SOURCE = Path(mask2former_hf.__file__).parent / "kernels" / "msda_cpu.cpp"
+FOLDER = Path(mask2former_hf.__file__).parent / "kernels"
 FLAGS = (
     "-fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all -O0 -g -std=c++17 -pthread -Wno-psabi"
 )
 # Two threads also for the driver's small problems; one version of each function instead of one per kind of processor.
-DEFINITIONS = ["-DMSDA_NO_CLONES", "-DMSDA_THREADS_ALWAYS", f'-DSOURCE="{SOURCE}"']
+DEFINITIONS = ["-DMSDA_NO_CLONES", "-DMSDA_THREADS_ALWAYS", f'-DSOURCE="{FOLDER}/msda_cpu.cpp"']
+DEFINITIONS += [f'-DNORM_SOURCE="{FOLDER}/group_norm_cpu.cpp"']
 
 
 def build(folder: Path) -> Path | None:

@@ -1,9 +1,10 @@
-// The C++ kernel without Python, for the address and undefined-behaviour sanitizers: `driver SEED COUNT SECONDS`.
+// The C++ kernels without Python, for the address and undefined-behaviour sanitizers: `driver SEED COUNT SECONDS`.
 //
 // Every buffer has exactly the size the interface promises, in memory of its own: one element too far is reported.
 // First the sizes where code branches, then random ones; among the numbers are those that no computation likes.
 
 #include SOURCE
+#include NORM_SOURCE
 
 #include <chrono>
 #include <cstdio>
@@ -28,17 +29,33 @@ std::unique_ptr<float[]> random_floats(int64_t count, float low, float high, int
   return numbers;
 }
 
+std::unique_ptr<uint16_t[]> rounded(const float* numbers, int64_t count) {
+  std::unique_ptr<uint16_t[]> half(new uint16_t[count]);
+  for (int64_t i = 0; i < count; ++i) half[i] = round_to_bfloat16(numbers[i]);
+  return half;
+}
+
+void normalise(int64_t B, int64_t N, int64_t width, int64_t groups, bool half, bool adds, int64_t threads) {
+  const int64_t C = width * groups, count = B * N * C;
+  auto x = random_floats(count, -1, 1, 2), plus = random_floats(count, -1, 1, 2), weight = random_floats(C, -1, 1, 5);
+  auto half_x = rounded(x.get(), count), half_plus = rounded(plus.get(), count);
+  std::unique_ptr<int64_t[]> sizes(new int64_t[4]{B, N, C, groups});
+  void* maps = half ? static_cast<void*>(half_x.get()) : x.get();
+  const void* summand = half ? static_cast<const void*>(half_plus.get()) : plus.get();
+  msda_group_norm(maps, adds ? summand : nullptr, weight.get(), weight.get(), sizes.get(), 1e-5, adds, half, threads);
+}
+
 void run(const std::vector<int64_t>& shapes, int64_t B, int64_t Q, int64_t h, int64_t D, int64_t P, bool fused,
-         bool half, bool padded, int64_t threads) {
+         bool half, bool half_places, bool padded, int64_t threads) {
   const int64_t L = shapes.size() / 2;
   int64_t S = 0;
   for (int64_t l = 0; l < L; ++l) S += shapes[2 * l] * shapes[2 * l + 1];
   const int64_t rows = B * S * h * D, samples = B * Q * h * L * P, outputs = B * Q * h * D;
   auto value = random_floats(rows, -1, 1, 2);
-  std::unique_ptr<uint16_t[]> half_value(new uint16_t[rows]);
-  for (int64_t i = 0; i < rows; ++i) half_value[i] = round_to_bfloat16(value[i]);
+  auto half_value = rounded(value.get(), rows);
   auto positions = random_floats(samples * 2, fused ? -9 : -0.5f, fused ? 9 : 1.5f, 20);
   auto weights = random_floats(samples, -4, 4, 5), reference = random_floats(Q * 2, 0, 1, 5);
+  auto half_positions = rounded(positions.get(), samples * 2), half_weights = rounded(weights.get(), samples);
   std::unique_ptr<uint8_t[]> padding(new uint8_t[B * S]);
   for (int64_t i = 0; i < B * S; ++i) padding[i] = whole(0, 1);
   std::unique_ptr<int64_t[]> sizes(new int64_t[7]{B, S, Q, h, D, L, P}), sides(new int64_t[2 * L]);
@@ -48,11 +65,13 @@ void run(const std::vector<int64_t>& shapes, int64_t B, int64_t Q, int64_t h, in
       weights_gradient(new float[samples]), value_gradient(new float[rows]());
   std::unique_ptr<uint16_t[]> half_out(new uint16_t[outputs]);
   auto incoming = random_floats(outputs, -1, 1, 2);
+  const void* places = half_places ? static_cast<const void*>(half_positions.get()) : positions.get();
+  const void* shares = half_places ? static_cast<const void*>(half_weights.get()) : weights.get();
   const float* points = fused ? reference.get() : nullptr;
   const uint8_t* mask = padded ? padding.get() : nullptr;
-  msda_forward(in, positions.get(), weights.get(), points, mask, sides.get(), sizes.get(), fused, half, threads,
+  msda_forward(in, places, shares, points, mask, sides.get(), sizes.get(), fused, half, half_places, threads,
                half ? static_cast<void*>(half_out.get()) : out.get());
-  msda_backward(in, positions.get(), weights.get(), points, mask, sides.get(), sizes.get(), fused, half, threads,
+  msda_backward(in, places, shares, points, mask, sides.get(), sizes.get(), fused, half, half_places, threads,
                 incoming.get(), value_gradient.get(), positions_gradient.get(), weights_gradient.get());
 }
 
@@ -62,7 +81,8 @@ void run_random() {
   const int64_t common[] = {8, 16, 24, 32, 64}, D = whole(0, 1) ? common[whole(0, 4)] : whole(1, 70);
   const int64_t P = whole(1, kMaxSamples / (shapes.size() / 2));
   run(shapes, whole(0, 3), whole(0, 9) ? whole(0, 12) : 2048 + whole(0, 2), whole(1, 3), D, std::min<int64_t>(P, 12),
-      whole(0, 1), whole(0, 1), whole(0, 1), whole(1, 5));
+      whole(0, 1), whole(0, 1), whole(0, 1), whole(0, 1), whole(1, 5));
+  normalise(whole(0, 2), whole(1, 1100), whole(1, 9), whole(1, 9), whole(0, 1), whole(0, 1), whole(1, 3));
 }
 
 int main(int, char** arguments) {
@@ -73,12 +93,13 @@ int main(int, char** arguments) {
     for (bool half : {false, true})
       for (bool padded : {false, true}) {
         for (int64_t D : {1, 3, 8, 16, 24, 32, 40, 64})
-          run({3, 5, 1, 7, 6, 1}, 2, 5, 3, D, 3, fused, half, padded, 2);
-        run({1, 1}, 1, 1, 1, 8, 1, fused, half, padded, 2);
-        run({2, 3, 4, 4}, 1, 2, 1, 32, 32, fused, half, padded, 2);  // 64 samples, the most there may be
-        run({9, 11}, 1, 2100, 1, 8, 1, fused, half, padded, 2);      // more than one tile of queries
-        run({2, 2}, 0, 3, 2, 8, 1, fused, half, padded, 2);
-        run({2, 2}, 2, 0, 2, 8, 1, fused, half, padded, 2);
+          run({3, 5, 1, 7, 6, 1}, 2, 5, 3, D, 3, fused, half, half, padded, 2);
+        run({1, 1}, 1, 1, 1, 8, 1, fused, half, half, padded, 2);
+        run({2, 3, 4, 4}, 1, 2, 1, 32, 32, fused, half, half, padded, 2);  // 64 samples, the most there may be
+        run({9, 11}, 1, 2100, 1, 8, 1, fused, half, half, padded, 2);      // more than one tile of queries
+        run({4, 4, 2, 2, 9, 1}, 1, 7, 2, 32, 4, fused, half, !half, padded, 2);  // the sizes of Mask2Former
+        run({2, 2}, 0, 3, 2, 8, 1, fused, half, half, padded, 2);
+        run({2, 2}, 2, 0, 2, 8, 1, fused, half, half, padded, 2);
       }
   int64_t done = 0;
   while (done != count && std::chrono::steady_clock::now() < end) run_random(), ++done;

@@ -99,6 +99,19 @@ def test_bfloat16_is_accumulated_in_float32():
 
 
 @needs_cpp
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_offsets_and_logits_in_bfloat16_are_read_as_they_are(dtype):
+    shapes, value, points, offsets, logits = problem(D=32)
+    value, half = value.to(dtype), [offsets.bfloat16(), logits.bfloat16()]
+    wide, incoming = [x.float() for x in half], torch.randn(2, 13, 128)
+    found, exact = (kernels.deformable_attention(value, shapes, points, *x) for x in (half, wide))
+    assert found.dtype == dtype and torch.equal(found, exact)
+    found, exact = (cpu.backward(incoming, value, shapes, *x, points) for x in (half, wide))
+    assert all(torch.equal(a, b.to(a.dtype)) for a, b in zip(found, exact, strict=True))
+    assert [x.dtype for x in found] == [dtype, torch.bfloat16, torch.bfloat16]
+
+
+@needs_cpp
 def test_autocast_converts_value_alone():
     shapes, value, points, offsets, logits = problem(D=32)
     inputs = [x.requires_grad_() for x in (value, offsets, logits)]

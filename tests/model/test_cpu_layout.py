@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mask2former_hf.model.cpu_layout import ConvolutionNorm, PointwiseConvolution, chunk_length, in_blocks
+from mask2former_hf.model.cpu_layout import ConvolutionNorm, PointwiseConvolution, chunk_length, in_blocks, map_of
 
 
 def test_chunks_are_16_mb_on_cpus_and_larger_elsewhere_and_never_empty():
@@ -31,6 +31,14 @@ def test_rows_in_blocks_give_the_same_results_and_gradients(rows):
         linear.zero_grad()
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
     assert sum(sizes) == 2 * rows and max(sizes[1:]) <= 4096
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_maps_of_tokens_are_resized_with_channels_innermost(batch):
+    tokens = torch.randn(batch, 30, 8)[:, 6:]  # some of several levels
+    resized = nn.functional.interpolate(map_of(tokens, (4, 6)), size=(8, 12), mode="bilinear")
+    assert resized.stride() == (8 * 12 * 8, 1, 12 * 8, 8)
+    torch.testing.assert_close(map_of(tokens, (4, 6)), tokens.transpose(1, 2).unflatten(2, (4, 6)))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -95,4 +103,6 @@ def test_convolution_norm_equals_its_parts_and_leaves_both_inputs_as_they_are(la
     tensors = [x, plus, *part.parameters()]
     for ours, theirs in zip(*(torch.autograd.grad(y, tensors, gradient) for y in (found, expected)), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():  # the compiled kernel, where there is one and channels are innermost
+        torch.testing.assert_close(part(x, plus=plus), expected)
     assert torch.equal(x, kept[0]) and torch.equal(plus, kept[1])

@@ -1,4 +1,4 @@
-"""Compiled multi-scale deformable attention.
+"""Compiled multi-scale deformable attention, and for CPUs a group norm.
 
 `deformable_attention` is what the model calls; it returns None where no compiled kernel applies, and the model then
 runs the plain PyTorch formula. Kernels: "cpp" on CPUs (float32, bfloat16), "triton" on GPUs (float32, float16,
@@ -8,7 +8,7 @@ bfloat16). "reference" is the PyTorch formula.
 import torch
 from torch import Tensor
 
-from . import problem
+from . import cpu, problem
 from .choosing import ENVIRONMENT_VARIABLE, KERNELS, kernel_report, select, use_kernel
 from .operators import dtype_under_autocast, fused
 
@@ -18,7 +18,15 @@ def leaving_pytorch() -> bool:
     return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
 
 
-__all__ = ["ENVIRONMENT_VARIABLE", "KERNELS", "deformable_attention", "kernel_report", "select", "use_kernel"]
+__all__ = [
+    "ENVIRONMENT_VARIABLE",
+    "KERNELS",
+    "deformable_attention",
+    "group_norm_",
+    "kernel_report",
+    "select",
+    "use_kernel",
+]
 
 
 def deformable_attention(
@@ -51,3 +59,26 @@ def deformable_attention(
             problem.check(value, spatial_shapes, offsets, logits, reference_points)
         return None
     return fused(value, [side for shape in spatial_shapes for side in shape], reference_points, offsets, logits)
+
+
+def group_norm_(x: Tensor, norm: torch.nn.GroupNorm, plus: Tensor | None = None, rectify: bool = False) -> bool:
+    """Group norm in x's memory, then `plus` another map, then a ReLU if asked for; False if it was not done.
+
+    It is done in eager mode without a graph, on CPUs, for maps (B, C, H, W) with channels innermost, if kernel "cpp"
+    is chosen for their dtype. Sums are float64, the arithmetic is float32.
+    """
+    maps = [x] if plus is None else [x, plus]
+    eager = not (torch.is_grad_enabled() or torch.compiler.is_compiling() or leaving_pytorch())
+    fits = all(
+        type(y) is Tensor
+        and y.device.type == "cpu"
+        and (y.shape, y.dtype) == (x.shape, x.dtype)
+        and y.is_contiguous(memory_format=torch.channels_last)
+        for y in maps
+    )
+    if not (eager and fits and norm.affine and x.numel()) or torch.is_autocast_enabled("cpu"):
+        return False
+    if select(x.device, x.dtype) != "cpp":
+        return False
+    cpu.group_norm_(x, norm.num_groups, norm.weight, norm.bias, norm.eps, plus, rectify)
+    return True

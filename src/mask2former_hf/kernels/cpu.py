@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import problem
 
-INTERFACE_VERSION = 1
+INTERFACE_VERSION = 2
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 LIBRARY = Path(__file__).with_name(f"_msda_cpu{SUFFIX}")
 DTYPES = (torch.float32, torch.bfloat16)
@@ -29,7 +29,7 @@ def library() -> ctypes.CDLL | str:
             return f"{LIBRARY.name} belongs to another version of this package; reinstall it"
     except (OSError, AttributeError) as error:
         return f"{LIBRARY.name} cannot be loaded ({error})"
-    for name in ("msda_forward", "msda_backward"):
+    for name in ("msda_forward", "msda_backward", "msda_group_norm"):
         getattr(loaded, name).restype = None
     return loaded
 
@@ -84,6 +84,19 @@ def backward(
     return tuple(gradient.to(tensor.dtype) for gradient, tensor in zip(gradients, inputs, strict=True))
 
 
+def group_norm_(
+    x: Tensor, groups: int, weight: Tensor, bias: Tensor, epsilon: float, plus: Tensor | None, rectify: bool
+):
+    """See `mask2former_hf.kernels.group_norm_`, which looks at the tensors."""
+    B, C, H, W = x.shape
+    weight, bias = weight.float().contiguous(), bias.float().contiguous()
+    sizes = (ctypes.c_int64 * 4)(B, H * W, C, groups)
+    flags = (rectify, x.dtype == torch.bfloat16, torch.get_num_threads())
+    library().msda_group_norm(
+        *map(_pointer, (x, plus, weight, bias)), sizes, ctypes.c_double(epsilon), *map(ctypes.c_int64, flags)
+    )
+
+
 def _pointer(tensor: Tensor | None):
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
@@ -98,11 +111,12 @@ def _arguments(value, spatial_shapes, positions, weights, reference_points, padd
             'head; use mask2former_hf.kernels.use_kernel("reference")'
         )
     value = value.contiguous()
-    positions, weights = positions.float().contiguous(), weights.float().contiguous()
+    both_half = positions.dtype == weights.dtype == torch.bfloat16
+    positions, weights = (x.contiguous() if both_half else x.float().contiguous() for x in (positions, weights))
     reference = None if reference_points is None else reference_points.float().contiguous()
     padding = None if padding is None else padding.to(torch.uint8).contiguous()
     tensors = (value, positions, weights, reference, padding)
     shapes = (ctypes.c_int64 * (2 * L))(*(side for shape in spatial_shapes for side in shape))
     sizes = (ctypes.c_int64 * 7)(B, S, Q, h, D, L, P)
-    flags = (reference is not None, value.dtype == torch.bfloat16, torch.get_num_threads())
+    flags = (reference is not None, value.dtype == torch.bfloat16, both_half, torch.get_num_threads())
     return (*map(_pointer, tensors), shapes, sizes, *map(ctypes.c_int64, flags)), tensors, (B, Q, h, D)

@@ -7,11 +7,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 from transformers import AutoBackbone
-from transformers.models.resnet.modeling_resnet import ResNetBasicLayer, ResNetBottleNeckLayer, ResNetConvLayer
+from transformers.models.resnet.modeling_resnet import (
+    ResNetBasicLayer,
+    ResNetBottleNeckLayer,
+    ResNetConvLayer,
+    ResNetShortCut,
+)
 from transformers.utils import logging
 
 from .canvas import SIZE_DIVISOR
-from .cpu_layout import for_convolutions
+from .cpu_layout import for_convolutions, hooked
+from .folded_norms import folded, folds
 from .plain_vit import is_plain, make_neck, neck_maps, patches_of, whole_patches
 from .timm_models import TIMM, make_timm_backbone
 
@@ -218,16 +224,34 @@ def batch_norms(module: nn.Module) -> list[nn.Module]:
 
 
 class RectifiedConvolution(ResNetConvLayer):
-    """ResNet's convolution, norm and ReLU as one part, which overwrites its norm's result."""
+    """ResNet's convolution, norm and ReLU as one part: one operator at inference, else in the norm's memory."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        if folds(hidden_states, self.convolution, self.normalization):
+            return folded(hidden_states, self.convolution, self.normalization, rectify=True)
         return F.relu(self.normalization(self.convolution(hidden_states)), inplace=True)
 
 
-class RectifiedSum:
-    """A residual block that adds and rectifies in the memory of its own last norm's result."""
+class FoldedShortCut(ResNetShortCut):
+    """ResNet's convolution and norm of the residual, as one operator at inference."""
 
     def forward(self, hidden_state: Tensor) -> Tensor:
+        if folds(hidden_state, self.convolution, self.normalization):
+            return folded(hidden_state, self.convolution, self.normalization, rectify=False)
+        return super().forward(hidden_state)
+
+
+class RectifiedSum:
+    """A residual block that adds and rectifies with its last convolution, or in the memory of that one's norm."""
+
+    def forward(self, hidden_state: Tensor) -> Tensor:
+        *first, last = self.layer
+        if not hooked(self.layer) and not hooked(last) and folds(hidden_state, last.convolution, last.normalization):
+            x = hidden_state
+            for part in first:
+                x = part(x)
+            residual = self.shortcut(hidden_state)
+            return folded(x, last.convolution, last.normalization, rectify=True, plus=residual)
         return F.relu(self.layer(hidden_state).add_(self.shortcut(hidden_state)), inplace=True)
 
 
@@ -240,11 +264,13 @@ class RectifiedBottleNeckLayer(RectifiedSum, ResNetBottleNeckLayer):
 
 
 def rectify_own_results(backbone: nn.Module):
-    """Give ResNet's blocks these forwards: 6 % less memory in training on CPUs, and 1 % of an inference's time."""
+    """Give ResNet's blocks these forwards: 6 % less memory in training on CPUs, and a tenth of an inference's time."""
     if backbone.config.model_type == "resnet" and backbone.config.hidden_act == "relu":
         for module in backbone.modules():
             if type(module) is ResNetConvLayer and isinstance(module.activation, nn.ReLU):
                 module.__class__ = RectifiedConvolution  # the same parameters and names
+            elif type(module) is ResNetShortCut:
+                module.__class__ = FoldedShortCut
             elif type(module) is ResNetBasicLayer:
                 module.__class__ = RectifiedBasicLayer
             elif type(module) is ResNetBottleNeckLayer:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .compiled import group_norm_
+
 
 def chunk_length(elements: int, device: torch.device) -> int:
     """How many items of so many float32 `elements` each to work on at a time, at least 1.
@@ -26,6 +28,13 @@ def in_blocks(function: Callable[[Tensor], Tensor], rows: Tensor, width: int) ->
         return function(rows)
     blocks = rows.split(chunk_length(width, rows.device))
     return function(rows) if len(blocks) == 1 else torch.cat([function(block) for block in blocks])
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether somebody listens to the module's forward or backward, or has given it another forward."""
+    return any(
+        (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    ) or "forward" in vars(module)
 
 
 def channels_last_on_cpu(x: Tensor) -> Tensor:
@@ -51,9 +60,12 @@ def tokens_of(x: Tensor) -> Tensor:
 
 
 def map_of(tokens: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, H * W, C) -> (B, C, H, W), a view."""
-    channels_first = tokens.transpose(1, 2)
-    return channels_first.view(*channels_first.shape[:2], *size)  # tracing makes constants of what `unflatten` takes
+    """(B, H * W, C) -> (B, C, H, W), a view.
+
+    With the strides of a map whose channels are innermost, also of one image: with the step between images that `view`
+    gives a transposed tensor, resizing takes it for something else, and its result is transposed twice.
+    """
+    return tokens.view(tokens.shape[0], *size, tokens.shape[2]).permute(0, 3, 1, 2)
 
 
 class PointwiseConvolution(nn.Conv2d):
@@ -80,7 +92,7 @@ class ConvolutionNorm(nn.Sequential):
 
     With channels innermost torch's variance on CPUs is the mean square less the squared mean, in which digits cancel:
     a mean of 10 standard deviations costs 7e-5 of the norm's output. The output does not depend on a group's mean, so
-    that is subtracted before, from the convolution's result.
+    that is subtracted before, from the convolution's result; at inference a compiled kernel does all in two passes.
 
     Args:
         convolution: `0` in the state dict; the norm is `1`.
@@ -96,6 +108,8 @@ class ConvolutionNorm(nn.Sequential):
         """(B, C, H, W) -> (B, O, H', W'); `plus` of the output's shape is added to the norm's result."""
         convolution, norm = self
         x = convolution(x)
+        if group_norm_ is not None and not hooked(norm) and group_norm_(x, norm, plus, self.rectify):
+            return x
         if x.device.type == "cpu" and not x.is_contiguous():
             with torch.no_grad():  # the gradient does not depend on the mean either
                 means = x.mean((2, 3)).unflatten(1, (norm.num_groups, -1)).mean(2)  # (B, groups)

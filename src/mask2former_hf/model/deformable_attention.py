@@ -9,10 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.integrations import use_kernel_forward_from_hub
 
-try:  # compiled kernels, if the whole package is installed; a checkpoint's own code runs without them
-    from mask2former_hf.kernels import deformable_attention as compiled_deformable_attention
-except ImportError:
-    compiled_deformable_attention = None
+from .compiled import deformable_attention as compiled_deformable_attention
 
 
 def multi_scale_deformable_attention(
@@ -134,9 +131,7 @@ class MultiScaleDeformableAttention(nn.Module):
         B, Q, _ = queries.shape
         h, L, P = self.num_heads, self.num_levels, self.num_points
         value = self.value_proj(features).unflatten(-1, (h, -1))  # (B, S, h, D)
-        # Half precision cannot tell neighbouring pixels apart (bfloat16 has 8 bits): coordinates are float32.
         offsets = self.sampling_offsets(queries).view(B, Q, h, L, P, 2)
-        offsets = offsets.to(torch.promote_types(offsets.dtype, torch.float32))
         logits = self.attention_weights(queries).view(B, Q, h, L * P)
         # A kernel of the Hub was asked for explicitly, so it goes before ours.
         from_hub = self.sampling.forward.__func__ is not DeformableSampling.forward
@@ -144,6 +139,9 @@ class MultiScaleDeformableAttention(nn.Module):
             output = compiled_deformable_attention(value, spatial_shapes, reference_points, offsets, logits)
             if output is not None:
                 return self.output_proj(output)
+        # Half precision cannot tell neighbouring pixels apart (bfloat16 has 8 bits): coordinates are float32, as in
+        # the kernels, which take offsets of any dtype.
+        offsets = offsets.to(torch.promote_types(offsets.dtype, torch.float32))
         weights = logits.softmax(-1).view(B, Q, h, L, P)
         # By `full`, which takes the sides of a trace for what they are; `tensor` would make constants of them.
         sides = [

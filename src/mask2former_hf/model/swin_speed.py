@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.models.swin.modeling_swin import SwinLayer, SwinStage
 
+from .cpu_layout import hooked
+
 OTHER_REGION = -100.0  # what transformers adds to the scores of tokens that the shift made neighbours
 
 
@@ -170,12 +172,6 @@ class InnermostSwinStage(SwinStage):
         if not before or hidden_states.device.type != "cpu":
             return super().get_reshaped_hidden_states(hidden_states, before_downsampling, height, width, before)
         return before_downsampling.view(before_downsampling.shape[0], height, width, -1).permute(0, 3, 1, 2)
-
-
-def hooked(module: nn.Module) -> bool:
-    return any(
-        (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    ) or "forward" in vars(module)
 
 
 def gather_windows(backbone: nn.Module):

@@ -1,0 +1,129 @@
+// What the kernels for CPUs share: vectors of channels in float32 and bfloat16, a version for each processor, threads.
+
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <thread>
+
+#define INLINE static inline __attribute__((always_inline))
+#if defined(__x86_64__) && defined(__linux__) && !defined(MSDA_NO_CLONES)
+// One binary for every x86-64: the loader picks the version for the processor.
+#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define CLONES
+#endif
+
+namespace {
+
+typedef float vec __attribute__((vector_size(32), aligned(4)));
+typedef uint16_t half_vec __attribute__((vector_size(16), aligned(2)));
+typedef uint32_t bit_vec __attribute__((vector_size(32), aligned(2)));
+
+template <typename To, typename From>
+INLINE To as(const From& from) {
+  static_assert(sizeof(To) == sizeof(From), "the same bits");
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+INLINE vec load(const float* p) { return *reinterpret_cast<const vec*>(p); }
+INLINE vec load(const uint16_t* p) {  // bfloat16 is the upper half of a float32
+  return as<vec>(__builtin_convertvector(*reinterpret_cast<const half_vec*>(p), bit_vec) << 16);
+}
+INLINE float load_one(const float* p) { return *p; }
+INLINE float load_one(const uint16_t* p) { return as<float>(static_cast<uint32_t>(*p) << 16); }
+
+INLINE uint16_t round_to_bfloat16(float x) {
+  const uint32_t bits = as<uint32_t>(x);
+  if ((bits & 0x7fffffff) > 0x7f800000) return static_cast<uint16_t>((bits >> 16) | 64);  // keeps NaN a NaN
+  return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+INLINE bit_vec rounded_to_bfloat16(vec x) {  // in the upper halves
+  const bit_vec bits = as<bit_vec>(x);
+  const bit_vec nan = as<bit_vec>((bits & 0x7fffffff) > 0x7f800000);
+  return ((bits + 0x7fff + ((bits >> 16) & 1)) & ~nan) | ((bits | 0x400000) & nan);
+}
+INLINE void store_one(float* p, float x) { *p = x; }
+INLINE void store_one(uint16_t* p, float x) { *p = round_to_bfloat16(x); }
+
+// 16 channels in two vectors: of float32 the first and the last eight, of bfloat16 those of even and of odd number,
+// which the upper and lower halves of eight words are: no lane has to move. What has the one order must be stored in it.
+struct Pair {
+  vec a, b;
+};
+INLINE Pair load_pair(const float* p) { return {load(p), load(p + 8)}; }
+INLINE Pair load_pair(const uint16_t* p) {
+  const bit_vec words = *reinterpret_cast<const bit_vec*>(p);
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+  return {as<vec>(words << 16), as<vec>(words & 0xffff0000)};
+#else
+  return {as<vec>(words & 0xffff0000), as<vec>(words << 16)};
+#endif
+}
+INLINE void store_pair(float* p, const Pair& x) {
+  *reinterpret_cast<vec*>(p) = x.a;
+  *reinterpret_cast<vec*>(p + 8) = x.b;
+}
+INLINE void store_pair(uint16_t* p, const Pair& x) {
+  const bit_vec a = rounded_to_bfloat16(x.a), b = rounded_to_bfloat16(x.b);
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+  *reinterpret_cast<bit_vec*>(p) = (a >> 16) | (b & 0xffff0000);
+#else
+  *reinterpret_cast<bit_vec*>(p) = (b >> 16) | (a & 0xffff0000);
+#endif
+}
+
+INLINE float sum(vec x) { return ((x[0] + x[4]) + (x[1] + x[5])) + ((x[2] + x[6]) + (x[3] + x[7])); }
+
+INLINE float largest_of(vec x) {
+  float eight[8];
+  for (int k = 0; k < 8; ++k) eight[k] = x[k];
+  for (int half = 4; half > 0; half /= 2)
+    for (int k = 0; k < half; ++k) eight[k] = eight[k] > eight[k + half] ? eight[k] : eight[k + half];
+  return eight[0];
+}
+
+struct Progress {
+  std::atomic<int64_t> next{0};  // task to take
+  int64_t finished = 0;
+  std::mutex mutex;
+  std::condition_variable all_finished;
+};
+
+// Tasks 0 .. count - 1 on up to `threads` threads. Threads are started for the call: that costs about 20 us and leaves
+// nothing behind that a fork or a second Python thread could trip over, as a pool (OpenMP's included) would. Waiting is
+// sleeping, and only for tasks that somebody has begun: on a busy machine a new thread may get a core long after the
+// others have done its share (10 ms, measured), so threads are detached, and a late one finds no task and ends.
+template <typename Task>
+void parallel(int64_t count, int64_t threads, const Task& task) {
+  threads = std::min(threads, count);
+  if (threads < 2) {
+    for (int64_t i = 0; i < count; ++i) task(i);
+    return;
+  }
+  const auto progress = std::make_shared<Progress>();
+  const auto work = [progress, count, &task] {  // `task` lives as long as there are tasks
+    int64_t own = 0;
+    for (int64_t i = progress->next++; i < count; i = progress->next++, ++own) task(i);
+    std::lock_guard<std::mutex> lock(progress->mutex);
+    progress->finished += own;
+    if (progress->finished == count) progress->all_finished.notify_one();
+  };
+  try {
+    for (int64_t i = 1; i < threads; ++i) std::thread(work).detach();
+  } catch (const std::exception&) {  // no memory or no right to another thread: the ones at hand do the work
+  }
+  work();
+  std::unique_lock<std::mutex> lock(progress->mutex);
+  progress->all_finished.wait(lock, [&] { return progress->finished == count; });
+}
+
+}  // namespace
