@@ -11,6 +11,7 @@ from helpers import tiny_config, tiny_model
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import TrainerCallback
+from youtube_vis import write_youtube_vis
 
 from mask2former_hf import (
     Mask2FormerForVideoSegmentation,
@@ -21,7 +22,6 @@ from mask2former_hf import (
 )
 from mask2former_hf.cli.main import main
 from mask2former_hf.data.clips import NO_LABEL, Clip
-from mask2former_hf.model.run_lengths import mask_to_rle
 from mask2former_hf.training.checkpoints import last_complete_checkpoint
 from mask2former_hf.training.clips import ClipCollator, video_model
 from mask2former_hf.training.video_run import VideoRun
@@ -174,25 +174,3 @@ def test_frames_that_do_not_fit_are_listed_before_the_first_step(tmp_path):
     ):
         VideoRun(run_settings(tmp_path / "run", **given), show=False)
     VideoRun(run_settings(tmp_path / "run", **given, no_check=True))
-
-
-def write_youtube_vis(videos, folder):
-    """A folder of frames and a json; as flags' ends."""
-    content = {
-        "videos": [],
-        "annotations": [],
-        "categories": [{"id": n + 1, "name": name} for n, name in videos.classes.id2label.items()],
-    }
-    for video in videos:
-        (folder / "frames" / str(video.id)).mkdir(parents=True)
-        names = [f"{video.id}/{frame}.png" for frame in range(video.length)]
-        for frame, name in enumerate(names):
-            Image.fromarray(video.frame(frame)).save(folder / "frames" / name)
-        height, width = video.size
-        content["videos"].append({"id": video.id, "file_names": names, "height": height, "width": width})
-        for thing in video.objects:
-            masks = [None if mask is None else mask_to_rle(mask) for mask in thing.segmentations]
-            entry = {"video_id": video.id, "category_id": thing.label + 1, "segmentations": masks}
-            content["annotations"].append(entry | {"id": len(content["annotations"])})
-    (folder / "instances.json").write_text(json.dumps(content))
-    return {"images": folder / "frames", "annotations": folder / "instances.json"}

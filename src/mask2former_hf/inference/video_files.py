@@ -147,5 +147,5 @@ def load_av():
     try:
         import av
     except ImportError as error:
-        raise ImportError("video files need PyAV: pip install 'mask2former_hf[video]' (or pip install av)") from error
+        raise ImportError("video files need PyAV: pip install av") from error
     return av
