@@ -55,7 +55,8 @@ class Segmenter:
         tile: side in pixels of the overlapping tiles in which larger images are segmented; "auto" for tiles of the
             size that the model was made for, of images that it would shrink; None to take every image whole.
         overlap: share of a tile's side that its neighbour sees too, at least. Objects up to that size are seen whole.
-        effort: share of the decoder's layers that run, rounded up (`effort.at_effort`); 1 for all of them.
+        effort: share of the decoder's layers that run, rounded up, below 1 also without queries that are probably
+            nothing (`effort.at_effort`); 1 for all of both.
 
     An export has dtype and layers in the graph, and neither refinement, averages nor tiles.
 
