@@ -3,10 +3,10 @@
 Letters and sizes are those of postprocessing.py.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,16 +48,21 @@ def _in_windows(mask_logits: Tensor, sizes, threshold: float) -> Thresholded:
     windows = MaskWindows(mask_logits.shape[1:], *sizes, threshold)
     found, quality, boxes = [], mask_logits.new_zeros(len(mask_logits)), mask_logits.new_zeros(len(mask_logits), 4)
     for query, cells in enumerate(mask_logits):
-        logits, (left, top, right, bottom) = windows.of(cells)
-        hits = logits > threshold
+        (left, top, right, bottom), bands = windows.of(cells)
+        hits, inside = torch.empty(bottom - top, right - left, dtype=torch.bool), mask_logits.new_zeros(())
+        for start, logits in bands:
+            some = torch.gt(logits, threshold, out=hits[start : start + len(logits)])
+            inside += logits.sigmoid().mul_(some).sum()
         found.append((hits, slice(top, bottom), slice(left, right)))
         if area := int(hits.count_nonzero()):
-            quality[query] = logits.sigmoid_().mul_(hits).sum() / (area + 1e-6)
+            quality[query] = inside / (area + 1e-6)
             boxes[query] = masks_to_boxes(hits[None])[0] + torch.tensor([left, top, left, top])
 
     def masks(queries: Tensor) -> Tensor:
-        # Of NumPy, whose zeros are pages that nobody has touched; torch writes every one.
-        painted = torch.from_numpy(np.zeros((len(queries), *sizes[2]), dtype=bool))
+        # Zeros in pages that nobody has touched. torch writes every one, and NumPy asks for huge ones, whose first use
+        # takes four times as long.
+        size = len(queries), *sizes[2]
+        painted = torch.frombuffer(bytearray(max(1, math.prod(size))), dtype=torch.bool)[: math.prod(size)].view(size)
         for mask, query in zip(painted, queries.tolist(), strict=True):
             hits, rows, columns = found[query]
             mask[rows, columns] = hits
