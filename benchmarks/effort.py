@@ -1,9 +1,13 @@
-"""Panoptic quality against time as `effort` falls: a small model on generated scenes, one point per decoder layer.
+"""Quality against time as `effort` falls: one point per decoder layer, and one of all layers with fewer queries.
 
     python benchmarks/effort.py [--layers 6] [--steps 500] [--size 64] [--images 100] [--model FOLDER]
+    python benchmarks/effort.py --model FOLDER --data camvid --data-root DATA [--images 101]
+    python benchmarks/effort.py --timed swin-t [--timed-size 640]
 
-Trains the model of `mask2former-hf demo` with so many decoder layers, unless FOLDER has it already, and measures
-held-out scenes. Times are processor time of one thread in the forward pass, each point of every image in turn.
+Trains the model of `mask2former-hf demo` with so many decoder layers, unless FOLDER has a checkpoint already, and
+measures held-out scenes, or CamVid's validation images (DATA holds `camvid/`). Times are processor time of one thread
+in the forward pass, each point of every image in turn. `--timed` is the time alone, of a network of the paper's size
+with random weights, of whose 100 queries 20 are kept.
 """
 
 import argparse
@@ -11,17 +15,26 @@ import time
 from pathlib import Path
 
 import torch
-from common import machine
+from common import BACKBONES, interleaved_medians, machine
+from refinement_runs import Data
 from torch.utils.data import DataLoader
 
+from mask2former_hf import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 from mask2former_hf.cli.demo import save, train
 from mask2former_hf.data.scenes import HELD_OUT_SEED, Scenes, ScenesDataset
-from mask2former_hf.evaluation.evaluator import SegmentationEvaluator
+from mask2former_hf.evaluation.evaluator import METRICS, SegmentationEvaluator
+from mask2former_hf.inference import effort
 from mask2former_hf.inference.effort import at_effort
 from mask2former_hf.inference.loading import load_model, load_processor
 from mask2former_hf.model.image_processing_mask2former import Mask2FormerImageProcessor
 from mask2former_hf.training.backbones import new_model
 from mask2former_hf.training.collation import SegmentationCollator
+
+ALL_LAYERS = 0.999  # with the queries that `effort` below 1 keeps
+COLUMNS = {
+    "pq": {"PQ": lambda s: s["all"]["pq"], "things": lambda s: s["things"]["pq"], "stuff": lambda s: s["stuff"]["pq"]},
+    "miou": {"mIoU": lambda s: s["mIoU"], "pixel accuracy": lambda s: s["pACC"]},
+}
 
 
 def main():
@@ -32,9 +45,16 @@ def main():
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--model", type=Path, default=Path("effort_model"))
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--timed", choices=BACKBONES)
+    parser.add_argument("--timed-size", type=int, default=640)
+    parser.add_argument("--data", choices=("scenes", "camvid"), default="scenes")
+    parser.add_argument("--data-root", type=Path)
     parser.add_argument("--device", default="cpu", help="of the training")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.timed:
+        time_large(arguments.timed, arguments.timed_size)
+        return
     if not (arguments.model / "config.json").is_file():
         train_model(arguments)
     measure(load_model(arguments.model), load_processor(arguments.model), arguments)
@@ -53,25 +73,51 @@ def train_model(arguments):
 @torch.inference_mode()
 def measure(model, processor, arguments):
     model.eval()
-    whole = len(model.model.transformer_module.decoder.layers)
-    efforts = [layers / whole for layers in range(whole + 1)]
-    models = [at_effort(model, effort) for effort in efforts]
-    evaluators = [SegmentationEvaluator(model.config, processor, ["pq"]) for _ in efforts]
-    seconds = [0.0] * len(efforts)
-    scenes = ScenesDataset(arguments.images, size=arguments.size, seed=HELD_OUT_SEED)
-    for number, example in enumerate(scenes):
+    layers = model.model.transformer_module.decoder.layers
+    efforts = [*(count / len(layers) for count in range(len(layers))), ALL_LAYERS, 1]
+    models, metric = [at_effort(model, share) for share in efforts], METRICS[model.config.task][0]
+    evaluators = [SegmentationEvaluator(model.config, processor, [metric]) for _ in efforts]
+    seconds, queries, seen = [0.0] * len(efforts), [0] * len(efforts), []
+    for layer in layers:  # which the models share
+        layer.register_forward_pre_hook(lambda layer, given: seen.append(given[0].shape[1]))
+    examples = ScenesDataset(arguments.images, size=arguments.size, seed=HELD_OUT_SEED)
+    if arguments.data == "camvid":
+        examples = Data("camvid", arguments.data_root).val
+    count = min(arguments.images, len(examples))
+    for number in range(count):
+        example = examples[number]
         inputs = processor(example.image, input_data_format="channels_last", return_tensors="pt")
         for point, (reduced, evaluator) in enumerate(zip(models, evaluators, strict=True)):
+            seen.clear()
             start = time.process_time()
             outputs = reduced(**inputs)
             seconds[point] += time.process_time() - start
+            queries[point] += seen[-1] if seen else 0
             evaluator.update(outputs, [example], [number])
     print(machine())
-    print("| effort | layers | ms | PQ | things | stuff |\n|---|---|---|---|---|---|")
-    for layers, (effort, evaluator) in enumerate(zip(efforts, evaluators, strict=True)):
-        summary = evaluator.compute()["pq"]
-        quality = " | ".join(f"{100 * summary[part]['pq']:.1f}" for part in ("all", "things", "stuff"))
-        print(f"| {effort:.2f} | {layers} | {1000 * seconds[layers] / len(scenes):.1f} | {quality} |")
+    print(f"| effort | layers | queries of the last | ms | {' | '.join(COLUMNS[metric])} |")
+    print("|---" * (4 + len(COLUMNS[metric])) + "|")
+    for point, (share, evaluator) in enumerate(zip(efforts, evaluators, strict=True)):
+        values = COLUMNS[metric].values()
+        quality = " | ".join(f"{100 * value(evaluator.compute()[metric]):.1f}" for value in values)
+        done = len(models[point].model.transformer_module.decoder.layers)
+        time_of = f"{queries[point] / count:.1f} | {1000 * seconds[point] / count:.1f}"
+        print(f"| {share:.3g} | {done} | {time_of} | {quality} |")
+
+
+@torch.inference_mode()
+def time_large(backbone: str, size: int, kept: int = 20):
+    torch.manual_seed(0)
+    model = Mask2FormerForUniversalSegmentation(Mask2FormerConfig(backbone_config=BACKBONES[backbone]())).eval()
+    pixels = torch.randn(1, 3, size, size)
+    early = at_effort(model, effort.EARLY)(pixels).class_queries_logits[0]
+    effort.HOPELESS = (1 - early.softmax(-1)[:, -1]).sort(descending=True).values[kept - 1 : kept + 1].mean().item()
+    models = {share: at_effort(model, share) for share in (0, 1 / 3, 2 / 3, ALL_LAYERS, 1)}
+    runs = {share: lambda reduced=reduced: reduced(pixels) for share, reduced in models.items()}
+    seconds = interleaved_medians(runs, repeats=5, clock=time.process_time)
+    print(machine(), f"one image of {size} x {size}, {backbone}", sep="\n")
+    for share, value in seconds.items():
+        print(f"effort {share:.3f}: {1000 * value:.0f} ms, {value / seconds[1]:.2f} of the whole")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from helpers import tiny_model
 
 from mask2former_hf import Mask2FormerImageProcessor, Segmenter
 from mask2former_hf.cli.main import main
+from mask2former_hf.inference import effort
 from mask2former_hf.inference.effort import at_effort
 from mask2former_hf.inference.export_files import REPORT
 
@@ -23,14 +24,57 @@ def pixels():
     return torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize(("effort", "layers"), [(0, 0), (0.01, 1), (1 / 3, 1), (0.34, 2), (2 / 3, 2), (0.7, 3)])
-def test_an_effort_gives_the_prediction_of_its_last_layer(model, pixels, effort, layers):
+@pytest.mark.parametrize(("share", "layers"), [(0, 0), (0.01, 1), (1 / 3, 1), (0.34, 2), (2 / 3, 2), (0.7, 3)])
+def test_an_effort_gives_the_prediction_of_its_last_layer(model, pixels, share, layers):
     with torch.no_grad():
         whole = model(pixels, output_auxiliary_logits=True)
-        reduced = at_effort(model, effort)(pixels)
+        reduced = at_effort(model, share)(pixels)
     predictions = [*whole.auxiliary_logits, whole]
     for name in ("class_queries_logits", "masks_queries_logits"):
         assert torch.equal(reduced[name], predictions[layers][name])
+
+
+@torch.no_grad()
+def test_queries_that_are_probably_nothing_stay_what_they_are_after_a_third_of_the_layers(model, monkeypatch):
+    """The others see each other and the image as if there were no more of them, and no image sees another."""
+    batch = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    reduced = at_effort(model, 0.99)
+    whole = model(batch, output_auxiliary_logits=True, output_hidden_states=True)
+    early = whole.auxiliary_logits[1]
+    objects = 1 - early["class_queries_logits"].softmax(-1)[..., -1]
+    bound = objects.flatten().sort().values[9:11].mean().item()  # between two of them
+    monkeypatch.setattr(effort, "HOPELESS", bound)
+    kept = objects >= bound
+    assert kept[0].any() and kept[1].any() and kept[0].sum() != kept[1].sum()
+    found = reduced(batch, output_attentions=True, output_hidden_states=True)
+    for name in ("class_queries_logits", "masks_queries_logits"):
+        close(found[name][~kept], early[name][~kept])
+    for image, rows in enumerate(kept):
+        last = found.transformer_decoder_last_hidden_state[image, rows]
+        close(last, by_hand(model.model.transformer_module, whole, image, rows, layers=(1, 2)))
+        weights = found.attentions[-1][image]
+        assert (weights[:, ~rows] == 0).all() and (weights[..., ~rows] == 0).all()
+        close(reduced(batch[image : image + 1]).class_queries_logits[0], found.class_queries_logits[image])
+    for bound, layer in ((0.0, 3), (1.1, 1)):
+        monkeypatch.setattr(effort, "HOPELESS", bound)
+        close(reduced(batch).class_queries_logits, [*whole.auxiliary_logits, whole][layer]["class_queries_logits"])
+
+
+def by_hand(module, whole, image, rows, layers):
+    """States of some queries of an image after some layers, from the hidden states before them."""
+    maps = whole.pixel_decoder_hidden_states
+    memories, features = module.levels(maps, whole.pixel_decoder_last_hidden_state)
+    x = whole.transformer_decoder_hidden_states[layers[0]][image, rows][None]
+    for layer in layers:
+        allowed = module.decoder.mask_predictor(module.decoder.layernorm(x)) @ features[layer][image] >= 0
+        allowed = allowed | ~allowed.any(-1, keepdim=True)
+        inputs = memories[layer][image][None], module.positions(maps[layer]), allowed, True
+        x = module.decoder.layers[layer](x, module.queries_embedder.weight[rows][None], *inputs)[0]
+    return x[0]
+
+
+def close(ours, theirs):
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_the_whole_model_stays_and_shares_its_weights(model, pixels):
@@ -70,10 +114,10 @@ def test_a_model_without_a_prediction_at_every_layer_is_refused(fields):
     assert at_effort(other, 1) is other
 
 
-@pytest.mark.parametrize("effort", [-0.1, 1.5, float("nan"), "0.5"])
-def test_an_effort_is_a_share(model, effort):
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan"), "0.5"])
+def test_an_effort_is_a_share(model, share):
     with pytest.raises(ValueError, match="effort="):
-        at_effort(model, effort)
+        at_effort(model, share)
 
 
 def test_the_command_line_names_its_flag(model, tmp_path, capsys):

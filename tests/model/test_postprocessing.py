@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from mask2former_hf.model import mask_resizing, panoptic_rules, postprocessing
 from mask2former_hf.model.mask_resizing import resize_mask_logits
+from mask2former_hf.model.mask_windows import MaskWindows
 from mask2former_hf.model.postprocessing import (
     instance_segmentation,
     masks_to_boxes,
@@ -388,8 +389,31 @@ def test_every_query_is_resized_once(monkeypatch):
     monkeypatch.setattr(
         mask_resizing, "resize_mask_logits", lambda masks, *a: (rows.append(len(masks)), original(masks, *a))[1]
     )
-    instance_segmentation(*random_logits(0), top_k=45)
-    assert sum(rows) == 9
+    in_windows = MaskWindows.of
+    monkeypatch.setattr(MaskWindows, "of", lambda self, logits: (rows.append(1), in_windows(self, logits))[1])
+    for decide in (None, lambda masks: masks > 0.5):
+        rows.clear()
+        instance_segmentation(*random_logits(0), top_k=45, decide=decide)
+        assert sum(rows) == 9
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.1, 0.999])
+def test_instances_are_the_same_whether_every_pixel_is_looked_at_or_those_that_a_mask_can_reach(threshold):
+    """Empty masks, masks beyond the image, padded canvases, enlarged, reduced and equal sizes are among them."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = [((60, 80), (48, 80), (300, 201)), ((60, 80), (59, 33), (20, 7)), ((60, 80), (60, 70), None), ((15, 20),)]
+    for canvas, *others in sizes:
+        masks = 4 * torch.randn(12, 15, 20, generator=generator) - torch.arange(12).view(-1, 1, 1)
+        masks[3], masks[4, :-1], masks[5] = -50, -50, 50
+        logits = torch.randn(12, 3, generator=generator)
+        plain = instance_segmentation(logits, masks, canvas, *others, mask_threshold=threshold)
+        point = torch.tensor(threshold, dtype=torch.float64).logit().item()
+        resized = resize_mask_logits(masks, canvas, *others)[plain["queries"]]
+        expected = resized > point
+        assert torch.equal(plain["masks"], expected) and torch.equal(plain["boxes"], masks_to_boxes(expected))
+        mean = (resized.sigmoid() * expected).sum((1, 2), dtype=torch.float64) / (expected.sum((1, 2)) + 1e-6)
+        classes = logits.softmax(-1)[plain["queries"], plain["labels"]]
+        torch.testing.assert_close(plain["scores"], (classes * mean).float(), rtol=1e-5, atol=1e-7)
 
 
 def test_half_precision_logits_are_read_as_float32():

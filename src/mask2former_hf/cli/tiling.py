@@ -23,7 +23,7 @@ def add_effort_argument(parser: argparse.ArgumentParser):
         "--effort",
         type=float,
         metavar="SHARE",
-        help="share of the decoder's layers to run, 0 to 1, for an answer in less time (default: 1, all)",
+        help="share of the decoder's layers to run, 0 to 1, and below 1 on CPUs fewer queries (default: 1, all)",
     )
 
 

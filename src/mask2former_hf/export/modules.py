@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.models.swin.modeling_swin import SwinLayer
 
+from ..model.instance_masks import masks_to_boxes
 from ..model.panoptic_rules import accept, contest, kept_queries
-from ..model.postprocessing import masks_to_boxes
 
 NUMBERS = ("stuff", "threshold", "mask_threshold", "overlap_threshold")  # inputs of results that have a default
 

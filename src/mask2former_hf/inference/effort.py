@@ -1,18 +1,27 @@
-"""An answer in less time: the first layers of a decoder alone, each of which was trained to predict."""
+"""An answer in less time: the first layers of a decoder alone, and after a few of them fewer queries.
+
+Every layer was trained to predict. Letters: B batch, Q queries, q kept queries of an image, S = H * W of a level.
+"""
 
 import copy
 import math
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..model.number_checks import check_fractions
+from ..model.transformer_decoder import DecoderStates, Mask2FormerMaskedAttentionDecoder
+
+EARLY = 1 / 3  # of the whole decoder's layers: from then on a query that says "nothing" rarely changes its mind
+HOPELESS = 0.02  # probability of an object below which a query is dropped there
 
 
 def at_effort(model: nn.Module, effort: float) -> nn.Module:
     """A model that stops after some of the decoder's layers; it shares weights and modules with the whole one.
 
     Training supervises the prediction of the learned queries and of every layer (section 3.2.1 of the paper), so what
-    the layer predicts that is now the last is what the whole model has there in its `auxiliary_logits`.
+    the layer predicts that is now the last is what the whole model has there in its `auxiliary_logits`; but on CPUs
+    some queries are dropped on the way (`SparingDecoder`).
 
     Args:
         model: `Mask2FormerForUniversalSegmentation`.
@@ -33,9 +42,63 @@ def at_effort(model: nn.Module, effort: float) -> nn.Module:
                 f"effort={effort:g}: the checkpoint has {field}={value!r}, and only with {needed!r} the layers of a "
                 "decoder were trained to predict before the last; leave it out"
             )
-    decoder = model.model.transformer_module.decoder
-    count = math.ceil(round(effort * len(decoder.layers), 6))  # 0.7 * 10 is a little more than 7
-    return _with_part(model, ("model", "transformer_module", "decoder", "layers"), decoder.layers[:count])
+    decoder = copy.copy(model.model.transformer_module.decoder)
+    count, early = (_layers(share, len(decoder.layers)) for share in (effort, EARLY))
+    decoder._modules = decoder._modules | {"layers": decoder.layers[:count]}
+    if count > early:
+        decoder.__class__ = SparingDecoder
+        decoder.early, decoder.heads = early, (model.class_predictor,)  # in a tuple, as it is a part of the model
+    return _with_part(model, ("model", "transformer_module", "decoder"), decoder)
+
+
+def _layers(share: float, layers: int) -> int:
+    return math.ceil(round(share * layers, 6))  # 0.7 * 10 is a little more than 7
+
+
+class SparingDecoder(Mask2FormerMaskedAttentionDecoder):
+    """After a few layers queries that are probably nothing are dropped; their predictions stay what they are then.
+
+    On CPUs alone: GPUs take as long for few queries as for many, and `replay` needs to know how many there are. Images
+    go on one by one, each with its own queries, so none depends on the others of its batch.
+
+    Attributes:
+        early: layers before queries are dropped.
+        heads: one module, states → class logits of which the last is "no object".
+    """
+
+    def forward(self, queries, query_positions, memories, memory_positions, level_mask_features, eager):
+        states = DecoderStates([queries], [self.layernorm(queries)], [], [])
+        maps = (memories, memory_positions, level_mask_features, eager)
+        states = self.go_on(states, range(self.early), query_positions, *maps)
+        late = range(self.early, len(self.layers))
+        hopeful = 1 - self.heads[0](states.normalised[-1]).float().softmax(-1)[..., -1] >= HOPELESS  # (B, Q)
+        if queries.device.type != "cpu" or hopeful.all():
+            return self.go_on(states, late, query_positions, *maps)
+        images = [self._alone(image, kept, states, late, query_positions, *maps) for image, kept in enumerate(hopeful)]
+        for whole, parts in zip(states, zip(*images, strict=True), strict=True):
+            whole += [None if rows[0] is None else torch.cat(rows) for rows in zip(*parts, strict=True)]
+        return states
+
+    def _alone(self, image, kept, states, late, query_positions, memories, memory_positions, features, eager):
+        """What the late layers make of the kept (Q,) queries of an image, with Q rows again."""
+        own, rows = slice(image, image + 1), kept.nonzero()[:, 0]
+        few = DecoderStates([states.hidden[-1][own, rows]], [states.normalised[-1][own, rows]], [], [])
+        memories, features = ([level[own] for level in levels] for levels in (memories, features))
+        few = self.go_on(few, late, query_positions[own, rows], memories, memory_positions, features, eager)
+        hidden, normalised = (
+            [before[-1][own].index_copy(1, rows, after) for after in afters[1:]]
+            for before, afters in zip(states[:2], few[:2], strict=True)
+        )
+        Q = len(kept)
+        to_itself, to_cells = ([w if w is None else _with_rows(w, rows, Q) for w in weights] for weights in few[2:])
+        to_itself = [w if w is None else _with_rows(w.mT, rows, Q).mT for w in to_itself]
+        return DecoderStates(hidden, normalised, to_itself, to_cells)
+
+
+def _with_rows(weights: Tensor, rows: Tensor, count: int) -> Tensor:
+    """(1, h, q, S) attention of some queries → (1, h, Q, S), zeros for the others."""
+    whole = weights.new_zeros(*weights.shape[:2], count, weights.shape[-1])
+    return whole.index_copy(2, rows, weights)
 
 
 def _with_part(module: nn.Module, path: tuple[str, ...], part: nn.Module) -> nn.Module:

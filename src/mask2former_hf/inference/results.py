@@ -221,9 +221,11 @@ def instances_and_queries(logits, rules: Rules, image=None, progress=False) -> t
         mask_threshold=rules.mask_threshold,
         decide=decide[rules.refine]() if rules.refine else None,
     )
-    _, kept = stack_instances(found["masks"], rules.overlap_threshold)
-    masks, scores, labels = (found[name][kept].cpu() for name in ("masks", "scores", "labels"))
-    result = instance_result(masks.numpy(), scores.tolist(), labels.tolist(), rules.id2label, rules.stuff_label_ids)
+    _, kept = stack_instances(found["masks"], rules.overlap_threshold, found["boxes"])
+    scores, labels = (found[name][kept].tolist() for name in ("scores", "labels"))
+    masks, boxes = (found[name] if len(kept) == len(found[name]) else found[name][kept] for name in ("masks", "boxes"))
+    named, boxes = (rules.id2label, rules.stuff_label_ids), boxes.int().tolist()
+    result = instance_result(masks.cpu().numpy(), scores, labels, *named, boxes=boxes)
     return result, found["queries"][kept].tolist()
 
 

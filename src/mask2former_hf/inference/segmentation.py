@@ -212,11 +212,18 @@ def panoptic_result(ids: np.ndarray, segments: Iterable[Mapping], id2label, stuf
     return result_of_runs("panoptic", ids.shape, rows, id2label, stuff_label_ids)
 
 
-def instance_result(masks: np.ndarray, scores, labels, id2label, stuff_label_ids=()) -> Segmentation:
-    """From (N, H, W) bool masks, scores and labels, best first."""
+def instance_result(masks: np.ndarray, scores, labels, id2label, stuff_label_ids=(), boxes=None) -> Segmentation:
+    """From (N, H, W) bool masks, scores and labels, best first.
+
+    Args:
+        boxes: (left, top, right, bottom) of each mask, outside of which no pixel is looked at.
+    """
+    boxes = [(0, 0, *masks.shape[:0:-1])] * len(masks) if boxes is None else boxes
     rows = [
-        (number, label, score, Runs.of_mask(mask))
-        for number, (label, score, mask) in enumerate(zip(labels, scores, masks, strict=True), start=1)
+        (number, label, score, Runs.of_mask(mask[top:bottom, left:right]).moved(left, top))
+        for number, (label, score, mask, (left, top, right, bottom)) in enumerate(
+            zip(labels, scores, masks, boxes, strict=True), start=1
+        )
     ]
     return result_of_runs("instance", masks.shape[1:], rows, id2label, stuff_label_ids)
 

@@ -301,7 +301,7 @@ class Mask2FormerImageProcessor(PilBackend):
                 score_threshold=threshold,
                 mask_threshold=mask_threshold,
             )
-            segmentation, kept = stack_instances(found["masks"], overlap_mask_area_threshold)
+            segmentation, kept = stack_instances(found["masks"], overlap_mask_area_threshold, found["boxes"])
             if len(kept) < len(found["scores"]):
                 found = {name: value[kept] for name, value in found.items()}
             rows = zip(found["labels"].tolist(), found["scores"].tolist(), strict=True)

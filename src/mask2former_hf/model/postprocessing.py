@@ -23,9 +23,10 @@ from torch import Tensor
 from .argument_checks import as_tensor
 from .canvas import crop_to_canvas
 from .cpu_layout import chunk_length
+from .instance_masks import masks_to_boxes, thresholded
 from .mask_resizing import check_sizes, query_chunks, resize_rows, source_rows
 from .number_checks import check_count, check_fractions, check_labels
-from .panoptic_rules import Contest, accept, contest, kept_queries, mask_areas
+from .panoptic_rules import Contest, accept, contest, kept_queries
 from .result_defaults import CERTAIN, MASK_THRESHOLD, MAX_INSTANCES, OVERLAP_THRESHOLD, PANOPTIC_THRESHOLD
 
 
@@ -237,52 +238,44 @@ def instance_segmentation(
     queries, pair_query = torch.unique(pairs // num_classes, return_inverse=True)  # every mask is resized once
 
     logit_threshold = torch.tensor(mask_threshold, dtype=torch.float64).logit().item()
-    masks = torch.empty(len(queries), *sizes[2], dtype=torch.bool, device=device)
-    quality = torch.empty(len(queries), device=device)
-    for start, logits in query_chunks(mask_logits[queries], *sizes):
-        chunk = slice(start, start + len(logits))
-        probabilities = logits.sigmoid()
-        masks[chunk] = hits = logits > logit_threshold if decide is None else decide(probabilities)
-        inside = probabilities.mul_(hits).flatten(1).sum(1)
-        quality[chunk] = inside / (mask_areas(hits) + 1e-6)
+    found = thresholded(mask_logits[queries], sizes, logit_threshold, decide)
 
-    scores = scores * quality[pair_query]
+    scores = scores * found.quality[pair_query]
     order = scores.argsort(descending=True, stable=True)
     order = order[scores[order] >= score_threshold]  # (N,)
-    labels, scores, boxes = pairs[order] % num_classes, scores[order], masks_to_boxes(masks)[pair_query[order]]
-    found = queries[pair_query[order]]
-    return {"masks": masks[pair_query[order]], "scores": scores, "labels": labels, "boxes": boxes, "queries": found}
+    rows = pair_query[order]
+    return {
+        "masks": found.masks(rows),
+        "scores": scores[order],
+        "labels": pairs[order] % num_classes,
+        "boxes": found.boxes[rows],
+        "queries": queries[rows],
+    }
 
 
-def stack_instances(masks, overlap_threshold=0.0):
+def stack_instances(masks, overlap_threshold=0.0, boxes=None):
     """Lay (N, H, W) bool masks on one map, the first on top, without empty ones.
 
     Args:
         overlap_threshold: leave out a mask of which those on top leave less than this fraction visible.
+        boxes: (N, 4) of the masks, outside of which no pixel is looked at; None for those of `masks_to_boxes`.
 
     Returns:
         (H, W) int32 map of positions in the second result, -1 where there is no mask; and the list of the masks' N.
     """
     check_fractions(overlap_threshold=overlap_threshold)
     masks = as_tensor("masks", masks, 3)
+    boxes = masks_to_boxes(masks) if boxes is None else as_tensor("boxes", boxes, 2)
     stacked = torch.full(masks.shape[1:], -1, dtype=torch.int32, device=masks.device)
     kept = []
-    for n in masks.flatten(1).any(1).nonzero()[:, 0].tolist():
-        visible = masks[n] & (stacked < 0)
-        if overlap_threshold > 0 and visible.sum() < overlap_threshold * masks[n].sum():
+    for n, (left, top, right, bottom) in enumerate(boxes.int().tolist()):
+        mask, below = masks[n, top:bottom, left:right], stacked[top:bottom, left:right]
+        visible = mask & (below < 0)
+        if right == left or (overlap_threshold > 0 and visible.sum() < overlap_threshold * mask.sum()):
             continue
-        stacked.masked_fill_(visible, len(kept))
+        below.masked_fill_(visible, len(kept))
         kept.append(n)
     return stacked, kept
-
-
-def masks_to_boxes(masks):
-    """Tight boxes of (N, H, W) bool masks → (N, 4) float32 (x0, y0, x1, y1); x1, y1 are exclusive, empty is zeros."""
-    masks, edges = as_tensor("masks", masks, 3), []
-    for used in (masks.any(1).int(), masks.any(2).int()):  # (N, W) columns, (N, H) rows
-        first, last = used.argmax(1), used.shape[1] - used.flip(1).argmax(1)
-        edges.append(torch.stack([first, last], 1) * used.any(1, keepdim=True))
-    return torch.stack(edges, 2).flatten(1).float()  # (N, 4)
 
 
 def logits_per_image(outputs, target_sizes=None, dimensions=4) -> Iterator[tuple]:

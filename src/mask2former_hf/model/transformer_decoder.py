@@ -207,8 +207,23 @@ class Mask2FormerMaskedAttentionDecoder(nn.Module):
         eager: bool,
     ) -> DecoderStates:
         states = DecoderStates([queries], [self.layernorm(queries)], [], [])
-        for index, layer in enumerate(self.layers):
-            level, allowed = index % len(memories), None
+        every = range(len(self.layers))
+        return self.go_on(states, every, query_positions, memories, memory_positions, level_mask_features, eager)
+
+    def go_on(
+        self,
+        states: DecoderStates,
+        layers: range,
+        query_positions: Tensor,
+        memories: list[Tensor],
+        memory_positions: list[Tensor],
+        level_mask_features: list[Tensor],
+        eager: bool,
+    ) -> DecoderStates:
+        """Add to the states what some layers make of the last ones."""
+        queries = states.hidden[-1]
+        for index in layers:
+            layer, level, allowed = self.layers[index], index % len(memories), None
             if self.masked:
                 allowed = self.mask_predictor.allowed_positions(states.normalised[-1], level_mask_features[level])
                 if self.training and self.masked_shares is not None:
