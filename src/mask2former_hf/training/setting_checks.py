@@ -107,7 +107,7 @@ def check(settings: TrainingSettings):
     check_numbers(settings, 0, ("warmup",), most=MOST_STEPS)
     check_numbers(settings, 1, ("crop", "short_sides", "test_size"), most=2**15)  # the processor takes twice a crop
     factors = ("learning_rate", "clip", "mask_weight", "weight_decay", "backbone_multiplier", "teacher_weight")
-    check_numbers(settings, 0, factors)
+    check_numbers(settings, 0, (*factors, "memory_budget"))
     check_numbers(settings, 0, ("seed",), most=2**32 - 1)
     check_numbers(settings, -(10**9), ("image_mean", "image_std", "rescale_factor"), most=10**9)
     if len(settings.test_size or ()) > 2:
@@ -125,6 +125,14 @@ def check(settings: TrainingSettings):
         raise ValueError("short_sides= needs augmentation=resize-crop")
     if settings.bf16 and settings.fp16:
         raise ValueError("bf16= and fp16=: choose one")
+    if settings.memory_budget is not None:
+        if settings.gradient_checkpointing:
+            raise ValueError(
+                "memory_budget= and gradient_checkpointing=: choose one; the budget chooses which blocks are computed "
+                "again, the other computes all again"
+            )
+        if settings.teacher is not None:
+            raise ValueError("memory_budget= and teacher=: choose one; what a teacher takes is not measured")
 
 
 def _check_new(settings: TrainingSettings):
