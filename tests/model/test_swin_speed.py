@@ -29,11 +29,11 @@ def backbones():
 
 @pytest.fixture
 def attended(monkeypatch):
-    """Counts the blocks that gather their windows."""
-    calls, attend = [], swin_speed.GatheredSwinLayer.attend
-    monkeypatch.setattr(
-        swin_speed.GatheredSwinLayer, "attend", lambda self, *args: calls.append(self) or attend(self, *args)
-    )
+    """Counts the blocks that gather their windows, in inference and in training."""
+    calls, block = [], swin_speed.GatheredSwinLayer
+    for name in ("attend", "_train"):
+        own = getattr(block, name)
+        monkeypatch.setattr(block, name, lambda self, *args, own=own: calls.append(self) or own(self, *args))
     return calls
 
 

@@ -121,6 +121,7 @@ def recipe_lines(run: TrainingRun, what: str) -> list[str]:
         f"learning rate {settings.learning_rate:g}, {settings.backbone_multiplier:g} of that in the backbone, "
         f"gradients clipped at {settings.clip:g} ({given}as the backbone starts from {trained} weights)"
     )
+    lines += [run.memory_line] if run.memory_line else []
     return [*lines, parts_table(run.trainer.model, run.trainer.parameter_groups())]
 
 

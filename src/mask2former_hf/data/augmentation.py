@@ -60,6 +60,12 @@ class Pipeline:
             example = step(example, rng)
         return example
 
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) of all results, if they are padded to one."""
+        sizes = [as_pair(step.size) for step in self.steps if isinstance(step, PadTo)]
+        return sizes[-1] if sizes else None
+
     def without_colour(self) -> "Pipeline":
         """The same for images of bands, whose colours nobody can jitter."""
         return Pipeline(tuple(step for step in self.steps if not isinstance(step, SSDColour)))

@@ -1,7 +1,5 @@
 """What transformers' backbones need to serve Mask2Former: strides, a neck, frozen parts, stochastic depth."""
 
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -69,7 +67,6 @@ def make_backbone(
                 "8, 16, 32 of its own. Leave vit_neck out"
             )
     freeze_parts(backbone, freeze_batch_norm)
-    drop_paths_of_both_branches(backbone)
     rectify_own_results(backbone)
     return backbone, neck, channels
 
@@ -86,9 +83,10 @@ def repair(backbone: nn.Module):
 
         keep_positions_exact(backbone)
     elif backbone.config.model_type == "swin":
-        from .swin_speed import gather_windows
+        from .swin_speed import drop_paths_of_both_branches, gather_windows
 
         gather_windows(backbone)
+        drop_paths_of_both_branches(backbone)
 
 
 def _hierarchical_channels(backbone: nn.Module, shapes, fallback_strides) -> list[int]:
@@ -275,17 +273,3 @@ def rectify_own_results(backbone: nn.Module):
                 module.__class__ = RectifiedBasicLayer
             elif type(module) is ResNetBottleNeckLayer:
                 module.__class__ = RectifiedBottleNeckLayer
-
-
-def drop_paths_of_both_branches(backbone: nn.Module):
-    """Let Swin's stochastic depth act on the MLP branch as well, as in the original; transformers' blocks apply it to
-    the attention branch only."""
-    if backbone.config.model_type == "swin":
-        for stage in backbone.swin.encoder.layers:
-            for block in stage.blocks:
-                if not isinstance(block.drop_path, nn.Identity):
-                    block.mlp.register_forward_hook(partial(drop_path_of_output, block.drop_path))
-
-
-def drop_path_of_output(drop_path: nn.Module, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-    return drop_path(output)

@@ -3,7 +3,7 @@
 On other devices every part does what its plain counterpart in torch does. Letters: B batch, C channels, N rows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +30,11 @@ def in_blocks(function: Callable[[Tensor], Tensor], rows: Tensor, width: int) ->
     return function(rows) if len(blocks) == 1 else torch.cat([function(block) for block in blocks])
 
 
-def hooked(module: nn.Module) -> bool:
-    """Whether somebody listens to the module's forward or backward, or has given it another forward."""
+def hooked(module: nn.Module, expected: Sequence[Callable] = ()) -> bool:
+    """Whether anything but the `expected` forward hooks comes between the module and its caller."""
+    others = [hook for hook in module._forward_hooks.values() if hook not in expected]
     return any(
-        (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+        (others, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     ) or "forward" in vars(module)
 
 

@@ -10,15 +10,17 @@ is not, for it is a parameter's.
 Letters: B batch, H × W tokens, C channels, h heads, n tokens of a window.
 """
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.models.swin.modeling_swin import SwinLayer, SwinStage
+from transformers.models.swin.modeling_swin import SwinLayer, SwinMLP, SwinStage
 
 from .cpu_layout import hooked
+from .feed_forward import product_dtype
+from .swin_training import attention_half, feed_forward_half, for_kept_images
 
 OTHER_REGION = -100.0  # what transformers adds to the scores of tokens that the shift made neighbours
 
@@ -119,6 +121,8 @@ class GatheredSwinLayer(SwinLayer):
     ):
         if not (always_partition and self._gathers(hidden_states)):
             return super().forward(hidden_states, input_dimensions, always_partition=always_partition, **kwargs)
+        if torch.is_grad_enabled() and self._is_plain():
+            return self._train(hidden_states, input_dimensions), None
         attended = self.dropout(self.attend(self.layernorm_before(hidden_states), input_dimensions))
         hidden_states = hidden_states + self.drop_path(attended)
         return hidden_states + self.dropout(self.mlp(self.layernorm_after(hidden_states))), None
@@ -134,6 +138,36 @@ class GatheredSwinLayer(SwinLayer):
             and not (self.training and attention.attention_dropout)
             and all(type(part) is nn.Linear for part in parts)
             and not any(hooked(part) for part in (attention, attention.relative_position_bias, *parts))
+        )
+
+    def _is_plain(self) -> bool:
+        """Whether the other parts are what they were built as, too, and no hook but stochastic depth's sees them."""
+        mlp, norms = self.mlp, (self.layernorm_before, self.layernorm_after)
+        linear = (self.attention.o_proj, mlp.fc1, mlp.fc2)
+        paths = [hook for hook in mlp._forward_hooks.values() if getattr(hook, "func", None) is drop_path_of_output]
+        return (
+            not (self.training and self.dropout.p)
+            and all(type(part) is nn.Linear and part.bias is not None for part in linear)
+            and all(type(norm) is nn.LayerNorm and norm.bias is not None for norm in norms)
+            and type(mlp) is SwinMLP
+            and getattr(mlp.activation_fn, "act", None) is F.gelu
+            and not any(hooked(part) for part in (*linear, *norms, mlp.activation_fn, self.dropout, self.drop_path))
+            and not hooked(mlp, paths)
+        )
+
+    def _train(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """(B, H * W, C) -> the same, in two steps of autograd."""
+        whole_batch = len(x)
+
+        def attended(x: Tensor, factor: float) -> Tensor:
+            make = windows_of if len(x) == whole_batch else windows_of.__wrapped__  # which batches recur
+            windows = make(len(x), *map(int, size), self.window_size, self.shift_size, product_dtype(x))
+            return attention_half(self.attention, self.layernorm_before, x, windows, self.window_size, factor)
+
+        x = for_kept_images(self.drop_path, x, attended)
+        of_mlp = self.drop_path if self.mlp._forward_hooks else nn.Identity()
+        return for_kept_images(
+            of_mlp, x, lambda x, factor: feed_forward_half(self.mlp, self.layernorm_after, x, factor)
         )
 
     def attend(self, x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -172,6 +206,19 @@ class InnermostSwinStage(SwinStage):
         if not before or hidden_states.device.type != "cpu":
             return super().get_reshaped_hidden_states(hidden_states, before_downsampling, height, width, before)
         return before_downsampling.view(before_downsampling.shape[0], height, width, -1).permute(0, 3, 1, 2)
+
+
+def drop_paths_of_both_branches(backbone: nn.Module):
+    """Let Swin's stochastic depth act on the MLP branch as well, as in the original; transformers' blocks apply it to
+    the attention branch only."""
+    for stage in backbone.swin.encoder.layers:
+        for block in stage.blocks:
+            if not isinstance(block.drop_path, nn.Identity):
+                block.mlp.register_forward_hook(partial(drop_path_of_output, block.drop_path))
+
+
+def drop_path_of_output(drop_path: nn.Module, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+    return drop_path(output)
 
 
 def gather_windows(backbone: nn.Module):

@@ -18,6 +18,19 @@ def stages_of(backbone: nn.Module) -> tuple[str, int]:
     raise ValueError(f"a {backbone.config.model_type} has no list of its {count} stages")
 
 
+def stage_modules(backbone: nn.Module) -> dict[str, nn.Module]:
+    """The stages of a backbone, or the blocks of a plain ViT, by name."""
+    if backbone.config.model_type == TIMM:
+        patterns = [_name_of_timm(stage) for stage in backbone.stage_names]
+        return {
+            name: part
+            for name, part in backbone.named_modules()
+            if any(pattern.fullmatch(f"{name}.") for pattern in patterns)
+        }
+    name, _ = stages_of(backbone)
+    return {f"{name}.{index}": stage for index, stage in enumerate(backbone.get_submodule(name))}
+
+
 def depths_of(backbone: nn.Module) -> tuple[dict[str, int], int]:
     """How deep each parameter of a backbone lies, and the number n of stages (of a plain ViT: blocks).
 
@@ -42,8 +55,7 @@ def _depths_of_timm(backbone: nn.Module) -> tuple[dict[str, int], int]:
     parameters = [name for name, _ in backbone.named_parameters()]
     ends = []
     for stage in backbone.stage_names:
-        # Within a flat list of modules timm writes "stages_0" for "stages.0".
-        own = re.compile(r"_backbone\.(model\.)?" + re.escape(stage).replace(r"\.", "[._]") + r"\.")
+        own = _name_of_timm(stage)
         places = [place for place, name in enumerate(parameters) if own.match(name)]
         if places:
             ends.append((places[0], places[-1]))
@@ -53,6 +65,12 @@ def _depths_of_timm(backbone: nn.Module) -> tuple[dict[str, int], int]:
         for place, name in enumerate(parameters)
     }
     return depths, len(ends)
+
+
+def _name_of_timm(stage: str) -> re.Pattern:
+    """The beginning of the names of a stage's parts; within a flat list of modules timm writes "stages_0" for
+    "stages.0"."""
+    return re.compile(r"_backbone\.(model\.)?" + re.escape(stage).replace(r"\.", "[._]") + r"\.")
 
 
 def freeze_backbone(model: nn.Module, stages: int | str = ALL):

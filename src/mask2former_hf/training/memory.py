@@ -90,7 +90,7 @@ def check_memory(settings: TrainingSettings, model: nn.Module, side: int, device
     )
     pixel = bytes_per_pixel(model)
     pixel *= 0.5 if settings.bf16 or settings.fp16 else 1.0
-    pixel *= 0.25 if settings.gradient_checkpointing else 1.0
+    pixel *= 0.25 if settings.gradient_checkpointing or settings.memory_budget is not None else 1.0
     pixel *= frames
     needed = fixed + settings.batch_size * side**2 * pixel
     if needed / 2 <= memory:

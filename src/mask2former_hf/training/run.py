@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from ..data.augmentation import AugmentedDataset, augmentation_for
+from ..data.augmentation import AugmentedDataset, Pipeline, augmentation_for
 from ..data.kinds import KINDS, load_both, load_split
 from ..data.reader import read_bands_of
 from ..data.recognise import recognise
@@ -30,6 +30,7 @@ from .inflation import MEAN, with_channels
 from .label_surgery import model_for_classes, resize_queries
 from .lora import ADAPTER, save_and_merge, with_lora
 from .memory import check_batch_norm, check_memory
+from .memory_budget import fit_budget
 from .optimization import FROM_RANDOM
 from .recipes import Recipe
 from .run_arguments import training_arguments
@@ -65,7 +66,7 @@ class TrainingRun:
         channels: bands of the images, None for photos; `bands`: how they are normalised.
         statistics: of the training data's annotations (`data.statistics.Statistics`); `findings`: what is suspicious
             in the data (`data.findings.Finding`).
-        trainer: the `Mask2FormerTrainer`.
+        trainer: the `Mask2FormerTrainer`; `memory_line`: how a step fits the memory budget, in words, "" without one.
         log: the `RunLog`, which writes `log.txt` and `metrics.csv` into the output.
         last: the checkpoint that the run goes on from, or None; `finished`: it is the last one, and the results are
             there.
@@ -78,6 +79,7 @@ class TrainingRun:
     kinds = KINDS  # of data
     channels: int | None = None
     bands = Bands(None, {})
+    memory_line = ""
 
     def __init__(self, settings: TrainingSettings, train_data=None, val_data=None, show: bool = True):
         self._begin(settings)
@@ -202,6 +204,11 @@ class TrainingRun:
             write_results(settings, trainer, figures)
         return figures
 
+    def _largest(self) -> tuple[int, int]:
+        """(height, width) of the largest training image."""
+        size = getattr(self.augmented, "pipeline", Pipeline(())).size
+        return size or (self.processor.size["shortest_edge"], self.processor.size["longest_edge"])
+
     def _trainer(self) -> Mask2FormerTrainer:
         settings, model = self.settings, self.model
         options = training_arguments(settings, self.recipe, model.config.task)
@@ -209,6 +216,7 @@ class TrainingRun:
         distillation = _distillation(settings, model)
         if settings.lora is not None:
             model = with_lora(model, settings.lora, settings.lora_target, new_head=settings.model is None)
+        self.memory_line = fit_budget(settings, model, self._largest(), self.statistics.most, options.device)
         return Mask2FormerTrainer(
             model,
             options,

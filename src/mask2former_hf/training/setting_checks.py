@@ -94,7 +94,7 @@ def check(settings: TrainingSettings):
     check_numbers(settings, 0, ("warmup",), most=MOST_STEPS)
     check_numbers(settings, 1, ("crop", "short_sides", "test_size"), most=2**15)  # the processor takes twice a crop
     factors = ("learning_rate", "clip", "mask_weight", "weight_decay", "backbone_multiplier", "teacher_weight")
-    check_numbers(settings, 0, factors)
+    check_numbers(settings, 0, (*factors, "memory_budget"))
     check_numbers(settings, 0, ("seed",), most=2**32 - 1)
     if settings.anneal_masks is not None:
         check_span(settings.anneal_masks)
@@ -114,6 +114,14 @@ def check(settings: TrainingSettings):
         raise ValueError("short_sides= needs augmentation=resize-crop")
     if settings.bf16 and settings.fp16:
         raise ValueError("bf16= and fp16=: choose one")
+    if settings.memory_budget is not None:
+        if settings.gradient_checkpointing:
+            raise ValueError(
+                "memory_budget= and gradient_checkpointing=: choose one; the budget chooses which blocks are computed "
+                "again, the other computes all again"
+            )
+        if settings.teacher is not None:
+            raise ValueError("memory_budget= and teacher=: choose one; what a teacher takes is not measured")
 
 
 def _check_frozen(settings: TrainingSettings):

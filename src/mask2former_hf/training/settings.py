@@ -223,6 +223,12 @@ class TrainingSettings:
     bf16: bool = _setting("mixed precision in bfloat16", False, "machine")
     fp16: bool = _setting("mixed precision in float16 with loss scaling", False, "machine")
     gradient_checkpointing: bool = _setting("less memory, a third more time", False, "machine")
+    memory_budget: float | None = _setting(
+        "most memory in GB that a training step may take: so many blocks of the network, and no more, are computed "
+        "again in the backward pass",
+        group="machine",
+        metavar="GB",
+    )
     cpu: bool = _setting(
         "run on the CPU (default: on the GPU if there is one; under torchrun each process on its own)",
         False,
