@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mask2former_hf.model import onednn
-from mask2former_hf.model.onednn import linear, product
+from mask2former_hf.model.onednn import linear, product, times_features
 
 
 @pytest.fixture
@@ -45,6 +45,17 @@ def test_products_by_rows_of_another_weight_and_of_a_transposed_input(calls):
         for part, shift in zip(weight.chunk(3), bias.chunk(3), strict=True):
             torch.testing.assert_close(product(x, part, shift), F.linear(x, part, shift), rtol=1e-5, atol=1e-5)
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_masks_are_products_image_by_image_where_channels_are_innermost(batch, calls):
+    rows, maps = torch.randn(batch, 5, 8), torch.randn(batch, 8, 3, 4)
+    innermost = maps.contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        found, plain = (times_features(rows, x.flatten(2)) for x in (innermost, maps))
+    assert len(calls) == batch
+    torch.testing.assert_close(found, plain)
+    torch.testing.assert_close(plain, rows @ maps.flatten(2))
 
 
 def test_graphs_autocast_hooks_float64_and_adapters_take_torch_s_own_path(calls):

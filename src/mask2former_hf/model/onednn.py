@@ -35,6 +35,23 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none") 
     return AFTER[then](F.linear(x, weight, bias))
 
 
+def times_features(rows: Tensor, features: Tensor) -> Tensor:
+    """(B, Q, C) @ (B, C, S); image by image where channels are innermost: torch's batched product would transpose the
+    features, which in bfloat16 takes longer than to multiply them."""
+    by_pixel = features.transpose(1, 2)  # (B, S, C)
+    if not (runs_eagerly(rows) and by_pixel.is_contiguous() and products_are_faster(rows.dtype)):
+        return rows @ features
+    products = [product(some, pixels, None) for some, pixels in zip(rows, by_pixel, strict=True)]
+    return products[0].unsqueeze(0) if len(products) == 1 else torch.stack(products)
+
+
+def times_map(rows: Tensor, features: Tensor) -> Tensor:
+    """(B, Q, C) rows and (B, C, H, W) features -> (B, Q, H, W)."""
+    if runs_eagerly(features):
+        return times_features(rows, features.flatten(2)).unflatten(-1, features.shape[-2:])
+    return torch.einsum("bqc,bchw->bqhw", rows, features)
+
+
 def runs_eagerly(x: Tensor) -> bool:
     """Whether x is a plain tensor of a CPU and nothing records or replaces what is done with it."""
     return (

@@ -14,7 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_mask2former import Mask2FormerConfig
 from .cpu_layout import channels_last_on_cpu, tokens_of
-from .onednn import product
+from .onednn import product, times_features
 from .pixel_decoder import NUM_LEVELS, sine_position_embedding
 
 
@@ -170,7 +170,7 @@ class Mask2FormerMaskPredictor(nn.Module):
 
         A query whose mask is empty may look everywhere.
         """
-        allowed = self(states) @ features >= 0  # sigmoid(logit) >= 0.5
+        allowed = times_features(self(states), features) >= 0  # sigmoid(logit) >= 0.5
         return allowed | ~allowed.any(dim=-1, keepdim=True)
 
 
