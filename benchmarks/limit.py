@@ -12,6 +12,7 @@ numbers: paths that stochastic depth drops are not computed in ours, and so are 
 """
 
 import argparse
+import math
 import time
 from itertools import product
 from types import SimpleNamespace
@@ -23,7 +24,17 @@ from training_step import random_batch, step
 
 SIDE = 2048  # of the matrices: large enough for the full speed, 16 MB each in float32
 TARGETS = 12
-ATTENTION = {  # on CPUs, which the counter does not know
+
+
+def convolution_operations(x, *others, out_shape, **options) -> int:
+    """Of shapes; a residual that is added stands before the weight."""
+    weight = others[1] if len(others) > 10 else others[0]
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])
+
+
+UNKNOWN = {  # to the counter: attention on CPUs, and oneDNN's operators (model/onednn.py)
+    torch.ops.mkldnn._convolution_pointwise: convolution_operations,
+    torch.ops.mkldnn._linear_pointwise: lambda x, weight, *others, **options: 2 * math.prod(x) * weight[0],
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *args, **options: (
         sdpa_flop_count(query, key, value)
     ),
@@ -82,7 +93,7 @@ def measure(backbone: str, kind: str, dtype: torch.dtype, arguments) -> dict[str
 
 
 def counted(run) -> int:
-    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
+    with FlopCounterMode(display=False, custom_mapping=UNKNOWN) as counter:
         run()
     return counter.get_total_flops()
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoBackbone, SwinConfig
 
-from mask2former_hf.model import swin_speed
+from mask2former_hf.model import onednn, swin_speed
 
 SIZES = [(2, 96, 130), (1, 56, 56), (3, 40, 8)]  # padded, whole windows, less than a window
 
@@ -43,7 +43,8 @@ def assert_near(found, expected):
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_maps_and_gradients_are_those_of_transformers(backbones, size, attended):
+def test_maps_and_gradients_are_those_of_transformers(backbones, size, attended, monkeypatch):
+    monkeypatch.setattr(onednn, "products_are_faster", lambda dtype: False)  # they round otherwise: the next test
     pixels, gradients = torch.randn(size[0], 3, *size[1:]), []
     maps = [backbone(pixels).feature_maps for backbone in backbones]
     assert len(attended) == 8
@@ -57,6 +58,19 @@ def test_maps_and_gradients_are_those_of_transformers(backbones, size, attended)
         assert (found is None) == (expected is None)
         if found is not None and "k_proj.bias" not in name:  # whose gradient is zero to rounding
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+
+
+def test_products_by_onednn_are_as_near_to_float64_as_torch_s(backbones, monkeypatch):
+    if not onednn.is_x86_with_onednn():
+        pytest.skip("not an x86 CPU with oneDNN")
+    pixels, errors = torch.randn(1, 3, 96, 130), []
+    with torch.inference_mode():
+        exact = copy.deepcopy(backbones[1]).double()(pixels.double()).feature_maps
+        for faster in (True, False):
+            monkeypatch.setattr(onednn, "products_are_faster", lambda dtype, faster=faster: faster)
+            maps = backbones[1](pixels).feature_maps
+            errors.append([(x - y).abs().mean() / y.abs().mean() for x, y in zip(maps, exact, strict=True)])
+    assert all(ours < 2 * torch_s + 1e-7 for ours, torch_s in zip(*errors, strict=True)), errors
 
 
 def test_checkpointed_blocks_have_the_same_gradients(backbones, attended):

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from transformers.integrations import use_kernel_forward_from_hub
 
 from .compiled import deformable_attention as compiled_deformable_attention
+from .onednn import linear
 
 
 def multi_scale_deformable_attention(
@@ -130,15 +131,15 @@ class MultiScaleDeformableAttention(nn.Module):
         """
         B, Q, _ = queries.shape
         h, L, P = self.num_heads, self.num_levels, self.num_points
-        value = self.value_proj(features).unflatten(-1, (h, -1))  # (B, S, h, D)
-        offsets = self.sampling_offsets(queries).view(B, Q, h, L, P, 2)
-        logits = self.attention_weights(queries).view(B, Q, h, L * P)
+        value = linear(self.value_proj, features).unflatten(-1, (h, -1))  # (B, S, h, D)
+        offsets = linear(self.sampling_offsets, queries).view(B, Q, h, L, P, 2)
+        logits = linear(self.attention_weights, queries).view(B, Q, h, L * P)
         # A kernel of the Hub was asked for explicitly, so it goes before ours.
         from_hub = self.sampling.forward.__func__ is not DeformableSampling.forward
         if compiled_deformable_attention is not None and not from_hub:
             output = compiled_deformable_attention(value, spatial_shapes, reference_points, offsets, logits)
             if output is not None:
-                return self.output_proj(output)
+                return linear(self.output_proj, output)
         # Half precision cannot tell neighbouring pixels apart (bfloat16 has 8 bits): coordinates are float32, as in
         # the kernels, which take offsets of any dtype.
         offsets = offsets.to(torch.promote_types(offsets.dtype, torch.float32))

@@ -22,6 +22,7 @@ from .criterion import LossSettings, Mask2FormerLoss
 from .designs import make_head, make_pixel_decoder, make_transformer
 from .initialization import initialize
 from .mask_logits import LazyMasks
+from .onednn import times_map
 from .outputs import OF_THE_MODEL_ALONE, Mask2FormerForUniversalSegmentationOutput, Mask2FormerModelOutput
 from .per_pixel_head import ClassMaps, class_maps
 from .pixel_decoder import Mask2FormerPixelLevelModule
@@ -212,7 +213,7 @@ class Mask2FormerModel(Mask2FormerPreTrainedModel):
         """Mask logits (B, Q, H, W) of (B, Q, C) embeddings and (B, C, H, W) mask features."""
         if self.config.head_type != "masks":
             return class_maps(embeddings, mask_features)
-        return torch.einsum("bqc,bchw->bqhw", embeddings, mask_features)
+        return times_map(embeddings, mask_features)
 
 
 class Mask2FormerForSegmentation(Mask2FormerPreTrainedModel):

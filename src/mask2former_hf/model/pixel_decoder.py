@@ -17,6 +17,7 @@ from .configuration_mask2former import Mask2FormerConfig
 from .cpu_layout import ConvolutionNorm, PointwiseConvolution, channels_last_on_cpu, in_blocks, map_of, tokens_of
 from .deformable_attention import MultiScaleDeformableAttention, cell_centres
 from .design_rules import BACKBONE_MAPS, STRIDES
+from .onednn import linear
 
 NUM_LEVELS = 3  # strides 32, 16, 8, in this order everywhere
 NUM_POINTS = 4  # samples per query, head and level in the pixel decoder
@@ -67,8 +68,8 @@ class Mask2FormerPixelDecoderEncoderLayer(GradientCheckpointingLayer):
         return self.final_layer_norm(x + update.view_as(x))
 
     def feed_forward(self, rows: Tensor) -> Tensor:
-        hidden = self.dropout(F.relu(self.fc1(rows), inplace=True))
-        return self.dropout(self.fc2(hidden))
+        hidden = self.dropout(linear(self.fc1, rows, then="relu"))
+        return self.dropout(linear(self.fc2, hidden))
 
 
 class Mask2FormerPixelDecoderEncoder(nn.Module):

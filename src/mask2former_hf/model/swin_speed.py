@@ -20,6 +20,7 @@ from transformers.models.swin.modeling_swin import SwinLayer, SwinMLP, SwinStage
 
 from .cpu_layout import hooked
 from .feed_forward import product_dtype
+from .onednn import linear, product
 from .swin_training import attention_half, feed_forward_half, for_kept_images
 
 OTHER_REGION = -100.0  # what transformers adds to the scores of tokens that the shift made neighbours
@@ -175,7 +176,7 @@ class GatheredSwinLayer(SwinLayer):
         (B, _, C), n, attention = x.shape, self.window_size**2, self.attention
         parts = (attention.q_proj, attention.k_proj, attention.v_proj)
         bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])
-        projected = F.linear(x.flatten(0, 1), torch.cat([part.weight for part in parts]), bias)  # (B * H * W, 3 C)
+        projected = product(x.flatten(0, 1), torch.cat([part.weight for part in parts]), bias)  # (B * H * W, 3 C)
         fill = projected.new_zeros(3 * C) if bias is None else bias.to(projected.dtype)
         windows = windows_of(B, *map(int, size), self.window_size, self.shift_size, projected.dtype)
         rows = IntoWindows.apply if torch.is_grad_enabled() else into_windows
@@ -184,7 +185,7 @@ class GatheredSwinLayer(SwinLayer):
         attended = self._attended(query, key, value, windows.seam).transpose(1, 2).reshape(-1, C)
         if torch.is_grad_enabled():
             return attention.o_proj(OutOfWindows.apply(attended, windows).view(B, -1, C))
-        return attention.o_proj(attended.index_select(0, windows.rows).view(B, -1, C))
+        return linear(attention.o_proj, attended.index_select(0, windows.rows).view(B, -1, C))
 
     def _attended(self, query: Tensor, key: Tensor, value: Tensor, seam: Tensor | None) -> Tensor:
         position_bias, scale = self.attention.relative_position_bias().to(query.dtype), self.attention.scaling
@@ -197,6 +198,15 @@ class GatheredSwinLayer(SwinLayer):
             if len(query[some]):
                 parts.append(F.scaled_dot_product_attention(query[some], key[some], value[some], bias, scale=scale))
         return parts[0] if len(parts) == 1 else torch.cat([part.transpose(1, 2) for part in parts]).transpose(1, 2)
+
+
+class OneDnnSwinMLP(SwinMLP):
+    """transformers' MLP; at inference on CPUs its GELU is part of the first product."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        if hooked(self.activation_fn):
+            return super().forward(hidden_states)
+        return linear(self.fc2, linear(self.fc1, hidden_states, then="gelu"))
 
 
 class InnermostSwinStage(SwinStage):
@@ -227,3 +237,5 @@ def gather_windows(backbone: nn.Module):
         stage.__class__ = InnermostSwinStage  # the same parameters and names
         for block in stage.blocks:
             block.__class__ = GatheredSwinLayer
+            if backbone.config.hidden_act == "gelu":
+                block.mlp.__class__ = OneDnnSwinMLP

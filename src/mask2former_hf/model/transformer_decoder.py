@@ -15,6 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_mask2former import Mask2FormerConfig
 from .cpu_layout import channels_last_on_cpu, tokens_of
+from .onednn import product, times_features
 from .pixel_decoder import NUM_LEVELS, sine_position_embedding
 
 
@@ -82,7 +83,7 @@ class Mask2FormerMaskedAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         inputs = (x + positions, memory + memory_positions, memory)
         query, key, value = (
-            F.linear(states, weight, bias)
+            product(states, weight, bias)
             for states, weight, bias in zip(
                 inputs, self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True
             )
@@ -170,7 +171,7 @@ class Mask2FormerMaskPredictor(nn.Module):
 
         A query whose mask is empty may look everywhere.
         """
-        allowed = self(states) @ features >= 0  # sigmoid(logit) >= 0.5
+        allowed = times_features(self(states), features) >= 0  # sigmoid(logit) >= 0.5
         return allowed | ~allowed.any(dim=-1, keepdim=True)
 
 

@@ -1,0 +1,76 @@
+"""Products by oneDNN's operators: torch's values, and torch's own path where something records or replaces them."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from mask2former_hf.model import onednn
+from mask2former_hf.model.onednn import linear, product, times_features
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Counts operators that ran; on machines where the operator is slower as well."""
+    if not onednn.is_x86_with_onednn():
+        pytest.skip("not an x86 CPU with oneDNN")
+    monkeypatch.setattr(onednn, "products_are_faster", lambda dtype: dtype != torch.float64)
+    made, operator = [], torch.ops.mkldnn._linear_pointwise
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", lambda *x: made.append(x[3]) or operator(*x))
+    return made
+
+
+@pytest.mark.parametrize("then, after", [("none", lambda x: x), ("relu", F.relu), ("gelu", F.gelu)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_values_equal_those_in_float64(then, after, bias, calls):
+    torch.manual_seed(0)
+    layer, x = nn.Linear(24, 10, bias=bias), torch.randn(2, 7, 24)
+    with torch.no_grad():
+        found, exact = linear(layer, x, then), after(nn.Linear.forward(layer.double(), x.double()))
+    assert calls == ["none" if then == "gelu" else then]  # the operator's is off by 1e-6
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_is_rounded_once(calls):
+    layer, x = nn.Linear(24, 10).bfloat16(), torch.randn(7, 24).bfloat16()
+    with torch.no_grad():
+        found, exact = linear(layer, x, "gelu"), F.gelu(nn.Linear.forward(layer.float(), x.float()))
+    assert calls == ["gelu"]
+    torch.testing.assert_close(found.float(), exact, rtol=2**-8, atol=1e-3)
+
+
+def test_products_by_rows_of_another_weight_and_of_a_transposed_input(calls):
+    x, weight, bias = torch.randn(5, 3, 8).transpose(0, 1), torch.randn(9, 8), torch.randn(9)
+    with torch.inference_mode():
+        for part, shift in zip(weight.chunk(3), bias.chunk(3), strict=True):
+            torch.testing.assert_close(product(x, part, shift), F.linear(x, part, shift), rtol=1e-5, atol=1e-5)
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_masks_are_products_image_by_image_where_channels_are_innermost(batch, calls):
+    rows, maps = torch.randn(batch, 5, 8), torch.randn(batch, 8, 3, 4)
+    innermost = maps.contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        found, plain = (times_features(rows, x.flatten(2)) for x in (innermost, maps))
+    assert len(calls) == batch
+    torch.testing.assert_close(found, plain)
+    torch.testing.assert_close(plain, rows @ maps.flatten(2))
+
+
+def test_graphs_autocast_hooks_float64_and_adapters_take_torch_s_own_path(calls):
+    layer, x, seen = nn.Linear(4, 4), torch.randn(3, 4), []
+    linear(layer, x, "relu").sum().backward()
+    assert layer.weight.grad is not None
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            assert linear(layer, x).dtype == torch.bfloat16
+        assert linear(layer, x[:0]).shape == (0, 4)
+        handle = layer.register_forward_hook(lambda *_: seen.append(1))
+        linear(layer, x)
+        handle.remove()
+        linear(nn.Sequential(layer), x)
+        linear(layer.double(), x.double())
+        program = torch.export.export(nn.Sequential(nn.Linear(4, 4)), (x,))
+        assert "mkldnn" not in str(program.graph)
+    assert calls == [] and seen == [1]
