@@ -150,7 +150,7 @@ class GatheredSwinLayer(SwinLayer):
             not (self.training and self.dropout.p)
             and all(type(part) is nn.Linear and part.bias is not None for part in linear)
             and all(type(norm) is nn.LayerNorm and norm.bias is not None for norm in norms)
-            and type(mlp) is SwinMLP
+            and type(mlp) in (SwinMLP, OneDnnSwinMLP)
             and getattr(mlp.activation_fn, "act", None) is F.gelu
             and not any(hooked(part) for part in (*linear, *norms, mlp.activation_fn, self.dropout, self.drop_path))
             and not hooked(mlp, paths)
