@@ -16,6 +16,7 @@ from mask2former_hf.data.scenes import ScenesDataset
 from mask2former_hf.data.statistics import measure_bands
 from mask2former_hf.data.transforms import ResizeShortestEdge
 from mask2former_hf.data.windows import open_raster
+from mask2former_hf.model.image_bands import bands_of
 
 H, W, C = 20, 30, 5
 TYPES = [np.uint8, np.uint16, np.float32]
@@ -160,6 +161,29 @@ def test_numbers_of_every_type_are_those_that_the_processor_sees(dtype):
     processor = Mask2FormerImageProcessor(num_channels=C, image_mean=0.0, image_std=1.0, **plain)
     seen = processor(array, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
     assert np.array_equal(to_bands(array, C, "x"), seen)
+
+
+@pytest.mark.parametrize(
+    "shape", [(6, 9), (1, 6, 9), (6, 9, 1), (5, 6, 9), (6, 9, 5), (6, 5, 9), (4, 6, 9), (5, 6, 5)]
+)
+def test_readers_and_processor_take_arrays_alike_but_where_both_outer_sides_fit(shape):
+    """Files and rows have bands last; what comes to the processor may be transformers', which takes the first."""
+    channels = 1 if len(shape) == 2 or 1 in shape else 5
+    array = np.arange(np.prod(shape), dtype=np.uint16).reshape(shape)
+
+    def taken(rule, *more):
+        try:
+            return rule(array, channels, *more)
+        except ValueError:
+            return None
+
+    read, seen = taken(to_bands, "a row"), taken(bands_of, "images[0]", None)
+    if shape == (5, 6, 5):
+        assert (read == array).all() and (seen == array.transpose(1, 2, 0)).all()
+    elif shape == (6, 5, 9):
+        assert read is None and seen is None
+    else:
+        assert (read == seen).all() and read.shape == (6, 9, channels)
 
 
 def test_rows_of_a_hub_data_set_have_bands_as_arrays():
