@@ -21,8 +21,8 @@ def bytes_per_pixel(model: nn.Module) -> float:
 
     That is about what a step keeps for its backward pass, criterion included. What torch keeps, measured for an image
     of 256 x 256, as a part of it: ResNet-50 0.77, with frozen batch norm 0.60, Swin-T 0.71 on CPUs and 0.90 on GPUs,
-    the tiny model 0.93; in bfloat16 0.58 (tiny), with gradient checkpointing 0.45 (ResNet-50, whose stages transformers
-    5.24 has no checkpoints for), 0.17 (Swin-T) and 0.63 (tiny).
+    the tiny model 0.93; in bfloat16 0.58 (tiny), with gradient checkpointing 0.45 (ResNet-50, for whose
+    stages transformers 5.24 has none), 0.17 (Swin-T) and 0.63 (tiny).
     """
     counted = 0
 
