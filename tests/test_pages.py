@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from helpers import make_small_heads
 from huggingface_hub import HfApi, RepoUrl
-from pages import ROOT, blocks, check_block, run_page
+from pages import ROOT, blocks, check_block, run_page, unmarked_commands
 from tiny_backbones import backbone_config
 from workplace import PUBLISHED_BACKBONES, make_workplace
 
@@ -14,6 +14,7 @@ from mask2former_hf.training import backbones
 
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted((DOCS / "guides").glob("*.md"))]
+COMMANDS_NOT_RUN = [place for page in PAGES for place in unmarked_commands(page)]
 PAGES = [page for page in PAGES if blocks(page)]
 NOT_RUN = {f"{page.relative_to(ROOT)}:{b.line}": b for page in PAGES for b in blocks(page) if b.reason is not None}
 
@@ -51,6 +52,10 @@ def hub(monkeypatch):
     )
     commit = SimpleNamespace(commit_url="https://huggingface.co/me/model/commit/0")
     monkeypatch.setattr(HfApi, "upload_folder", lambda self, **options: commit)
+
+
+def test_commands_stand_in_blocks_of_bash():
+    assert not COMMANDS_NOT_RUN
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -21,7 +21,7 @@ def run(arguments: argparse.Namespace, remove_earlier: Callable[[], None]) -> in
     given |= {"num-workers": arguments.num_workers is not None, "num-shards": arguments.num_shards is not None}
     given |= {"shard": arguments.shard is not None, "no-overlays": arguments.no_overlays}
     given |= {name: getattr(arguments, name) is not None for name in ("root", "split", "column", "effort")}
-    given["format"] = arguments.format != ["coco"]
+    given |= {"format": arguments.format != ["coco"], "level": arguments.level != 0}
     for flag, value in given.items():
         if value:
             raise UserError(f"--{flag}: is for images; leave it out for a video")

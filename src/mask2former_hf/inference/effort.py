@@ -58,8 +58,8 @@ def _layers(share: float, layers: int) -> int:
 class SparingDecoder(Mask2FormerMaskedAttentionDecoder):
     """After a few layers queries that are probably nothing are dropped; their predictions stay what they are then.
 
-    On CPUs alone: GPUs take as long for few queries as for many, and `replay` needs to know how many there are. Images
-    go on one by one, each with its own queries, so none depends on the others of its batch.
+    On CPUs in eager mode alone: GPUs take as long for few queries as for many, and `replay` and graphs need to know
+    how many there are. Images go on one by one, each with its own queries, so none depends on the others of its batch.
 
     Attributes:
         early: layers before queries are dropped.
@@ -69,10 +69,12 @@ class SparingDecoder(Mask2FormerMaskedAttentionDecoder):
     def forward(self, queries, query_positions, memories, memory_positions, level_mask_features, eager):
         states = DecoderStates([queries], [self.layernorm(queries)], [], [])
         maps = (memories, memory_positions, level_mask_features, eager)
+        if queries.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return self.go_on(states, range(len(self.layers)), query_positions, *maps)
         states = self.go_on(states, range(self.early), query_positions, *maps)
         late = range(self.early, len(self.layers))
         hopeful = 1 - self.heads[0](states.normalised[-1]).float().softmax(-1)[..., -1] >= HOPELESS  # (B, Q)
-        if queries.device.type != "cpu" or hopeful.all():
+        if hopeful.all():
             return self.go_on(states, late, query_positions, *maps)
         images = [self._alone(image, kept, states, late, query_positions, *maps) for image, kept in enumerate(hopeful)]
         for whole, parts in zip(states, zip(*images, strict=True), strict=True):

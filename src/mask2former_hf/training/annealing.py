@@ -40,13 +40,33 @@ def anneal_masks(model: nn.Module, shares: Sequence[float], generator: torch.Gen
     Args:
         model: ours, of images or clips, in whatever wraps it (PEFT, torch.compile, several processes).
         shares, generator: see `Mask2FormerMaskedAttentionDecoder.anneal`.
+
+    Raises:
+        ValueError: for another model.
     """
-    for module in model.modules():
-        if isinstance(module, Mask2FormerMaskedAttentionDecoder):
-            module.anneal(shares, generator)
-    for module in model.modules():
-        if isinstance(module, Mask2FormerForSegmentation):
-            module.config.masked_attention = any(shares)
+    decoder, whole = decoder_of(model), _first(model, Mask2FormerForSegmentation)
+    decoder.anneal(shares, generator)
+    whole.config.masked_attention = any(shares)
+
+
+def decoder_of(model: nn.Module) -> Mask2FormerMaskedAttentionDecoder:
+    """The part whose attention is masked.
+
+    Raises:
+        ValueError: for a model that has none, or is only a part of one, whose config nobody would change.
+    """
+    decoder, whole = _first(model, Mask2FormerMaskedAttentionDecoder), _first(model, Mask2FormerForSegmentation)
+    if decoder is None or whole is None:
+        raise ValueError(
+            f"model is a {type(model).__name__}, without a masked decoder of this package under a head: give the "
+            "whole Mask2FormerForUniversalSegmentation or Mask2FormerForVideoSegmentation, loaded by the class of "
+            "mask2former_hf (code of a checkpoint, trust_remote_code=True, has its own)"
+        )
+    return decoder
+
+
+def _first(model: nn.Module, kind: type):
+    return next((part for part in model.modules() if isinstance(part, kind)), None)
 
 
 def check_span(span: Sequence[float]):
@@ -101,7 +121,7 @@ class MaskAnnealing(TrainerCallback):
 
     def follow(self, model: nn.Module, state):
         """Bring a model to where a Trainer's state is."""
-        anneal_masks(model, self._shares(state, len(self._decoder(model).layers)))
+        anneal_masks(model, self._shares(state, len(decoder_of(model).layers)))
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self.follow(model, state)
@@ -111,7 +131,3 @@ class MaskAnnealing(TrainerCallback):
 
     def _shares(self, state, layers: int) -> list[float]:
         return masked_shares(state.global_step / state.max_steps, self.start, self.end, layers)
-
-    @staticmethod
-    def _decoder(model: nn.Module) -> Mask2FormerMaskedAttentionDecoder:
-        return next(part for part in model.modules() if isinstance(part, Mask2FormerMaskedAttentionDecoder))

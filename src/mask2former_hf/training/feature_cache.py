@@ -43,6 +43,7 @@ class FeatureCache:
                 "(`training.freezing.freeze_backbone(model)`), or keep none"
             )
         self.folder, self._backbone = Path(folder) / _identity(encoder), encoder.forward
+        self._own = vars(encoder).get("forward")  # somebody's, such as a hook of Accelerate
         self.read = self.made = 0
         self._full = False
 
@@ -52,7 +53,9 @@ class FeatureCache:
         return self
 
     def __exit__(self, *reason):
-        del self._level.encoder.forward  # the class's own is there again
+        del self._level.encoder.forward  # the class's is there again
+        if self._own is not None:
+            self._level.encoder.forward = self._own
         logger.info(f"Maps of {self.read} images were read from {self.folder}, {self.made} made by the backbone.")
 
     def _forward(self, pixel_values: Tensor, **options) -> BackboneOutput:

@@ -205,9 +205,14 @@ class TrainingRun:
         return figures
 
     def _largest(self) -> tuple[int, int]:
-        """(height, width) of the largest training image."""
-        size = getattr(self.augmented, "pipeline", Pipeline(())).size
-        return size or (self.processor.size["shortest_edge"], self.processor.size["longest_edge"])
+        """(height, width) of the largest canvas of a training batch."""
+        if size := getattr(self.augmented, "pipeline", Pipeline(())).size:
+            return size
+        sides = [self.processor.size[f"{which}_edge"] for which in ("shortest", "longest")]
+        if self.settings.batch_size > 1:  # upright and lying images together
+            sides = [max(sides)] * 2
+        divisor = self.processor.size_divisor
+        return tuple(-(-side // divisor) * divisor for side in sides)
 
     def _trainer(self) -> Mask2FormerTrainer:
         settings, model = self.settings, self.model
