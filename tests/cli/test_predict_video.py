@@ -69,8 +69,9 @@ def test_files_that_are_no_videos_are_named(checkpoints, frames, tmp_path, capsy
         assert f"{name}: cannot be read as a video" in said and ("is empty" in said) == (name == "empty.mp4")
     assert predict(tmp_path / "none.mp4", checkpoints / "clips", tmp_path / "out") == 2
     assert "none.mp4: no such file" in capsys.readouterr().err
-    assert predict(tmp_path / "whole.mp4", checkpoints / "clips", tmp_path / "out", "--tta") == 2
-    assert "--tta: is for images" in capsys.readouterr().err
+    for flags in (["--tta"], ["--level", "1"]):
+        assert predict(tmp_path / "whole.mp4", checkpoints / "clips", tmp_path / "out", *flags) == 2
+        assert f"{flags[0]}: is for images" in capsys.readouterr().err
 
 
 def test_a_video_in_which_nothing_is_found_gets_a_hint(checkpoints, frames, tmp_path, capsys):

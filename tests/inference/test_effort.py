@@ -77,6 +77,15 @@ def close(ours, theirs):
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+def test_a_model_of_less_effort_compiles_as_one_graph(model, pixels):
+    graphs = []
+    smaller = at_effort(model, 0.8).eval()
+    with torch.no_grad():
+        torch.compile(smaller, backend=lambda graph, inputs: graphs.append(graph) or graph.forward)(pixels)
+    torch._dynamo.reset()
+    assert len(graphs) == 1
+
+
 def test_the_whole_model_stays_and_shares_its_weights(model, pixels):
     with torch.no_grad():
         before = model(pixels).class_queries_logits

@@ -329,6 +329,8 @@ def test_every_door_reads_the_level_that_is_asked_for(network, raster, tmp_path,
     assert "no_levels.png: level=1: levels are those of TIFFs that rasterio reads" in capsys.readouterr().err
     written = json.loads((tmp_path / "out" / "instances.json").read_text())
     assert {tuple(entry["segmentation"]["size"]) for entry in written} == {(75, 100)}
+    assert main([*command, "--tile", "64"]) == 2
+    assert "level was 1 and is 0" in capsys.readouterr().err
     for options, problem in [
         (["--level", "1"], "--level 1: only tiles are read from levels"),
         (["--level", "-1", "--tile", "64"], "--level -1: must be that of a pyramid"),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers import tiny_config, tiny_model
 from safetensors.torch import load_file
+from torch import nn
 
 from mask2former_hf import Mask2FormerForUniversalSegmentation, TrainingRun, TrainingSettings
 from mask2former_hf.model.modeling_mask2former_video import Mask2FormerForVideoSegmentation
@@ -83,11 +84,18 @@ def test_a_compiled_decoder_is_not_made_anew_for_every_share():
 
     compiled = torch.compile(decoder, backend=count)
     for share in (1, 0.75, 0.5, 0.25, 0):
-        anneal_masks(decoder, [share])
+        decoder.anneal([share])
         compiled(states, states, [cells], [cells[0]], [features], False)
         made.append(len(graphs))
     torch._dynamo.reset()
     assert made == [1, 2, 2, 2, 3], "one with masks, one with some, one without"
+
+
+@pytest.mark.parametrize("part", ["a layer of torch", "the model without its head"])
+def test_what_cannot_be_annealed_as_a_whole_is_refused(part):
+    model = nn.Linear(2, 2) if part == "a layer of torch" else tiny_model("resnet").model
+    with pytest.raises(ValueError, match="without a masked decoder of this package under a head: give the whole"):
+        anneal_masks(model, [0.5])
 
 
 def test_a_run_ends_without_masks_whatever_was_best_before_and_resumes_exactly(tmp_path):

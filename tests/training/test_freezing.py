@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 from helpers import BACKBONES, GOLDEN, make_small_heads, needs_golden, random_targets, tiny_fields, tiny_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_backbones import HIERARCHICAL, ONE_MAP, PLAIN, TIMM, TIMM_PLAIN, backbone_config, needs_timm
 from transformers import AutoBackbone, DINOv3ViTConfig, DINOv3ViTModel
 
@@ -16,6 +16,7 @@ from mask2former_hf.training import feature_cache
 from mask2former_hf.training.feature_cache import FeatureCache
 from mask2former_hf.training.freezing import depths_of, freeze_backbone
 from mask2former_hf.training.optimization import parameter_groups, parts_table
+from mask2former_hf.training.run import TrainingRun
 from mask2former_hf.training.setting_checks import check
 from mask2former_hf.training.settings import TrainingSettings, complete
 
@@ -100,6 +101,14 @@ def test_the_table_says_what_is_trained_and_how():
     assert re.search(r"backbone +(\d\.\d\d M) +\1 +3.1.e-06 to 0.0001 ", tuned)  # 0.5 ** 5, and the last norm
 
 
+def test_a_cache_that_cannot_be_written_is_refused_before_anything_is(tmp_path):
+    (tmp_path / "file").write_text("")
+    given = {"data": "scenes", "model": "x", "freeze_backbone": "all", "augmentation": "none", "steps": 1}
+    with pytest.raises(ValueError, match=r"feature_cache=.*file: .* name a folder that can be written"):
+        TrainingRun(TrainingSettings(output=tmp_path / "run", feature_cache=tmp_path / "file", **given))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [
@@ -160,23 +169,31 @@ def test_kept_maps_give_the_loss_and_gradients_of_the_backbone_without_it(backbo
         loss.backward()
         return [loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
 
-    expected = step([2, 0])
+    expected, own = step([2, 0]), encoder.forward
     with FeatureCache(model, tmp_path) as cache:
         step([0, 1])
         asked.clear()
-        torch.testing.assert_close(step([2, 0]), expected)  # one of the two is kept
-        torch.testing.assert_close(step([2, 0]), expected)
-        assert asked == [1] and (cache.read, cache.made) == (3, 3)
-        broken = sorted(tmp_path.rglob("*.safetensors"))[0]
-        broken.write_bytes(broken.read_bytes()[:100])
-        step([0, 1]), step([2, 0])
+        torch.testing.assert_close(step([2, 0]), expected, rtol=0, atol=0)  # one of the two is kept
+        torch.testing.assert_close(step([2, 0]), expected, rtol=0, atol=0)
+        assert asked == [2] and (cache.read, cache.made) == (2, 4)
+        damaged = sorted(tmp_path.rglob("*.safetensors"))[0]
+        whole = damaged.read_bytes()
+        maps = {name: x.clone() for name, x in load_file(damaged).items()}  # not of the file that is written
+        for damage in (whole[:100], b"", {"0": maps["0"]}, {"x": maps["0"]}, {n: x[:1] for n, x in maps.items()}):
+            damaged.write_bytes(damage) if isinstance(damage, bytes) else save_file(damage, damaged)
+            asked.clear()
+            step([0, 1]), step([2, 0])
+            assert asked in ([2], [2, 2])  # made again, whatever is wrong with it
+            assert [len(x) for x in load_file(damaged).values()] == [len(x) for x in maps.values()]
+        asked.clear()
         with torch.no_grad():
             model.eval()(pixels)
-        assert asked == [1, 1, 3]  # what is damaged is made again, and what is measured is not kept
+        assert asked == [3]  # what is measured is not kept
         monkeypatch.setattr(feature_cache, "save_file", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
         pixels += 1
         step([0, 1])  # a full disk costs time alone
         assert len(list(tmp_path.rglob("*.safetensors"))) == 3 and not list(tmp_path.rglob("*.part"))
+    assert encoder.forward is own  # what stood there, such as a hook of Accelerate
     with torch.no_grad():
         next(encoder.parameters()).add_(1)
     with FeatureCache(model, tmp_path) as cache:

@@ -124,7 +124,8 @@ def test_a_run_says_what_it_chose_or_the_least_that_will_do(tmp_path):
     assert any(getattr(block, "gradient_checkpointing", False) for block in blocks_of(run.model).values())
     plenty = TrainingRun(settings(tmp_path, memory_budget=8), show=False).memory_line
     assert plenty.endswith("nothing has to be computed again")
-    assert TrainingRun(settings(tmp_path), show=False).memory_line == ""
+    whole_run = TrainingRun(settings(tmp_path, augmentation="none", test_size=[80, 133]), show=False)
+    assert whole_run.memory_line == "" and whole_run._largest() == (160, 160)  # an upright image beside a lying one
     assert least * GB < 2**26
 
 

@@ -65,13 +65,14 @@ def record_of(arguments, segmenter: Segmenter, rules: Rules, images: ImageList, 
     record = {
         "mask2former_hf": __version__,
         "model": arguments.model,
-        "weights_sha256": digest(segmenter.model, segmenter.processor),
         "images": len(images),
         "images_sha256": images.digest(),
         "num_shards": num_shards,
         **{name: value for name, value in dataclasses.asdict(rules).items() if name != "id2label"},
         **{name: getattr(segmenter, name) for name in ("tta", "tile", "overlap", "effort")},
-        **{name: getattr(arguments, name) for name in ("format", "tolerance", "no_overlays", "show_bands")},
+        "level": segmenter.opening.level,
+        **{name: getattr(arguments, name) for name in ("dtype", "format", "tolerance", "no_overlays", "show_bands")},
+        "weights_sha256": digest(segmenter.model, segmenter.processor),  # last: effort and dtype change it, too
     }
     return json.loads(json.dumps(record))  # as it is read again
 

@@ -99,7 +99,7 @@ def check_design(span: Sequence[float] | None, config):
 
 
 def _said(span: Sequence[float]) -> str:
-    return " ".join(f"{share:g}" for share in span)
+    return " ".join(map(str, span))
 
 
 class MaskAnnealing(TrainerCallback):

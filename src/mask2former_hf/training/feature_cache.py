@@ -1,6 +1,7 @@
 """The maps of a frozen backbone, kept on disk: an image that comes again unchanged does not go through it again."""
 
 import hashlib
+import tempfile
 from pathlib import Path
 from uuid import uuid4
 
@@ -21,14 +22,15 @@ class FeatureCache:
 
     Maps are known by the backbone's weights, the precision, and the pixels of the image on the canvas of its batch:
     what is read is what the backbone gave for exactly these pixels, so that any image may come, but only images that
-    come again unchanged (no random augmentation) save anything. A file per image; processes may share the folder.
+    come again unchanged (no random augmentation) save anything. A batch is read if all of its images are there, a
+    file each; what is damaged is made again. Processes may share the folder.
 
     Args:
         model: `Mask2FormerForUniversalSegmentation` whose backbone has no parameter that trains.
         folder: is made; those of other backbones may lie in it, too.
 
     Attributes:
-        read, made: how many maps of images came from the folder, and from the backbone.
+        read, made: of how many images maps came from the folder, and from the backbone.
 
     Raises:
         ValueError: for a backbone that trains.
@@ -63,15 +65,16 @@ class FeatureCache:
             return self._backbone(pixel_values, **options)
         paths = [self.folder / f"{_name(image)}.safetensors" for image in pixel_values]
         found = [_load(path, pixel_values.device) for path in paths]
-        missing = [index for index, maps in enumerate(found) if maps is None]
-        if missing:
-            whole = len(missing) == len(found)
-            made = self._backbone(pixel_values if whole else pixel_values[missing], **options).feature_maps
-            for position, index in enumerate(missing):
-                found[index] = [x[position] for x in made]
-                self._save(paths[index], found[index])
-        self.read, self.made = self.read + len(found) - len(missing), self.made + len(missing)
-        return BackboneOutput(feature_maps=tuple(torch.stack(maps) for maps in zip(*found, strict=True)))
+        if len({_shapes(maps) for maps in found}) == 1 and found[0]:
+            self.read += len(found)
+            return BackboneOutput(feature_maps=tuple(torch.stack(maps) for maps in zip(*found, strict=True)))
+        made = self._backbone(pixel_values, **options).feature_maps  # all: parts of a batch are rounded otherwise
+        self.made += len(found)
+        for index, maps in enumerate(found):
+            own = [x[index] for x in made]
+            if _shapes(maps) != _shapes(own):
+                self._save(paths[index], own)
+        return BackboneOutput(feature_maps=made)
 
     def _save(self, path: Path, maps: list[Tensor]):
         if self._full:
@@ -86,12 +89,31 @@ class FeatureCache:
             logger.warning(f"No more maps are kept in {self.folder}: {error}")
 
 
-def _load(path: Path, device: torch.device) -> list[Tensor] | None:
+def _load(path: Path, device: torch.device) -> list[Tensor]:
+    """The maps of an image; none if there is no file that could be read."""
     try:
         tensors = load_file(path, str(device))
-    except (FileNotFoundError, SafetensorError):
-        return None
-    return [tensors[str(number)] for number in range(len(tensors))]
+        return [tensors[str(number)] for number in range(len(tensors))]
+    except (OSError, SafetensorError, KeyError):
+        return []
+
+
+def _shapes(maps: list[Tensor]) -> tuple:
+    return tuple((x.shape, x.dtype) for x in maps)
+
+
+def make_folder(folder: str | Path):
+    """Make it, and see that files can be written there.
+
+    Raises:
+        ValueError: if they cannot.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, ValueError) as error:
+        raise ValueError(f"feature_cache={folder}: {error}; name a folder that can be written") from error
 
 
 def _identity(encoder: nn.Module) -> str:

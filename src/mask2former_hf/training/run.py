@@ -24,7 +24,7 @@ from .channels import Bands, bands_of_run, channels_of_run, check_channels, chec
 from .checkpoints import last_complete_checkpoint, saving
 from .collation import processor_for
 from .distillation import Distillation
-from .feature_cache import FeatureCache
+from .feature_cache import FeatureCache, make_folder
 from .freezing import freeze_backbone
 from .inflation import MEAN, with_channels
 from .label_surgery import model_for_classes, resize_queries
@@ -130,6 +130,8 @@ class TrainingRun:
         check_packages(settings)
         self.settings = replace(settings, output=Path(settings.output))
         check_output(self.settings)
+        if settings.feature_cache is not None:
+            make_folder(settings.feature_cache)
 
     def _read(self, train_data, val_data):
         """Both splits, with one table of classes; and from then on a number of steps."""

@@ -20,7 +20,7 @@ SETTINGS, RESULTS = "settings.json", "results.json"
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 # What may differ when a run is resumed: it does not change what is learnt from which images in which order.
 FREE = {"output", "resume", "cpu", "steps", "epochs", "eval_every", "log_every", "report_to", "keep", "num_workers"}
-FREE |= {"no_check", "show_bands"}
+FREE |= {"no_check", "show_bands", "memory_budget", "gradient_checkpointing"}
 PLACES = {"folder", "model", "teacher", "teacher_cache", "feature_cache", "dataset"}  # files may have moved
 PLACES |= {f"{split}_{kind}" for split in ("train", "val") for kind in ("images", "annotations", "maps")}
 PER_STEP = {"batch_size", "accumulate"}  # only their product with the number of processes counts
