@@ -180,7 +180,7 @@ def test_without_gradio_the_repair_is_named(monkeypatch, capsys):
     with pytest.raises(ImportError, match="pip install gradio"):
         page.load_gradio()
     assert main(["app", "--model", "nowhere"]) == 2
-    assert "pip install gradio" in capsys.readouterr().err
+    assert "'.[app]' in a clone, elsewhere pip install gradio shapely" in capsys.readouterr().err
 
 
 def test_a_space_has_what_it_needs_and_nothing_of_this_machine(tmp_path):

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from ..inference.loading import LoadingError
-from ..inference.page import load_gradio, load_segmenter, make_page
+from ..inference.page import PACKAGES, load_gradio, load_segmenter, make_page
 from .main import UserError, in_flags
 
 PORT = 7860  # Gradio's own
@@ -20,10 +20,7 @@ REQUIREMENTS = (  # setup.cfg's, and its extra `app`; the Space has the package 
     "pillow",
     "scipy",
     "tqdm",
-    "gradio",
-    "shapely",
-    "scikit-image",
-    "av",
+    *PACKAGES,
 )
 SPACE_APP = '''"""Segments images and videos with {model}."""
 

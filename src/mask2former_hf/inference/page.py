@@ -29,6 +29,7 @@ from .tiles import MIN_TILE
 from .video_files import VideoWriter
 from .video_segmenter import VideoSegmenter
 
+PACKAGES = ("gradio", "shapely", "scikit-image", "av")  # setup.cfg's extra `app`
 NONE, AUTO = "none", "auto"
 REFINEMENTS = (NONE, "otsu")
 TILES = (NONE, AUTO, "512", "1024")
@@ -46,7 +47,9 @@ def load_gradio():
     try:
         import gradio
     except ImportError as error:
-        raise ImportError("the page needs gradio: pip install gradio") from error
+        raise ImportError(
+            f"the page needs gradio: pip install '.[app]' in a clone, elsewhere pip install {' '.join(PACKAGES)}"
+        ) from error
     return gradio
 
 

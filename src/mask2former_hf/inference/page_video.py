@@ -42,7 +42,7 @@ def add_video_tab(
             video = _video_input(gradio)
             task = gradio.Radio(tasks, value=segmenter.task, label="Task", elem_id="video-task")
             threshold = gradio.Slider(0, 1, step=0.01, label="Threshold", **slider(segmenter.task))
-            gradio.Markdown(f"The first {most_frames} frames are segmented.")
+            gradio.Markdown(f"At most the first {most_frames} frames are segmented.")
             button = gradio.Button("Segment", variant="primary", elem_id="segment-video")
             if examples:
                 gradio.Examples(examples, video)

@@ -145,7 +145,8 @@ def _check_frozen(settings: TrainingSettings):
         return
     if settings.freeze_backbone != ALL:
         raise ValueError(
-            f"feature_cache={settings.feature_cache}: needs freeze_backbone={ALL!r}, or maps change with the backbone"
+            f"feature_cache={settings.feature_cache}: needs freeze_backbone= without a number ({ALL!r}), or maps change "
+            "with the backbone"
         )
     if settings.augmentation != "none":
         raise ValueError("feature_cache= needs augmentation=none: an augmented image is another one every time")

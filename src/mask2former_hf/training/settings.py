@@ -110,7 +110,10 @@ class TrainingSettings:
         metavar="N",
     )
     feature_cache: str | Path | None = _setting(
-        "folder to keep the maps of a frozen backbone in; with augmentation none", group="model", metavar="DIR"
+        "compute the maps of a frozen backbone once per image and keep them in this folder; needs freeze_backbone as a "
+        "whole and augmentation none",
+        group="model",
+        metavar="DIR",
     )
     lora: int | None = _setting(
         "train updates of this rank instead of all weights; a new head, and the classifier, train whole",
@@ -196,8 +199,8 @@ class TrainingSettings:
         "with lora, the multiplier is 1 by default"
     )
     anneal_masks: list[float] | None = _setting(
-        "let queries, layer after layer, do without attention masks, between these shares of the run (EoMT: 0.17 "
-        "0.83); the trained model computes none (default: it has masks)",
+        "experimental: train a model that needs no attention masks in the end; START and END are shares of the run "
+        "(EoMT: 0.17 0.83); lower quality in our tests, see docs/effort.md (default: it has masks)",
         nargs=2,
         metavar=("START", "END"),
     )
@@ -225,7 +228,7 @@ class TrainingSettings:
     gradient_checkpointing: bool = _setting("less memory, a third more time", False, "machine")
     memory_budget: float | None = _setting(
         "most memory in GB that a training step may take: so many blocks of the network, and no more, are computed "
-        "again in the backward pass",
+        "again in the backward pass; slower, same result; instead of gradient_checkpointing",
         group="machine",
         metavar="GB",
     )
