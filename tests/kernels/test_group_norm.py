@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import pack_weights
 from torch import nn
 
 from mask2former_hf.kernels import cpu, group_norm_, use_kernel
@@ -58,4 +59,5 @@ def test_graphs_other_layouts_dtypes_and_kernels_are_left_to_torch():
             assert not group_norm_(x, norm)
         with torch.autocast("cpu", torch.bfloat16):
             assert not group_norm_(x, norm)
+        assert not group_norm_(x, pack_weights(norm, nn.GroupNorm))  # it has no memory
     assert torch.equal(x, before)

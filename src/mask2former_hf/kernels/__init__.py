@@ -76,7 +76,8 @@ def group_norm_(x: Tensor, norm: torch.nn.GroupNorm, plus: Tensor | None = None,
         and y.is_contiguous(memory_format=torch.channels_last)
         for y in maps
     )
-    if not (eager and fits and norm.affine and x.numel()) or torch.is_autocast_enabled("cpu"):
+    plain = all(type(parameter) in (Tensor, torch.nn.Parameter) for parameter in (norm.weight, norm.bias))
+    if not (eager and fits and plain and x.numel()) or torch.is_autocast_enabled("cpu"):
         return False
     if select(x.device, x.dtype) != "cpp":
         return False
