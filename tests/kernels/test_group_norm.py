@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import pack_weights
 from torch import nn
 
 from mask2former_hf.kernels import cpu, group_norm_, use_kernel
@@ -46,6 +47,14 @@ def test_a_number_that_is_none_spoils_its_group_alone():
     assert x[0, :16].isnan().all() and x[0, 16:].isfinite().all()
 
 
+@pytest.mark.parametrize("name, dtype", [("triton", torch.float32), ("cpp", torch.float64), ("cpp", torch.float16)])
+def test_a_kernel_asked_for_by_name_that_has_no_group_norm_stops_nothing(name, dtype):
+    """It is meant for deformable attention, which some pixel decoders do not have."""
+    x = innermost(1, 32, 5, 5).to(dtype)
+    with torch.no_grad(), use_kernel(name):
+        assert not group_norm_(x, norm_of(2, 32).to(dtype))
+
+
 @needs_cpp
 def test_graphs_other_layouts_dtypes_and_kernels_are_left_to_torch():
     norm, x = norm_of(2, 32), innermost(1, 32, 5, 5)
@@ -56,6 +65,9 @@ def test_graphs_other_layouts_dtypes_and_kernels_are_left_to_torch():
         assert not group_norm_(x, norm, plus=x.contiguous()) and not group_norm_(x, nn.GroupNorm(2, 32, affine=False))
         with use_kernel("reference"):
             assert not group_norm_(x, norm)
+        with use_kernel("cpp"):
+            assert group_norm_(x.clone(), norm)
         with torch.autocast("cpu", torch.bfloat16):
             assert not group_norm_(x, norm)
+        assert not group_norm_(x, pack_weights(norm, nn.GroupNorm))  # it has no memory
     assert torch.equal(x, before)

@@ -49,6 +49,15 @@ def test_frozen_batch_norm_has_torch_s_values_and_gradient_and_keeps_no_input():
     assert half.grad.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_one_parameter_of_a_frozen_batch_norm_can_be_trained(name):
+    frozen = torch.nn.BatchNorm2d(3).eval().requires_grad_(False)
+    frozen.__class__ = FrozenBatchNorm
+    frozen.get_parameter(name).requires_grad_()
+    frozen(torch.ones(2, 3, 4, 5, requires_grad=True)).sum().backward()
+    torch.testing.assert_close(frozen.get_parameter(name).grad, torch.full((3,), 40.0), rtol=1e-4, atol=0)
+
+
 def test_swin_drops_both_branches_of_a_block():
     """With a drop path of nearly 1 a block is the identity; stock's still adds the MLP."""
     backbone = tiny_config("swin").backbone_config

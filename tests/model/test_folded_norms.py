@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from helpers import pack_weights
 from torch import nn
 from transformers import ResNetConfig
 
@@ -98,6 +99,17 @@ def test_training_hooks_and_autocast_run_torch_s_parts(x, calls):
     norm.register_forward_hook(lambda module, args, output: seen.append(output.shape))
     maps_of(backbone, x)
     assert len(seen) == 1 and len(calls) > 10
+
+
+@needs_operator
+@pytest.mark.parametrize("part", [nn.Conv2d, nn.BatchNorm2d])
+def test_weights_of_another_class_run_torch_s_parts(part, x, calls):
+    backbone = backbone_of("basic")
+    expected = maps_of(backbone, x)
+    calls.clear()
+    for a, b in zip(maps_of(pack_weights(backbone, part), x), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert calls == []
 
 
 @needs_operator

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import pack_weights
 from torch import nn
 from torch.nn import functional as F
 
@@ -74,3 +75,11 @@ def test_graphs_autocast_hooks_float64_and_adapters_take_torch_s_own_path(calls)
         program = torch.export.export(nn.Sequential(nn.Linear(4, 4)), (x,))
         assert "mkldnn" not in str(program.graph)
     assert calls == [] and seen == [1]
+
+
+def test_weights_of_another_class_take_torch_s_own_path(calls):
+    layer, x = nn.Linear(4, 4), torch.randn(3, 4)
+    with torch.no_grad():
+        expected = F.relu(nn.Linear.forward(layer, x))
+        torch.testing.assert_close(linear(pack_weights(layer, nn.Linear), x, "relu"), expected)
+    assert calls == []

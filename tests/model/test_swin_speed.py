@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from helpers import pack_weights
 from torch import nn
 from transformers import AutoBackbone, SwinConfig
 
@@ -132,3 +133,11 @@ def test_half_precision_is_near_float32(backbones, attended):
     for here, there, reference in zip(found, mixed, expected, strict=True):
         assert (here.float() - reference).abs().mean() < 0.03 * reference.abs().mean()
         assert (there.float() - reference).abs().mean() < 0.03 * reference.abs().mean()
+
+
+def test_weights_of_another_class_are_multiplied_by_torch_s_modules(backbones, attended):
+    stock, ours = (pack_weights(copy.deepcopy(backbone), nn.Linear) for backbone in backbones)
+    pixels = torch.randn(1, 3, 40, 24)
+    with torch.no_grad():
+        assert_near(ours(pixels).feature_maps, stock(pixels).feature_maps)
+    assert attended == []

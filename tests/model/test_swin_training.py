@@ -141,6 +141,22 @@ def test_what_is_frozen_has_no_gradient_and_the_rest_has_the_same(backbones):
             torch.testing.assert_close(parameter.grad, whole[name], rtol=1e-8, atol=1e-10, msg=name)
 
 
+@pytest.mark.parametrize("kind", ["bias", "weight"])
+def test_biases_train_without_their_weights_and_weights_without_their_biases(backbones, kind):
+    pixels, found = torch.randn(2, 3, 40, 24, dtype=torch.float64), []
+    for backbone in map(copy.deepcopy, backbones):
+        for name, parameter in backbone.named_parameters():
+            parameter.requires_grad_(name.endswith(kind))
+        torch.manual_seed(0)
+        sum((x * torch.linspace(-1, 1, x.numel()).view_as(x)).sum() for x in backbone(pixels).feature_maps).backward()
+        found.append({name: parameter.grad for name, parameter in backbone.named_parameters()})
+    for name, expected in found[0].items():
+        assert (found[1][name] is None) == (expected is None), name
+        if expected is not None and "k_proj.bias" not in name:  # whose gradient is zero to rounding
+            limit = 1e-11 * expected.abs().max().item()
+            torch.testing.assert_close(found[1][name], expected, rtol=1e-8, atol=limit, msg=name)
+
+
 def test_a_second_derivative_is_refused_in_words(backbones):
     block = backbones[1].swin.encoder.layers[0].blocks[0]
     x = torch.randn(1, 64, WIDTH, dtype=torch.float64, requires_grad=True)

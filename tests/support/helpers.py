@@ -73,6 +73,36 @@ def randomise(model, seed=0):
     return model
 
 
+class Packed(torch.Tensor):
+    """A weight of a class of its own without memory of its own, as quantized and distributed ones are: it knows the
+    operators that torch's modules call, and no others."""
+
+    KNOWN = ("detach", "t", "mm", "addmm", "linear", "convolution", "native_batch_norm")
+
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype, strides=inner.stride())
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, operator, types, args=(), kwargs=None):
+        name = operator.overloadpacket.__name__
+        if name not in cls.KNOWN:
+            raise NotImplementedError(f"{operator} of a {cls.__name__}")
+        output = operator(*(x.inner if isinstance(x, cls) else x for x in args), **(kwargs or {}))
+        return cls(output) if name in ("detach", "t") else output
+
+
+def pack_weights(module, *kinds):
+    """Give the modules of these kinds weights of another class."""
+    for part in module.modules():
+        if isinstance(part, kinds):
+            part.weight = torch.nn.Parameter(Packed(part.weight.detach()), requires_grad=False)
+    return module
+
+
 def tiny_model(backbone="swin", **changes):
     return randomise(Mask2FormerForUniversalSegmentation(tiny_config(backbone, **changes))).eval()
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import cpu, problem
-from .choosing import ENVIRONMENT_VARIABLE, KERNELS, kernel_report, select, use_kernel
+from .choosing import ENVIRONMENT_VARIABLE, KERNELS, chosen_name, kernel_report, select, use_kernel
 from .operators import dtype_under_autocast, fused
 
 
@@ -65,7 +65,7 @@ def group_norm_(x: Tensor, norm: torch.nn.GroupNorm, plus: Tensor | None = None,
     """Group norm in x's memory, then `plus` another map, then a ReLU if asked for; False if it was not done.
 
     It is done in eager mode without a graph, on CPUs, for maps (B, C, H, W) with channels innermost, if kernel "cpp"
-    is chosen for their dtype. Sums are float64, the arithmetic is float32.
+    can run for their dtype and no other was asked for. Sums are float64, the arithmetic is float32.
     """
     maps = [x] if plus is None else [x, plus]
     eager = not (torch.is_grad_enabled() or torch.compiler.is_compiling() or leaving_pytorch())
@@ -76,9 +76,10 @@ def group_norm_(x: Tensor, norm: torch.nn.GroupNorm, plus: Tensor | None = None,
         and y.is_contiguous(memory_format=torch.channels_last)
         for y in maps
     )
-    if not (eager and fits and norm.affine and x.numel()) or torch.is_autocast_enabled("cpu"):
+    plain = all(type(parameter) in (Tensor, torch.nn.Parameter) for parameter in (norm.weight, norm.bias))
+    if not (eager and fits and plain and x.numel()) or torch.is_autocast_enabled("cpu"):
         return False
-    if select(x.device, x.dtype) != "cpp":
+    if cpu.why_not(x.device, x.dtype) is not None or chosen_name() not in ("auto", "cpp"):
         return False
     cpu.group_norm_(x, norm.num_groups, norm.weight, norm.bias, norm.eps, plus, rectify)
     return True

@@ -35,6 +35,19 @@ def use_kernel(name: str):
         _chosen.reset(token)
 
 
+def chosen_name() -> str:
+    """What was asked for: "auto", "reference" or a kernel's name.
+
+    Raises:
+        ValueError: if the environment variable names no kernel.
+    """
+    name = _chosen.get()
+    if name is None:
+        name = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
+        _check_name(name, ENVIRONMENT_VARIABLE)
+    return name
+
+
 def select(device: torch.device, dtype: torch.dtype) -> str | None:
     """Name of the compiled kernel that will run, or None for the PyTorch formula.
 
@@ -42,10 +55,7 @@ def select(device: torch.device, dtype: torch.dtype) -> str | None:
         RuntimeError: if a kernel asked for by name cannot run.
         ValueError: if the environment variable names no kernel.
     """
-    name = _chosen.get()
-    if name is None:
-        name = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
-        _check_name(name, ENVIRONMENT_VARIABLE)
+    name = chosen_name()
     if name == "reference":
         return None
     if name == "auto":

@@ -185,7 +185,8 @@ class FrozenBatchNorm(nn.BatchNorm2d):
     the input of every norm for it, half of a ResNet's activations."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.weight.requires_grad or not (torch.is_grad_enabled() and x.requires_grad):
+        trained = self.weight.requires_grad or self.bias.requires_grad
+        if trained or not (torch.is_grad_enabled() and x.requires_grad):
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         return _FixedAffine.apply(x, self.running_mean, self.running_var, self.weight, self.bias, self.eps)
 

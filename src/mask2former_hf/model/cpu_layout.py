@@ -38,6 +38,12 @@ def hooked(module: nn.Module, expected: Sequence[Callable] = ()) -> bool:
     ) or "forward" in vars(module)
 
 
+def plain(*tensors: Tensor | None) -> bool:
+    """Whether these, where they are, are torch's own tensors: quantized weights and DTensors are classes of their own,
+    which know the operators that torch's modules call and no others."""
+    return all(tensor is None or type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
+
+
 def channels_last_on_cpu(x: Tensor) -> Tensor:
     """The same values with channels innermost: CPU convolutions need no reordering then (ResNet-50: twice as fast)
     and bilinear resizing and sampling are several times as fast."""

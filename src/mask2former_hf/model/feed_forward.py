@@ -56,25 +56,29 @@ def some_rows(count: int, width: int, device: torch.device) -> Iterator[slice]:
 class Sums:
     """Sums over chunks of rows, in float32 at least: the gradients of a linear layer's parameters."""
 
-    def __init__(self, weight: Tensor, wanted: bool):
+    def __init__(self, weight: Tensor, wanted: tuple[bool, bool]):
+        """`wanted`: whether the weight's is, and the bias's; either may be frozen alone."""
         precise = torch.promote_types(weight.dtype, torch.float32)
-        self.weight = torch.zeros(weight.shape, dtype=precise, device=weight.device) if wanted else None
-        self.bias = torch.zeros(weight.shape[0], dtype=precise, device=weight.device) if wanted else None
+        self.weight, self.bias = (
+            torch.zeros(shape, dtype=precise, device=weight.device) if asked else None
+            for shape, asked in zip((weight.shape, weight.shape[:1]), wanted, strict=True)
+        )
 
     def add(self, gradient: Tensor, rows: Tensor):
         """(N, O) gradients of the layer's results and its (N, I) rows."""
-        if self.weight is None:
-            return
-        if gradient.dtype == self.weight.dtype:
-            self.weight.addmm_(gradient.T, rows)
-        else:
-            self.weight.add_(gradient.T @ rows)
-        self.bias.add_(gradient.sum(0))
+        if self.weight is not None:
+            if gradient.dtype == self.weight.dtype:
+                self.weight.addmm_(gradient.T, rows)
+            else:
+                self.weight.add_(gradient.T @ rows)
+        if self.bias is not None:
+            self.bias.add_(gradient.sum(0))
 
     def gradients(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        if self.weight is None:
-            return None, None
-        return self.weight.to(weight.dtype), None if bias is None else self.bias.to(bias.dtype)
+        return (
+            None if self.weight is None else self.weight.to(weight.dtype),
+            None if self.bias is None else self.bias.to(bias.dtype),
+        )
 
 
 class FeedForward(torch.autograd.Function):
@@ -109,7 +113,8 @@ class FeedForward(torch.autograd.Function):
         (activation, eps, factor, _), dtype = ctx.options, ctx.dtype
         function, derivative = ACTIVATIONS[activation]
         of_x = torch.empty_like(x)
-        first, second = Sums(first_weight, ctx.needs_input_grad[3]), Sums(second_weight, ctx.needs_input_grad[5])
+        wanted = ctx.needs_input_grad
+        first, second = Sums(first_weight, wanted[3:5]), Sums(second_weight, wanted[5:7])
         norm = None if norm_weight is None else Norm(norm_weight, norm_bias, eps)
         of_norm = [None, None] if norm is None else [torch.zeros_like(norm_weight), torch.zeros_like(norm_bias)]
         weights = [weight.to(dtype) for weight in (first_weight, second_weight)]

@@ -13,7 +13,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from .cpu_layout import hooked
+from .cpu_layout import hooked, plain
 from .onednn import is_x86_with_onednn, runs_eagerly
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -31,6 +31,7 @@ def folds(x: Tensor, convolution: nn.Module, norm: nn.Module) -> bool:
         and norm.affine
         and norm.running_mean is not None
         and not any(hooked(part) for part in (convolution, norm))
+        and plain(convolution.weight, convolution.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var)
         and x.dim() == 4
         and x.is_contiguous(memory_format=torch.channels_last)
         and x.dtype in DTYPES

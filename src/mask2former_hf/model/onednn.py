@@ -4,7 +4,8 @@ torch multiplies float32 with MKL, which on AMD's processors is slower than oneD
 pixel decoder (EPYC with AVX-512, one thread). In bfloat16 both are oneDNN, but torch's way writes the bias first and
 adds to it: 5 to 15 %. The operators are those that torch's own compiler calls; weights are given as they are, so
 nothing is kept. The operator's GELU is off by some 1e-6, so in float32 it stays torch's.
-Graphs, autocast, traced, compiled and exported models, other devices, adapters and hooks take torch's own path.
+Graphs, autocast, traced, compiled and exported models, other devices, adapters, hooks and tensors of other classes
+(quantized, distributed) take torch's own path.
 """
 
 import platform
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .cpu_layout import hooked
+from .cpu_layout import hooked, plain
 
 AFTER = {"none": lambda x: x, "relu": F.relu_, "gelu": F.gelu}
 
@@ -28,7 +29,7 @@ def linear(layer: nn.Linear, x: Tensor, then: str = "none") -> Tensor:
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none") -> Tensor:
     """F.linear(x, weight, bias), `then` "none", "relu" or "gelu"."""
-    if runs_eagerly(x) and x.dtype == weight.dtype and products_are_faster(x.dtype):
+    if runs_eagerly(x) and plain(weight, bias) and x.dtype == weight.dtype and products_are_faster(x.dtype):
         if then == "gelu" and x.dtype == torch.float32:
             return F.gelu(product(x, weight, bias))
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], "none" if then == "gelu" else "")

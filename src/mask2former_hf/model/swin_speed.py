@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.models.swin.modeling_swin import SwinLayer, SwinMLP, SwinStage
 
-from .cpu_layout import hooked
+from .cpu_layout import hooked, plain
 from .feed_forward import product_dtype
 from .onednn import linear, product
 from .swin_training import attention_half, feed_forward_half, for_kept_images
@@ -137,7 +137,7 @@ class GatheredSwinLayer(SwinLayer):
         return (
             attention.config._attn_implementation == "sdpa"
             and not (self.training and attention.attention_dropout)
-            and all(type(part) is nn.Linear for part in parts)
+            and all(type(part) is nn.Linear and plain(part.weight, part.bias) for part in parts)
             and not any(hooked(part) for part in (attention, attention.relative_position_bias, *parts))
         )
 
@@ -150,6 +150,7 @@ class GatheredSwinLayer(SwinLayer):
             not (self.training and self.dropout.p)
             and all(type(part) is nn.Linear and part.bias is not None for part in linear)
             and all(type(norm) is nn.LayerNorm and norm.bias is not None for norm in norms)
+            and all(plain(part.weight, part.bias) for part in (*linear, *norms))
             and type(mlp) in (SwinMLP, OneDnnSwinMLP)
             and getattr(mlp.activation_fn, "act", None) is F.gelu
             and not any(hooked(part) for part in (*linear, *norms, mlp.activation_fn, self.dropout, self.drop_path))

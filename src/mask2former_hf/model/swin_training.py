@@ -87,12 +87,12 @@ class AttentionHalf(torch.autograd.Function):
         )
         options, norm = ctx.options, Norm(norm_weight, norm_bias, ctx.options.eps)
         with torch.autocast(x.device.type, enabled=False):
-            out_sums = Sums(out_weight, ctx.needs_input_grad[6])
+            out_sums = Sums(out_weight, ctx.needs_input_grad[6:8])
             of_attended = gradient_of_projected_back(gradient, attended, out_weight, options.factor, out_sums)
             of_windows, of_position_bias = gradient_in_windows(of_attended, projected, position_bias, options)
             del of_attended
-            sums = Sums(weight, ctx.needs_input_grad[3])
-            if bias is not None and sums.bias is not None:  # padding is projected to the bias
+            sums = Sums(weight, ctx.needs_input_grad[3:5])
+            if sums.bias is not None:  # padding is projected to the bias
                 sums.bias.add_(of_windows[options.windows.padding].sum(0))
             of_projected = of_windows.index_select(0, options.windows.rows)
             del of_windows
