@@ -125,3 +125,11 @@ def test_a_backbone_that_has_run_can_be_copied_pickled_saved_and_exported(x, cal
     for a, b in zip(program(x).feature_maps, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     assert calls == []
+
+
+@needs_operator
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_image_of_one_pixel_has_maps(dtype):
+    backbone = backbone_of("bottleneck").to(dtype)
+    maps = maps_of(backbone, torch.randn(1, 3, 1, 1))
+    assert [x.shape[-2:] for x in maps] == [(1, 1)] * 4 and all(x.isfinite().all() for x in maps)

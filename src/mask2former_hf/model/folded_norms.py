@@ -33,6 +33,7 @@ def folds(x: Tensor, convolution: nn.Module, norm: nn.Module) -> bool:
         and not any(hooked(part) for part in (convolution, norm))
         and plain(convolution.weight, convolution.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var)
         and x.dim() == 4
+        and x.shape[2] * x.shape[3] > 1  # of one pixel no layout can be told, and sums in bfloat16 fail
         and x.is_contiguous(memory_format=torch.channels_last)
         and x.dtype in DTYPES
         and x.dtype == convolution.weight.dtype
