@@ -118,7 +118,7 @@ def check(settings: TrainingSettings):
         if settings.gradient_checkpointing:
             raise ValueError(
                 "memory_budget= and gradient_checkpointing=: choose one; the budget chooses which blocks are computed "
-                "again, the other computes all again"
+                "again, the other computes again all that transformers can"
             )
         if settings.teacher is not None:
             raise ValueError("memory_budget= and teacher=: choose one; what a teacher takes is not measured")
@@ -145,8 +145,8 @@ def _check_frozen(settings: TrainingSettings):
         return
     if settings.freeze_backbone != ALL:
         raise ValueError(
-            f"feature_cache={settings.feature_cache}: needs freeze_backbone= without a number ({ALL!r}), or maps change "
-            "with the backbone"
+            f"feature_cache={settings.feature_cache}: needs freeze_backbone= without a number ({ALL!r}), or maps "
+            "change with the backbone"
         )
     if settings.augmentation != "none":
         raise ValueError("feature_cache= needs augmentation=none: an augmented image is another one every time")

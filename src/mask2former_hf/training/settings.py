@@ -110,8 +110,8 @@ class TrainingSettings:
         metavar="N",
     )
     feature_cache: str | Path | None = _setting(
-        "compute the maps of a frozen backbone once per image and keep them in this folder; needs freeze_backbone as a "
-        "whole and augmentation none",
+        "compute the maps of a frozen backbone once per image and keep them in this folder; needs freeze_backbone as "
+        "a whole and augmentation none",
         group="model",
         metavar="DIR",
     )
