@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import runpy
 import subprocess
 import sys
 
@@ -19,6 +20,7 @@ from mask2former_hf import (
     Mask2FormerForVideoSegmentation,
     Mask2FormerImageProcessor,
     Mask2FormerVideoProcessor,
+    kernels,
 )
 from mask2former_hf.hub.remote_code import CONFIG_MODULE, MODEL_FILES, save_with_code
 
@@ -121,6 +123,15 @@ print(json.dumps([(logits - torch.load(io + "/expected.pt")).abs().max().item(),
     assert [label for label, _ in segments] == [f"LABEL_{info['label_id']}" for info in expected]
     assert [score for _, score in segments] == pytest.approx([info["score"] for info in expected], abs=1e-5)
     assert again == json.loads((checkpoint / "config.json").read_text())["auto_map"], "saved again it stays as it is"
+
+
+@pytest.mark.parametrize("missing", ["group_norm_", "deformable_attention"])
+def test_code_runs_those_kernels_that_an_installed_package_of_another_version_has(missing, monkeypatch):
+    names = {"group_norm_", "deformable_attention"}
+    expected = {name: None if name == missing else getattr(kernels, name) for name in names}
+    monkeypatch.delattr(kernels, missing)
+    found = runpy.run_path(str(MODEL_FILES / "compiled.py"))
+    assert {name: found[name] for name in names} == expected
 
 
 def test_without_trust_stock_runs_and_nobody_is_asked(checkpoint, tmp_path):

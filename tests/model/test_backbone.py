@@ -58,6 +58,16 @@ def test_one_parameter_of_a_frozen_batch_norm_can_be_trained(name):
     torch.testing.assert_close(frozen.get_parameter(name).grad, torch.full((3,), 40.0), rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("name", ["layer", "layer.0.normalization", "layer.1.normalization"])
+def test_what_a_hook_has_kept_of_a_resnet_s_parts_stays_as_it_was(name):
+    block, kept = tiny_model("resnet").model.pixel_level_module.encoder.encoder.stages[0].layers[0], []
+    x = torch.randn(1, 16, 8, 8)
+    expected = block(x)
+    block.get_submodule(name).register_forward_hook(lambda _, args, output: kept.append((output, output.clone())))
+    torch.testing.assert_close(block(x), expected)
+    assert len(kept) == 1 and torch.equal(*kept[0])
+
+
 def test_swin_drops_both_branches_of_a_block():
     """With a drop path of nearly 1 a block is the identity; stock's still adds the MLP."""
     backbone = tiny_config("swin").backbone_config

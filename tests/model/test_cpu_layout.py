@@ -106,3 +106,16 @@ def test_convolution_norm_equals_its_parts_and_leaves_both_inputs_as_they_are(la
     with torch.no_grad():  # the compiled kernel, where there is one and channels are innermost
         torch.testing.assert_close(part(x, plus=plus), expected)
     assert torch.equal(x, kept[0]) and torch.equal(plus, kept[1])
+
+
+@pytest.mark.parametrize("graph", [True, False])
+@pytest.mark.parametrize("part", [0, 1])
+def test_what_a_hook_has_kept_of_convolution_or_norm_stays_as_it_was(part, graph):
+    module = ConvolutionNorm(nn.Conv2d(6, 8, 3, padding=1), groups=4, rectify=True)
+    x, plus, kept = torch.randn(2, 6, 5, 7), torch.randn(2, 8, 5, 7), []
+    x, plus = (y.contiguous(memory_format=torch.channels_last) for y in (x, plus))
+    with torch.set_grad_enabled(graph):
+        expected = module(x, plus)
+        module[part].register_forward_hook(lambda module, args, output: kept.append((output, output.clone())))
+        torch.testing.assert_close(module(x, plus), expected)
+    assert len(kept) == 1 and torch.equal(*kept[0])

@@ -67,14 +67,14 @@ def test_graphs_autocast_hooks_float64_and_adapters_take_torch_s_own_path(calls)
         with torch.autocast("cpu", torch.bfloat16):
             assert linear(layer, x).dtype == torch.bfloat16
         assert linear(layer, x[:0]).shape == (0, 4)
-        handle = layer.register_forward_hook(lambda *_: seen.append(1))
-        linear(layer, x)
+        handle = layer.register_forward_hook(lambda module, args, output: seen.append((output, output.clone())))
+        linear(layer, x, "relu")
         handle.remove()
         linear(nn.Sequential(layer), x)
         linear(layer.double(), x.double())
         program = torch.export.export(nn.Sequential(nn.Linear(4, 4)), (x,))
         assert "mkldnn" not in str(program.graph)
-    assert calls == [] and seen == [1]
+    assert calls == [] and len(seen) == 1 and torch.equal(*seen[0])
 
 
 def test_weights_of_another_class_take_torch_s_own_path(calls):

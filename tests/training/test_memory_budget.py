@@ -1,6 +1,7 @@
 """A step within a budget of memory, checked by torch's own account of what is kept for the backward pass."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -107,6 +108,20 @@ def test_a_frozen_backbone_has_nothing_to_compute_again(batch):
     assert not any(block.saved for block in measured.blocks if ".encoder.swin." in block.name)
     everything = choose(measured, measured.peak(frozenset(block.name for block in measured.blocks))).again
     assert everything and not any(".encoder.swin." in name for name in everything)
+
+
+def test_a_model_whose_blocks_are_computed_again_can_be_pickled_and_copied(batch):
+    model = tiny_model("resnet").train()
+    state = copy.deepcopy(model.state_dict())
+    compute_again(model, blocks_of(model))
+    results = []
+    for same in (model, pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        same.load_state_dict(state)
+        results.append(gradients_and_peak(same, batch))
+    for gradients, peak in results[1:]:
+        assert peak == results[0][1]
+        for name, gradient in results[0][0].items():
+            torch.testing.assert_close(gradients[name], gradient, msg=name)
 
 
 def settings(output, **changes):

@@ -228,7 +228,8 @@ class RectifiedConvolution(ResNetConvLayer):
     def forward(self, hidden_states: Tensor) -> Tensor:
         if folds(hidden_states, self.convolution, self.normalization):
             return folded(hidden_states, self.convolution, self.normalization, rectify=True)
-        return F.relu(self.normalization(self.convolution(hidden_states)), inplace=True)
+        x = self.normalization(self.convolution(hidden_states))
+        return F.relu(x, inplace=not hooked(self.normalization))  # what a hook has seen stays as it was
 
 
 class FoldedShortCut(ResNetShortCut):
@@ -251,7 +252,9 @@ class RectifiedSum:
                 x = part(x)
             residual = self.shortcut(hidden_state)
             return folded(x, last.convolution, last.normalization, rectify=True, plus=residual)
-        return F.relu(self.layer(hidden_state).add_(self.shortcut(hidden_state)), inplace=True)
+        x, residual = self.layer(hidden_state), self.shortcut(hidden_state)
+        seen = any(hooked(part) for part in (self.layer, last, *last.children()))
+        return F.relu(x + residual if seen else x.add_(residual), inplace=True)
 
 
 class RectifiedBasicLayer(RectifiedSum, ResNetBasicLayer):

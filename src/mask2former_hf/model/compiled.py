@@ -1,10 +1,14 @@
 """The seam to the compiled kernels: the whole package has them; a checkpoint's own code runs without them.
 
-A name is None where there is no kernel at all. Where none applies to some tensors, `deformable_attention` returns None
-and `group_norm_` False, and nothing was computed.
+A name is None where there is no kernel at all: each for itself, as a checkpoint's code may be newer or older than the
+package that is installed. Where none applies to some tensors, `deformable_attention` returns None and `group_norm_`
+False, and nothing was computed.
 """
 
 try:
-    from mask2former_hf.kernels import deformable_attention, group_norm_
+    from mask2former_hf import kernels
 except ImportError:
-    deformable_attention = group_norm_ = None
+    kernels = None
+
+deformable_attention = getattr(kernels, "deformable_attention", None)
+group_norm_ = getattr(kernels, "group_norm_", None)

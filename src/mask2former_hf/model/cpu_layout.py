@@ -115,6 +115,8 @@ class ConvolutionNorm(nn.Sequential):
         """(B, C, H, W) -> (B, O, H', W'); `plus` of the output's shape is added to the norm's result."""
         convolution, norm = self
         x = convolution(x)
+        if hooked(convolution):
+            x = x.clone(memory_format=torch.preserve_format)  # what the hook has seen stays as it was
         if group_norm_ is not None and not hooked(norm) and group_norm_(x, norm, plus, self.rectify):
             return x
         if x.device.type == "cpu" and not x.is_contiguous():
@@ -122,6 +124,8 @@ class ConvolutionNorm(nn.Sequential):
                 means = x.mean((2, 3)).unflatten(1, (norm.num_groups, -1)).mean(2)  # (B, groups)
                 x.sub_(means.repeat_interleave(x.shape[1] // norm.num_groups, dim=1)[..., None, None])
         x = norm(x)
+        if hooked(norm) and (plus is not None or self.rectify):
+            x = x.clone(memory_format=torch.preserve_format)
         if plus is not None:
             x.add_(plus)  # neither term is needed for a gradient
         return F.relu(x, inplace=True) if self.rectify else x

@@ -24,7 +24,8 @@ def linear(layer: nn.Linear, x: Tensor, then: str = "none") -> Tensor:
     """layer(x), `then` rectified or through the exact GELU."""
     if type(layer) is nn.Linear and not hooked(layer):
         return product(x, layer.weight, layer.bias, then)
-    return AFTER[then](layer(x))
+    output = layer(x)
+    return F.relu(output) if then == "relu" else AFTER[then](output)  # a hook may have kept it
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none") -> Tensor:

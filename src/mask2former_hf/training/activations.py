@@ -236,7 +236,21 @@ def compute_again(model: nn.Module, names: Iterable[str]):
 @cache
 def _checkpointing(kind: type) -> type:
     """transformers' layer wraps the forward of every class that inherits from it."""
-    return type(kind.__name__, (kind, GradientCheckpointingLayer), {"__module__": kind.__module__, MADE_HERE: True})
+    return type(
+        kind.__name__,
+        (kind, GradientCheckpointingLayer),
+        {
+            "__module__": kind.__module__,
+            "__reduce_ex__": lambda block, protocol: (_empty_block, (kind,), vars(block)),  # no module has this class
+            MADE_HERE: True,
+        },
+    )
+
+
+def _empty_block(kind: type) -> nn.Module:
+    """What a pickle of a block begins with."""
+    made = _checkpointing(kind)
+    return made.__new__(made)
 
 
 def _contexts(block: nn.Module):
