@@ -23,8 +23,9 @@
 namespace {
 
 typedef float vec __attribute__((vector_size(32), aligned(4)));
-typedef uint16_t half_vec __attribute__((vector_size(16), aligned(2)));
-typedef uint32_t bit_vec __attribute__((vector_size(32), aligned(2)));
+// May alias: both read and write memory of uint16_t, and not only as that.
+typedef uint16_t half_vec __attribute__((vector_size(16), aligned(2), may_alias));
+typedef uint32_t bit_vec __attribute__((vector_size(32), aligned(2), may_alias));
 
 template <typename To, typename From>
 INLINE To as(const From& from) {
