@@ -36,7 +36,7 @@ def checkpoint(decided, processor, tmp_path_factory):
 @pytest.fixture(scope="session")
 def exported(decided, processor, tmp_path_factory):
     """Logits, and the rules of every task beside them."""
-    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxruntime", reason="graphs are run by onnxruntime")
     folder = tmp_path_factory.mktemp("exports") / "logits"
     export_model(decided, processor, folder)
     return folder
@@ -45,7 +45,7 @@ def exported(decided, processor, tmp_path_factory):
 @pytest.fixture(scope="session")
 def end_to_end(decided, processor, tmp_path_factory):
     """Per task a folder whose graph gives results."""
-    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxruntime", reason="graphs are run by onnxruntime")
     folder = tmp_path_factory.mktemp("end_to_end")
     for task in ("panoptic", "instance", "semantic"):
         export_model(decided, processor, folder / task, task=task)

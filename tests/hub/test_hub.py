@@ -59,7 +59,7 @@ def hub():
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     """A Hub, and what came of publishing to it in several ways, by one process, each with a model of its own."""
-    pytest.importorskip("accelerate")
+    pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate")
     parts = [FETCH, BY_TRAINER, BY_OUR_TRAINER, BY_CONVERT, SECRETLY]
     code = "reports = []\n"
     for part in parts:

@@ -111,7 +111,7 @@ def test_a_saved_model_is_the_same_and_names_only_what_it_uses(model, design, tm
 @pytest.mark.parametrize("name", ["transformer_fpn", "per_pixel_plus"])
 def test_its_graph_is_the_checkpoint(name, tmp_path):
     """Which `export_model` measures, results included. Between them these trace every part that is new."""
-    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxruntime", reason="graphs are run by onnxruntime")
     task = "semantic" if name in PER_PIXEL else "panoptic"
     small = {"encoder_layers": 1, "decoder_layers": 2}
     export_model(tiny_model("resnet", **small, **DESIGNS[name]), small_processor(), tmp_path / "graph", task=task)
@@ -119,7 +119,7 @@ def test_its_graph_is_the_checkpoint(name, tmp_path):
 
 
 def test_graphs_of_a_head_per_pixel_are_semantic_if_no_task_is_asked_for(tmp_path):
-    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxruntime", reason="graphs are run by onnxruntime")
     model = tiny_model("resnet", encoder_layers=1, decoder_layers=2, **DESIGNS["per_pixel"])
     export_model(model, small_processor(), tmp_path / "graph")
     assert sorted(path.name for path in (tmp_path / "graph").glob("*.onnx")) == ["model.onnx", "semantic.onnx"]
