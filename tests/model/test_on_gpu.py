@@ -15,6 +15,7 @@ from helpers import GoldenCase, needs_golden, padded_batch, random_targets, rela
 from torch import nn
 
 from mask2former_hf import Mask2FormerImageProcessor, Segmenter
+from mask2former_hf.training.activations import choose, compute_again, measure
 
 DEVICE = os.environ.get("MASK2FORMER_HF_TEST_DEVICE") or ("cuda" if torch.cuda.is_available() else None)
 needs_gpu = pytest.mark.skipif(DEVICE != "cuda", reason="no GPU")
@@ -252,16 +253,65 @@ def test_results_are_the_cpus(task):
 
 
 @needs_gpu
-def test_a_checkpoint_is_replayed_with_equal_results(tmp_path):
-    model, processor = tiny_model("resnet"), Mask2FormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 128})
+@pytest.mark.parametrize("backbone", ["resnet", "swin", "convnext"])
+def test_a_checkpoint_is_replayed_with_equal_results(backbone, tmp_path):
+    model, processor = tiny_model(backbone), Mask2FormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 128})
     model.save_pretrained(tmp_path), processor.save_pretrained(tmp_path)
     images = np.random.default_rng(0).integers(0, 256, (6, 70, 90, 3), dtype=np.uint8)
     images = [*images, *images[:, :69, :80]]  # of the same canvas, and another size
     expected = [result.map for result in Segmenter.of(model, processor, task="semantic")(images)]
-    segmenter = Segmenter(tmp_path, task="semantic")
+    segmenter = Segmenter(tmp_path, task="semantic", dtype=torch.float32)
     found = [result.map for result in segmenter(images)]
     assert segmenter._replay._graphs  # some were
     for ours, theirs in zip(found, expected, strict=True):
         assert (ours == theirs).mean() > 0.999
     segmenter.model.double()  # moves the weights
     assert (segmenter(images[0]).map == expected[0]).mean() > 0.999
+
+
+@needs_gpu
+@pytest.mark.parametrize("effort", [0.4, 0.8])
+def test_less_effort_gives_the_cpus_results(effort, tmp_path):
+    model, processor = tiny_model("swin"), Mask2FormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 128})
+    model.save_pretrained(tmp_path), processor.save_pretrained(tmp_path)
+    image = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    found, expected = (
+        Segmenter(tmp_path, task="semantic", device=device, dtype=torch.float32, effort=effort)
+        for device in (DEVICE, "cpu")
+    )
+    for _ in range(4):  # the last ones are replayed
+        assert (found(image).map == expected(image).map).mean() > 0.999
+
+
+@needs_gpu
+def test_blocks_computed_again_give_the_same_gradients_in_less_memory():
+    model = tiny_model("swin").train().to(DEVICE)
+    fixed_points(model.criterion)
+    inputs = {name: on(DEVICE, value) for name, value in training_inputs(size=(256, 256)).items()}
+
+    def step():
+        model.zero_grad()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        model(**inputs).loss.backward()
+        gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        return gradients, torch.cuda.max_memory_allocated() - before
+
+    step()  # compiles and tunes
+    expected, most = step()
+    measured = measure(model, inputs, None)
+    compute_again(model, choose(measured, 0.6 * measured.peak(frozenset())).again)
+    found, peak = step()
+    assert peak < 0.9 * most
+    largest = max(gradient.abs().max() for gradient in expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours - theirs).abs().max() < 1e-3 * largest
+
+
+@needs_gpu
+def test_swins_windows_are_attended_to_where_they_are():
+    """Whether the kernel ran: nothing else would tell."""
+    model, pixels = tiny_model("swin").to(DEVICE), torch.randn(1, 3, 64, 96, device=DEVICE)
+    with torch.inference_mode(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        model(pixels)
+    assert any("window_attention" in event.key for event in profiler.key_averages())

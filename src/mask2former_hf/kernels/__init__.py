@@ -1,14 +1,16 @@
-"""Compiled multi-scale deformable attention, and for CPUs a group norm.
+"""Compiled multi-scale deformable attention, for CPUs a group norm, and for GPUs attention over shifted windows.
 
 `deformable_attention` is what the model calls; it returns None where no compiled kernel applies, and the model then
 runs the plain PyTorch formula. Kernels: "cpp" on CPUs (float32, bfloat16), "triton" on GPUs (float32, float16,
 bfloat16). "reference" is the PyTorch formula.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from . import cpu, problem
+from . import cpu, problem, windows
 from .choosing import ENVIRONMENT_VARIABLE, KERNELS, chosen_name, kernel_report, select, use_kernel
 from .operators import dtype_under_autocast, fused
 
@@ -26,6 +28,7 @@ __all__ = [
     "kernel_report",
     "select",
     "use_kernel",
+    "window_attention",
 ]
 
 
@@ -83,3 +86,16 @@ def group_norm_(x: Tensor, norm: torch.nn.GroupNorm, plus: Tensor | None = None,
         return False
     cpu.group_norm_(x, norm.num_groups, norm.weight, norm.bias, norm.eps, plus, rectify)
     return True
+
+
+def window_attention(device: torch.device, dtype: torch.dtype, side: int, head_dim: int) -> Callable | None:
+    """What computes attention over shifted windows of tokens, `windows.forward`; None where no kernel applies.
+
+    Args:
+        dtype: of the projected tokens.
+        side: of a window, in tokens.
+        head_dim: channels of a head.
+    """
+    if leaving_pytorch() or windows.why_not(device, dtype, side, head_dim) is not None:
+        return None
+    return windows.forward

@@ -182,8 +182,8 @@ def _arguments(value, spatial_shapes, positions, weights, reference_points, padd
         "D": D,
         "L": L,
         "P": P,
-        "BLOCK_D": _power_of_two(D),
-        "COLUMNS": _power_of_two(L * P),
+        "BLOCK_D": power_of_two(D),
+        "COLUMNS": power_of_two(L * P),
         "FUSED": reference_points is not None,
         "PADDED": padding is not None,
         "WIDE": S * h * D >= WIDE_FROM,
@@ -195,9 +195,9 @@ def _arguments(value, spatial_shapes, positions, weights, reference_points, padd
 
 def _rows_of_a_warp(D: int, bytes_each: int) -> int:
     """How many queries' rows the 32 threads of a warp hold, 16 bytes each."""
-    return max(1, 32 * 16 // (_power_of_two(D) * bytes_each))
+    return max(1, 32 * 16 // (power_of_two(D) * bytes_each))
 
 
-def _power_of_two(number: int) -> int:
+def power_of_two(number: int) -> int:
     """The smallest power of two that is not smaller."""
     return 1 << (number - 1).bit_length()

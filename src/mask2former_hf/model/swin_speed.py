@@ -1,15 +1,16 @@
-"""Swin's blocks with fewer copies on CPUs: the same parameters, names and results as transformers'.
+"""Swin's blocks with fewer copies: the same parameters, names and results as transformers'.
 
 transformers' block pads, shifts and cuts its tokens into windows before it projects them, and undoes the three after.
 Here queries, keys and values are one product of the tokens that are there, one gathering of rows makes windows of
 them, and one puts the attended tokens back, so that nothing is projected that is padding. In transformers' block
 padding is projected as zeros, to the bias. Only windows at the seam of the shift have a mask, so they are last, in an
 attention of their own. What depends on the image's size alone is kept; the position bias, whose making takes 0.1 ms,
-is not, for it is a parameter's.
+is not, for it is a parameter's. On GPUs a kernel reads the tokens of a window where they are.
 
 Letters: B batch, H × W tokens, C channels, h heads, n tokens of a window.
 """
 
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.models.swin.modeling_swin import SwinLayer, SwinMLP, SwinStage
 
+from .compiled import window_attention
 from .cpu_layout import hooked, plain
 from .feed_forward import product_dtype
 from .onednn import linear, product
@@ -115,14 +117,14 @@ def into_windows(x: Tensor, fill: Tensor, windows: Windows) -> Tensor:
 
 
 class GatheredSwinLayer(SwinLayer):
-    """transformers' block; in eager mode on CPUs its attention is computed as above."""
+    """transformers' block; in eager mode its attention is computed as above."""
 
     def forward(
         self, hidden_states: Tensor, input_dimensions: tuple[int, int], always_partition: bool = False, **kwargs
     ):
         if not (always_partition and self._gathers(hidden_states)):
             return super().forward(hidden_states, input_dimensions, always_partition=always_partition, **kwargs)
-        if torch.is_grad_enabled() and self._is_plain():
+        if hidden_states.device.type == "cpu" and torch.is_grad_enabled() and self._is_plain():
             return self._train(hidden_states, input_dimensions), None
         attended = self.dropout(self.attend(self.layernorm_before(hidden_states), input_dimensions))
         hidden_states = hidden_states + self.drop_path(attended)
@@ -130,7 +132,9 @@ class GatheredSwinLayer(SwinLayer):
 
     def _gathers(self, x: Tensor) -> bool:
         """Whether the projections are what they were built as, no adapter's or hook's, and nothing records them."""
-        if x.device.type != "cpu" or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        if torch.jit.is_tracing() or torch.compiler.is_compiling():
+            return False
+        if x.device.type != "cpu" and self._kernel(x) is None:
             return False
         attention = self.attention
         parts = (attention.q_proj, attention.k_proj, attention.v_proj)
@@ -140,6 +144,11 @@ class GatheredSwinLayer(SwinLayer):
             and all(type(part) is nn.Linear and plain(part.weight, part.bias) for part in parts)
             and not any(hooked(part) for part in (attention, attention.relative_position_bias, *parts))
         )
+
+    def _kernel(self, x: Tensor) -> Callable | None:
+        """What attends to windows where their tokens are."""
+        head_dim = self.attention.head_dim
+        return window_attention and window_attention(x.device, product_dtype(x), self.window_size, head_dim)
 
     def _is_plain(self) -> bool:
         """Whether the other parts are what they were built as, too, and no hook but stochastic depth's sees them."""
@@ -179,6 +188,10 @@ class GatheredSwinLayer(SwinLayer):
         bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])
         projected = product(x.flatten(0, 1), torch.cat([part.weight for part in parts]), bias)  # (B * H * W, 3 C)
         fill = projected.new_zeros(3 * C) if bias is None else bias.to(projected.dtype)
+        if x.device.type != "cpu":
+            tokens, position_bias = projected.view(B, *map(int, size), 3 * C), attention.relative_position_bias()[0]
+            options = self.window_size, self.shift_size, attention.scaling
+            return attention.o_proj(self._kernel(x)(tokens, fill, position_bias, *options)[0].view(B, -1, C))
         windows = windows_of(B, *map(int, size), self.window_size, self.shift_size, projected.dtype)
         rows = IntoWindows.apply if torch.is_grad_enabled() else into_windows
         heads = rows(projected, fill, windows).view(-1, n, 3, attention.num_attention_heads, attention.head_dim)

@@ -1,0 +1,144 @@
+"""Attention over shifted windows as an operator of torch, for GPUs: shapes and gradients known, compiled on first use.
+
+It takes the place of a dozen copies and of a mask of scores for every window: see windows_triton.py.
+"""
+
+import torch
+from torch import Tensor
+
+from . import triton_gpu
+from .choosing import chosen_name
+
+LONGEST_WINDOW = 256  # tokens whose scores a program holds at once
+PROGRAMS = 1056  # of the backward pass, eight for each of an H100's multiprocessors
+
+
+def why_not(device: torch.device, dtype: torch.dtype, side: int, head_dim: int) -> str | None:
+    """None if the kernels can run and none but Triton's was asked for, else the reason."""
+    if chosen_name() not in ("auto", "triton"):
+        return f"kernel {chosen_name()!r} was asked for"
+    if side**2 > LONGEST_WINDOW or head_dim > 128:
+        return f"a window of {side} x {side} tokens and heads of {head_dim} channels do not fit a program"
+    if device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
+        return "it needs compute capability 8.0, for its shared memory"
+    return triton_gpu.why_not(device, dtype)
+
+
+@torch.library.custom_op("mask2former_hf::window_attention", mutates_args=())
+def forward(
+    projected: Tensor, fill: Tensor, position_bias: Tensor, side: int, shift: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Attention of each token over the tokens of its window.
+
+    Args:
+        projected: (B, H, W, 3 C) queries, keys and values of h heads, one after the other.
+        fill: (3 C,) those of padding: the bias of the projection.
+        position_bias: (h, n, n) added to the scores, n = side * side.
+        side: of a window, in tokens.
+        shift: of the windows, down and to the right, in tokens; less than `side`.
+        scale: of the scores.
+
+    Returns:
+        (B, H, W, C) and (B, H, W, h) float32 logarithms of the softmax' sums, for the backward pass.
+    """
+    projected, fill, position_bias = projected.contiguous(), fill.contiguous(), position_bias.contiguous()
+    output, normalizers = _empty_results(projected, position_bias)
+    if output.numel():
+        B, H, W, _ = projected.shape
+        h = len(position_bias)
+        constants, warps = _constants(projected, position_bias, side, FORWARD)
+        programs = B * -(-H // side) * -(-W // side) * h * -(-(side**2) // constants["ROWS"])
+        with torch.cuda.device_of(projected):
+            _kernels().forward_kernel[(programs,)](
+                projected, fill, position_bias, output, normalizers, H, W, shift, scale, h, **constants,
+                num_warps=warps, num_stages=1,
+            )  # fmt: skip
+    return output, normalizers
+
+
+@torch.library.custom_op("mask2former_hf::window_attention_backward", mutates_args=())
+def backward(
+    gradient: Tensor,
+    projected: Tensor,
+    fill: Tensor,
+    position_bias: Tensor,
+    output: Tensor,
+    normalizers: Tensor,
+    side: int,
+    shift: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `projected`, of `fill` and of the position bias; the latter two are added up in float32."""
+    gradient, projected, output = gradient.contiguous(), projected.contiguous(), output.contiguous()
+    fill, position_bias, normalizers = fill.contiguous(), position_bias.contiguous(), normalizers.contiguous()
+    (B, H, W, width), (h, n, _) = projected.shape, position_bias.shape
+    C, windows = width // 3, B * -(-H // side) * -(-W // side)
+    groups = min(windows, -(-PROGRAMS // h))
+    projected_gradient = torch.empty_like(projected)
+    bias_gradients = torch.zeros(groups, h, n, n, dtype=torch.float32, device=projected.device)
+    fill_gradients = torch.empty(groups, 2 * C, dtype=torch.float32, device=projected.device)
+    if groups:
+        constants, warps = _constants(projected, position_bias, side, BACKWARD)
+        with torch.cuda.device_of(projected):
+            _kernels().backward_kernel[(groups * h,)](
+                gradient, projected, fill, position_bias, output, normalizers, projected_gradient, bias_gradients,
+                fill_gradients, H, W, shift, scale, h, windows, groups, **constants, num_warps=warps, num_stages=1,
+            )  # fmt: skip
+    of_fill = torch.cat([fill_gradients.new_zeros(C), fill_gradients.sum(0)])
+    return projected_gradient, of_fill.to(fill.dtype), bias_gradients.sum(0).to(position_bias.dtype)
+
+
+@forward.register_fake
+def _(projected, fill, position_bias, side, shift, scale):
+    return _empty_results(projected, position_bias)
+
+
+@backward.register_fake
+def _(gradient, projected, fill, position_bias, output, normalizers, side, shift, scale):
+    return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (projected, fill, position_bias))
+
+
+def _empty_results(projected: Tensor, position_bias: Tensor) -> tuple[Tensor, Tensor]:
+    B, H, W, width = projected.shape
+    normalizers = projected.new_empty(B, H, W, len(position_bias), dtype=torch.float32)
+    return projected.new_empty(B, H, W, width // 3), normalizers
+
+
+def _save(ctx, inputs, output):
+    *tensors, ctx.side, ctx.shift, ctx.scale = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*tensors, *output)
+
+
+def _gradients(ctx, gradient, _):
+    of_inputs = backward(gradient, *ctx.saved_tensors, ctx.side, ctx.shift, ctx.scale)
+    return *of_inputs, None, None, None
+
+
+forward.register_autograd(_gradients, setup_context=_save)
+
+# (queries at a time, warps) for windows of up to 64 tokens and of more, of 2 and of 4 bytes: the largest whose tensors
+# stay in registers (seen in the code for compute capability 9.0, Triton 3.9), all within 100 KB of shared memory.
+FORWARD = {(False, 2): (64, 4), (True, 2): (32, 8), (False, 4): (32, 4), (True, 4): (32, 8)}
+BACKWARD = {(False, 2): (64, 4), (True, 2): (16, 8), (False, 4): (16, 8), (True, 4): (16, 8)}
+
+
+def _constants(projected: Tensor, position_bias: Tensor, side: int, sizes: dict) -> tuple[dict, int]:
+    D, n = projected.shape[-1] // 3 // len(position_bias), side**2
+    columns = max(16, triton_gpu.power_of_two(n))
+    rows, warps = sizes[n > 64, projected.element_size()]
+    constants = {
+        "D": D,
+        "SIDE": side,
+        "BLOCK_D": max(16, triton_gpu.power_of_two(D)),
+        "ROWS": min(rows, columns),
+        "COLUMNS": columns,
+        "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
+    }
+    return constants, warps
+
+
+def _kernels():
+    from . import windows_triton
+
+    return windows_triton

@@ -1,0 +1,95 @@
+"""Attention over shifted windows in Triton against transformers' way of it in float64: pad, shift, cut, attend, undo.
+
+On a machine with a GPU the tests run there. Without one they run in Triton's interpreter, which must be chosen before
+Triton is imported: the first test starts this file again in a process of its own.
+"""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import SwinConfig
+from transformers.models.swin.modeling_swin import SwinLayer
+
+from mask2former_hf.kernels import triton_gpu, use_kernel, windows
+
+if find_spec("triton") is None:
+    pytest.skip("Triton is not installed (pip install triton)", allow_module_level=True)
+
+INTERPRETED = triton_gpu.interpreted()
+GPU = torch.cuda.is_available() and not INTERPRETED
+DEVICE = torch.device("cuda" if GPU else "cpu")
+needs_kernel = pytest.mark.skipif(
+    not GPU and not INTERPRETED, reason="no GPU; the first test runs this one in Triton's interpreter"
+)
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+
+
+@pytest.mark.skipif(INTERPRETED, reason="this is the process with the interpreter")
+def test_everything_below_holds_in_tritons_interpreter():
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    assert done.returncode == 0 and done.stdout.count(".") >= 8, done.stdout[-5000:] + done.stderr[-2000:]
+
+
+def transformers_way(projected, fill, position_bias, side, shift, scale):
+    """What SwinLayer and SwinAttention do with tokens that are projected already, padding to `fill`."""
+    (B, H, W, width), h = projected.shape, len(position_bias)
+    layer = SwinLayer(
+        SwinConfig(embed_dim=h, num_heads=[h], window_size=side), h, (64, 64), h, shift_size=shift
+    )  # for its mask alone
+    padded = F.pad(projected - fill, (0, 0, 0, -W % side, 0, -H % side)) + fill
+    down, across = padded.shape[1] // side, padded.shape[2] // side
+    rolled = torch.roll(padded, (-shift, -shift), (1, 2))
+    cut = rolled.view(B, down, side, across, side, 3, h, width // 3 // h).permute(5, 0, 1, 3, 6, 2, 4, 7)
+    query, key, value = cut.reshape(3, B * down * across, h, side**2, -1)
+    scores = query @ key.transpose(-1, -2) * scale + position_bias
+    if shift:
+        mask = layer.get_attn_mask(down * side, across * side, projected.dtype, projected.device)
+        scores = scores + mask.squeeze(1).repeat(B, 1, 1)[:, None]
+    attended = scores.softmax(-1) @ value  # (windows, h, n, D)
+    attended = attended.view(B, down, across, h, side, side, -1).permute(0, 1, 4, 2, 5, 3, 6)
+    attended = torch.roll(attended.reshape(B, down * side, across * side, width // 3), (shift, shift), (1, 2))
+    return attended[:, :H, :W]
+
+
+CASES = [
+    # B, H, W, h, D, side, shift, dtype
+    pytest.param(2, 8, 12, 2, 16, 4, 0, torch.float32, id="whole windows"),
+    pytest.param(2, 8, 12, 2, 16, 4, 2, torch.float32, id="shifted"),
+    pytest.param(1, 9, 7, 3, 8, 4, 2, torch.float32, id="shifted and padded"),
+    pytest.param(1, 3, 2, 1, 24, 7, 3, torch.float32, id="smaller than a window"),
+    pytest.param(1, 15, 13, 2, 32, 12, 6, torch.float32, id="windows of 144"),
+    pytest.param(2, 9, 15, 3, 32, 7, 3, torch.bfloat16, id="bfloat16"),
+    pytest.param(1, 20, 13, 2, 32, 12, 6, torch.float16, id="windows of 144 in float16"),
+]
+
+
+@needs_kernel
+@pytest.mark.parametrize("B, H, W, h, D, side, shift, dtype", CASES)
+def test_values_and_gradients_are_those_of_transformers_way(B, H, W, h, D, side, shift, dtype):
+    if INTERPRETED and dtype == torch.bfloat16:
+        pytest.skip("Triton's interpreter takes the bits of bfloat16 for integers in products")
+    generator, kinds = torch.Generator().manual_seed(0), (dtype, dtype, torch.float32)
+    shapes = (B, H, W, 3 * h * D), (3 * h * D,), (h, side**2, side**2)
+    ours = [
+        torch.randn(shape, generator=generator).to(DEVICE, kind) for shape, kind in zip(shapes, kinds, strict=True)
+    ]
+    exact = [x.double().requires_grad_() for x in ours]
+    incoming = torch.randn(B, H, W, h * D, generator=generator).to(DEVICE, dtype)
+    scale, tolerance = D**-0.5, TOLERANCE[dtype]
+    with use_kernel("triton"):
+        found = windows.forward(*[x.requires_grad_() for x in ours], side, shift, scale)[0]
+    expected = transformers_way(*exact, side, shift, scale)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
+    found = torch.autograd.grad(found, ours, incoming)
+    expected = torch.autograd.grad(expected, exact, incoming.double())
+    for a, b, like in zip(found, expected, ours, strict=True):
+        assert a.dtype == like.dtype
+        torch.testing.assert_close(a.double(), b, rtol=0, atol=5 * tolerance * b.abs().max().item())
