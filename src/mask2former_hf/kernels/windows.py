@@ -46,7 +46,8 @@ def forward(
     if output.numel():
         B, H, W, _ = projected.shape
         h = len(position_bias)
-        constants, warps = _constants(projected, position_bias, side, FORWARD)
+        rows, columns, warps = FORWARD[side**2 > 64, projected.element_size()]
+        constants = _constants(projected, position_bias, side, rows, columns)
         programs = B * -(-H // side) * -(-W // side) * h * -(-(side**2) // constants["ROWS"])
         with torch.cuda.device_of(projected):
             _kernels().forward_kernel[(programs,)](
@@ -78,7 +79,8 @@ def backward(
     bias_gradients = torch.zeros(groups, h, n, n, dtype=torch.float32, device=projected.device)
     fill_gradients = torch.empty(groups, 2 * C, dtype=torch.float32, device=projected.device)
     if groups:
-        constants, warps = _constants(projected, position_bias, side, BACKWARD)
+        rows, warps = BACKWARD[side**2 > 64, projected.element_size()]
+        constants = _constants(projected, position_bias, side, rows)
         with torch.cuda.device_of(projected):
             _kernels().backward_kernel[(groups * h,)](
                 gradient, projected, fill, position_bias, output, normalizers, projected_gradient, bias_gradients,
@@ -117,25 +119,30 @@ def _gradients(ctx, gradient, _):
 
 forward.register_autograd(_gradients, setup_context=_save)
 
-# (queries at a time, warps) for windows of up to 64 tokens and of more, of 2 and of 4 bytes: the largest whose tensors
-# stay in registers (seen in the code for compute capability 9.0, Triton 3.9), all within 100 KB of shared memory.
-FORWARD = {(False, 2): (64, 4), (True, 2): (32, 8), (False, 4): (32, 4), (True, 4): (32, 8)}
-BACKWARD = {(False, 2): (64, 4), (True, 2): (16, 8), (False, 4): (16, 8), (True, 4): (16, 8)}
+# (queries at a time, keys at a time, warps) for windows of up to 64 tokens and of more, of 2 and of 4 bytes.
+FORWARD = {
+    (False, 2): (64, 64, 4),
+    (True, 2): (64, 32, 4),
+    (False, 4): (32, 64, 4),
+    (True, 4): (32, 32, 4),
+}
+# (queries at a time, warps), the largest whose tensors stay in registers (seen in the code for compute capability 9.0,
+# Triton 3.9), all within 100 KB of shared memory.
+BACKWARD = {(False, 2): (64, 4), (True, 2): (16, 8), (False, 4): (32, 4), (True, 4): (16, 8)}
 
 
-def _constants(projected: Tensor, position_bias: Tensor, side: int, sizes: dict) -> tuple[dict, int]:
-    D, n = projected.shape[-1] // 3 // len(position_bias), side**2
-    columns = max(16, triton_gpu.power_of_two(n))
-    rows, warps = sizes[n > 64, projected.element_size()]
-    constants = {
+def _constants(projected: Tensor, position_bias: Tensor, side: int, rows: int, columns: int | None = None) -> dict:
+    """What the kernels are compiled for; all keys at once without `columns`."""
+    D = projected.shape[-1] // 3 // len(position_bias)
+    every = max(16, triton_gpu.power_of_two(side**2))
+    return {
         "D": D,
         "SIDE": side,
         "BLOCK_D": max(16, triton_gpu.power_of_two(D)),
-        "ROWS": min(rows, columns),
-        "COLUMNS": columns,
+        "ROWS": min(rows, every),
+        "COLUMNS": every if columns is None else min(columns, every),
         "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
     }
-    return constants, warps
 
 
 def _kernels():

@@ -6,11 +6,13 @@ them, and no mask of scores exists in memory. Where a window reaches past the la
 padding: keys and values of `fill` there, and queries that nobody reads. Scores of tokens that only the shift made
 neighbours get OTHER_REGION added, as in the original.
 
-A program has all keys of a window and head at once, COLUMNS of them (n rounded up to a power of two, at least 16), and
-takes ROWS queries at a time. Products are of the dtype of `projected`, everything else is float32.
+Products are of the dtype of `projected`, everything else is float32. In the forward pass a program has ROWS queries of
+a window and head and goes through their keys COLUMNS at a time, with the running maximum and sum of FlashAttention (Dao
+et al., NeurIPS 2022).
 
-In the backward pass a program goes through every `groups`-th window, and adds what a window gives to the position bias
-and to `fill` to sums of its own: no atomics, so the gradients are the same in every run.
+In the backward pass a program goes through every `groups`-th window and has all its keys at once, COLUMNS of them (n
+rounded up to a power of two, at least 16). What a window gives to the position bias and to `fill` it adds to sums of
+its own: no atomics, so the gradients are the same in every run.
 
 This module imports Triton: only windows.py imports it, on first use. `triton.jit` compiles on the first call.
 """
@@ -75,23 +77,30 @@ def forward_kernel(
     image = (window // windows).to(tl.int64)
     d = tl.arange(0, BLOCK_D)
     row = tl.program_id(0) % BLOCKS * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, COLUMNS)
     projected += image * H * W * 3 * C + head * D
     fill += head * D
+    position_bias += head * N * N
     token, exists, of_row = _tokens(window % windows, row, H, W, shift, SIDE)
-    key_token, key_exists, of_column = _tokens(window % windows, column, H, W, shift, SIDE)
     written = exists[:, None] & (d < D)[None, :]
     query = tl.load(projected + token[:, None] * (3 * C) + d[None, :], mask=written, other=0.0)
-    key = _filled(projected + C, fill + C, key_token, key_exists, column < N, d, 3 * C, D)
-    value = _filled(projected + 2 * C, fill + 2 * C, key_token, key_exists, column < N, d, 3 * C, D)
-    position_bias += head * N * N
-    scores = _scores(query, key, position_bias, row, column, of_row, of_column, scale, N, PRECISION)
-    largest = tl.max(scores, 1)
-    weights = tl.exp(scores - largest[:, None])
-    total = tl.sum(weights, 1)
-    attended = tl.dot(weights.to(value.dtype), value, input_precision=PRECISION) / total[:, None]
+    largest = tl.full((ROWS,), float("-inf"), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    attended = tl.zeros((ROWS, BLOCK_D), tl.float32)
+    for start in range(0, N, COLUMNS):
+        column = start + tl.arange(0, COLUMNS)
+        key_token, key_exists, of_column = _tokens(window % windows, column, H, W, shift, SIDE)
+        key = _filled(projected + C, fill + C, key_token, key_exists, column < N, d, 3 * C, D)
+        value = _filled(projected + 2 * C, fill + 2 * C, key_token, key_exists, column < N, d, 3 * C, D)
+        scores = _scores(query, key, position_bias, row, column, of_row, of_column, scale, N, PRECISION)
+        larger = tl.maximum(largest, tl.max(scores, 1))
+        weights = tl.exp(scores - larger[:, None])
+        before = tl.exp(largest - larger)
+        total = total * before + tl.sum(weights, 1)
+        attended = attended * before[:, None]
+        attended += tl.dot(weights.to(value.dtype), value, input_precision=PRECISION)
+        largest = larger
     token += image * H * W
-    tl.store(output + token[:, None] * C + head * D + d[None, :], attended, mask=written)
+    tl.store(output + token[:, None] * C + head * D + d[None, :], attended / total[:, None], mask=written)
     tl.store(normalizers + token * h + head, largest + tl.log(total), mask=exists)
 
 
