@@ -1,4 +1,4 @@
-"""Compiled multi-scale deformable attention, for CPUs a group norm, and for GPUs attention over shifted windows.
+"""Compiled multi-scale deformable attention, norms, and for GPUs attention over shifted windows.
 
 `deformable_attention` is what the model calls; it returns None where no compiled kernel applies, and the model then
 runs the plain PyTorch formula. Kernels: "cpp" on CPUs (float32, bfloat16), "triton" on GPUs (float32, float16,
@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from . import cpu, problem, windows
+from . import cpu, norms, problem, triton_gpu, windows
 from .choosing import ENVIRONMENT_VARIABLE, KERNELS, chosen_name, kernel_report, select, use_kernel
 from .operators import dtype_under_autocast, fused
 
@@ -23,9 +23,11 @@ def leaving_pytorch() -> bool:
 __all__ = [
     "ENVIRONMENT_VARIABLE",
     "KERNELS",
+    "batch_norm_",
     "deformable_attention",
     "group_norm_",
     "kernel_report",
+    "layer_norm",
     "select",
     "use_kernel",
     "window_attention",
@@ -67,25 +69,75 @@ def deformable_attention(
 def group_norm_(x: Tensor, norm: torch.nn.GroupNorm, plus: Tensor | None = None, rectify: bool = False) -> bool:
     """Group norm in x's memory, then `plus` another map, then a ReLU if asked for; False if it was not done.
 
-    It is done in eager mode without a graph, on CPUs, for maps (B, C, H, W) with channels innermost, if kernel "cpp"
-    can run for their dtype and no other was asked for. Sums are float64, the arithmetic is float32.
+    It is done in eager mode without a graph, for maps (B, C, H, W) with channels innermost, if a kernel can run for
+    their dtype and no other was asked for. On CPUs sums are float64, the arithmetic is float32; on GPUs all is.
     """
+    if not _maps_to_change(x, plus, norm.weight, norm.bias):
+        return False
+    if x.device.type == "cpu":
+        if cpu.why_not(x.device, x.dtype) is not None or chosen_name() not in ("auto", "cpp"):
+            return False
+        cpu.group_norm_(x, norm.num_groups, norm.weight, norm.bias, norm.eps, plus, rectify)
+        return True
+    if not (_triton_runs(x) and norms.fits_group_norm(x.shape[1], norm.num_groups)):
+        return False
+    norms.group_norm_(x, norm, plus, rectify)
+    return True
+
+
+def batch_norm_(x: Tensor, norm: torch.nn.BatchNorm2d, plus: Tensor | None = None, rectify: bool = False) -> bool:
+    """Batch norm by the statistics that it keeps, as `group_norm_`; on GPUs alone."""
+    kept = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    if not (_triton_runs(x) and _maps_to_change(x, plus, *kept)):
+        return False
+    norms.batch_norm_(x, norm, plus, rectify)
+    return True
+
+
+def layer_norm(
+    x: Tensor, norm: torch.nn.LayerNorm, update: Tensor | None = None, keep_sum: bool = False
+) -> tuple[Tensor | None, Tensor] | None:
+    """x + update, if it is to be kept, and its layer norm, in one pass; None if it was not done.
+
+    It is done on GPUs, in eager mode without a graph, for contiguous x and `update` (..., C) of one dtype.
+    """
+    rows = [x] if update is None else [x, update]
+    fits = (
+        _triton_runs(x)
+        and _eager(x)
+        and norm.normalized_shape == x.shape[-1:]
+        and x.shape[-1] <= norms.WIDEST
+        and _plain(norm.weight, norm.bias)
+        and all(type(y) is Tensor and y.is_contiguous() and (y.shape, y.dtype) == (x.shape, x.dtype) for y in rows)
+    )
+    return norms.layer_norm(x, norm, update, keep_sum) if fits and x.numel() else None
+
+
+def _eager(x: Tensor) -> bool:
+    """Whether nothing records or replaces what is done with x."""
+    recorded = torch.is_grad_enabled() or torch.compiler.is_compiling() or leaving_pytorch()
+    return not (recorded or torch.is_autocast_enabled(x.device.type))
+
+
+def _triton_runs(x: Tensor) -> bool:
+    chosen = chosen_name() in ("auto", "triton")
+    return x.device.type == "cuda" and chosen and triton_gpu.why_not(x.device, x.dtype) is None
+
+
+def _plain(*parameters: Tensor | None) -> bool:
+    return all(type(parameter) in (Tensor, torch.nn.Parameter) for parameter in parameters)
+
+
+def _maps_to_change(x: Tensor, plus: Tensor | None, *parameters: Tensor | None) -> bool:
+    """Whether a kernel for maps with channels innermost may change x in its memory; `plus` is another of its kind."""
     maps = [x] if plus is None else [x, plus]
-    eager = not (torch.is_grad_enabled() or torch.compiler.is_compiling() or leaving_pytorch())
     fits = all(
         type(y) is Tensor
-        and y.device.type == "cpu"
-        and (y.shape, y.dtype) == (x.shape, x.dtype)
+        and (y.shape, y.dtype, y.device) == (x.shape, x.dtype, x.device)
         and y.is_contiguous(memory_format=torch.channels_last)
         for y in maps
     )
-    plain = all(type(parameter) in (Tensor, torch.nn.Parameter) for parameter in (norm.weight, norm.bias))
-    if not (eager and fits and plain and x.numel()) or torch.is_autocast_enabled("cpu"):
-        return False
-    if cpu.why_not(x.device, x.dtype) is not None or chosen_name() not in ("auto", "cpp"):
-        return False
-    cpu.group_norm_(x, norm.num_groups, norm.weight, norm.bias, norm.eps, plus, rectify)
-    return True
+    return fits and x.device.type in ("cpu", "cuda") and _eager(x) and _plain(*parameters) and x.numel() > 0
 
 
 def window_attention(device: torch.device, dtype: torch.dtype, side: int, head_dim: int) -> Callable | None:

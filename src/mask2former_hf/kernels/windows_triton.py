@@ -7,8 +7,8 @@ padding: keys and values of `fill` there, and queries that nobody reads. Scores 
 neighbours get OTHER_REGION added, as in the original.
 
 Products are of the dtype of `projected`, everything else is float32. In the forward pass a program has ROWS queries of
-a window and head and goes through their keys COLUMNS at a time, with the running maximum and sum of FlashAttention (Dao
-et al., NeurIPS 2022).
+a window and head and goes through their keys COLUMNS at a time, with FlashAttention's running maximum and sum (Dao et
+al., NeurIPS 2022).
 
 In the backward pass a program goes through every `groups`-th window and has all its keys at once, COLUMNS of them (n
 rounded up to a power of two, at least 16). What a window gives to the position bias and to `fill` it adds to sums of

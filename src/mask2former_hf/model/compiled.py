@@ -1,8 +1,8 @@
 """The seam to the compiled kernels: the whole package has them; a checkpoint's own code runs without them.
 
 A name is None where there is no kernel at all: each for itself, as a checkpoint's code may be newer or older than the
-package that is installed. Where none applies to some tensors, `deformable_attention` and `window_attention` return
-None and `group_norm_` False, and nothing was computed.
+package that is installed. Where none applies to some tensors, `deformable_attention`, `window_attention` and
+`layer_norm` return None, `group_norm_` and `batch_norm_` False, and nothing was computed.
 """
 
 try:
@@ -11,5 +11,7 @@ except ImportError:
     kernels = None
 
 deformable_attention = getattr(kernels, "deformable_attention", None)
+batch_norm_ = getattr(kernels, "batch_norm_", None)
 group_norm_ = getattr(kernels, "group_norm_", None)
+layer_norm = getattr(kernels, "layer_norm", None)
 window_attention = getattr(kernels, "window_attention", None)

@@ -1,6 +1,7 @@
-"""What exists for CPUs' memory and layout: work in chunks, channels innermost, convolutions that keep them there.
+"""What exists for memory and layout, most of it for CPUs: work in chunks, channels innermost, convolutions that keep
+them there.
 
-On other devices every part does what its plain counterpart in torch does. Letters: B batch, C channels, N rows.
+On other devices most parts do what their plain counterparts in torch do. Letters: B batch, C channels, N rows.
 """
 
 from collections.abc import Callable, Sequence
@@ -114,6 +115,8 @@ class ConvolutionNorm(nn.Sequential):
     def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> (B, O, H', W'); `plus` of the output's shape is added to the norm's result."""
         convolution, norm = self
+        if x.device.type == "cuda" and not torch.is_grad_enabled():
+            x = for_convolutions(x)  # and for the norm's kernel
         x = convolution(x)
         if hooked(convolution):
             x = x.clone(memory_format=torch.preserve_format)  # what the hook has seen stays as it was

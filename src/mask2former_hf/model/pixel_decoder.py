@@ -17,6 +17,7 @@ from .configuration_mask2former import Mask2FormerConfig
 from .cpu_layout import ConvolutionNorm, PointwiseConvolution, channels_last_on_cpu, in_blocks, map_of, tokens_of
 from .deformable_attention import MultiScaleDeformableAttention, cell_centres
 from .design_rules import BACKBONE_MAPS, STRIDES
+from .layer_norms import norm_of_sum
 from .onednn import linear
 
 NUM_LEVELS = 3  # strides 32, 16, 8, in this order everywhere
@@ -61,11 +62,11 @@ class Mask2FormerPixelDecoderEncoderLayer(GradientCheckpointingLayer):
         self, x: Tensor, positions: Tensor, reference_points: Tensor, spatial_shapes: list[tuple[int, int]]
     ) -> Tensor:
         attended = self.self_attn(x + positions.to(x.dtype), x, reference_points, spatial_shapes)
-        x = self.self_attn_layer_norm(x + self.dropout(attended))
+        x = norm_of_sum(self.self_attn_layer_norm, x, self.dropout(attended))
         # On rows, because a linear layer's output in three dimensions is a view, and autograd copies a view that is
         # changed in place.
         update = in_blocks(self.feed_forward, x.flatten(0, 1), self.fc1.out_features)
-        return self.final_layer_norm(x + update.view_as(x))
+        return norm_of_sum(self.final_layer_norm, x, update.view_as(x))
 
     def feed_forward(self, rows: Tensor) -> Tensor:
         hidden = self.dropout(linear(self.fc1, rows, then="relu"))

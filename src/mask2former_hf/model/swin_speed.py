@@ -22,6 +22,7 @@ from transformers.models.swin.modeling_swin import SwinLayer, SwinMLP, SwinStage
 from .compiled import window_attention
 from .cpu_layout import hooked, plain
 from .feed_forward import product_dtype
+from .layer_norms import normed, sum_and_norm
 from .onednn import linear, product
 from .swin_training import attention_half, feed_forward_half, for_kept_images
 
@@ -126,9 +127,9 @@ class GatheredSwinLayer(SwinLayer):
             return super().forward(hidden_states, input_dimensions, always_partition=always_partition, **kwargs)
         if hidden_states.device.type == "cpu" and torch.is_grad_enabled() and self._is_plain():
             return self._train(hidden_states, input_dimensions), None
-        attended = self.dropout(self.attend(self.layernorm_before(hidden_states), input_dimensions))
-        hidden_states = hidden_states + self.drop_path(attended)
-        return hidden_states + self.dropout(self.mlp(self.layernorm_after(hidden_states))), None
+        attended = self.dropout(self.attend(normed(self.layernorm_before, hidden_states), input_dimensions))
+        hidden_states, rows = sum_and_norm(self.layernorm_after, hidden_states, self.drop_path(attended))
+        return hidden_states + self.dropout(self.mlp(rows)), None
 
     def _gathers(self, x: Tensor) -> bool:
         """Whether the projections are what they were built as, no adapter's or hook's, and nothing records them."""

@@ -15,6 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_mask2former import Mask2FormerConfig
 from .cpu_layout import channels_last_on_cpu, tokens_of
+from .layer_norms import norm_of_sum, normed
 from .onednn import product, times_features
 from .pixel_decoder import NUM_LEVELS, sine_position_embedding
 
@@ -132,8 +133,8 @@ class Mask2FormerDecoderLayer(GradientCheckpointingLayer):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         def branch(x, norm, block):
             output, weights = block(norm(x) if self.pre_norm else x)
-            x = x + self.dropout(output)
-            return x if self.pre_norm else norm(x), weights
+            output = self.dropout(output)
+            return x + output if self.pre_norm else norm_of_sum(norm, x, output), weights
 
         def see_each_other(x):
             return branch(x, self.self_attn_layer_norm, lambda x: self.self_attn(x, positions, eager))
@@ -207,7 +208,7 @@ class Mask2FormerMaskedAttentionDecoder(nn.Module):
         level_mask_features: list[Tensor],
         eager: bool,
     ) -> DecoderStates:
-        states = DecoderStates([queries], [self.layernorm(queries)], [], [])
+        states = DecoderStates([queries], [normed(self.layernorm, queries)], [], [])
         every = range(len(self.layers))
         return self.go_on(states, every, query_positions, memories, memory_positions, level_mask_features, eager)
 
@@ -233,7 +234,7 @@ class Mask2FormerMaskedAttentionDecoder(nn.Module):
                 queries, query_positions, memories[level], memory_positions[level], allowed, eager
             )
             states.hidden.append(queries)
-            states.normalised.append(self.layernorm(queries))
+            states.normalised.append(normed(self.layernorm, queries))
             states.self_attentions.append(self_weights)
             states.cross_attentions.append(cross_weights)
         return states
