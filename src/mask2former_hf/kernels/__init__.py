@@ -14,6 +14,10 @@ from . import cpu, norms, problem, triton_gpu, windows
 from .choosing import ENVIRONMENT_VARIABLE, KERNELS, chosen_name, kernel_report, select, use_kernel
 from .operators import dtype_under_autocast, fused
 
+# Elements from which a kernel saves more of a GPU's time than its launch from Python takes of the host's: 0.1 ms and
+# more (H200, with a host that takes 30 us for an operator of torch).
+BATCH_NORM_FROM, LAYER_NORM_FROM, GROUP_NORM_FROM = 2**26, 2**24, 2**21
+
 
 def leaving_pytorch() -> bool:
     """Whether the model is being traced for another system, which knows no operators of ours."""
@@ -70,7 +74,8 @@ def group_norm_(x: Tensor, norm: torch.nn.GroupNorm, plus: Tensor | None = None,
     """Group norm in x's memory, then `plus` another map, then a ReLU if asked for; False if it was not done.
 
     It is done in eager mode without a graph, for maps (B, C, H, W) with channels innermost, if a kernel can run for
-    their dtype and no other was asked for. On CPUs sums are float64, the arithmetic is float32; on GPUs all is.
+    their dtype and no other was asked for; on GPUs for large maps, and for all of a CUDA graph. On CPUs sums are
+    float64, the arithmetic is float32; on GPUs all is float32.
     """
     if not _maps_to_change(x, plus, norm.weight, norm.bias):
         return False
@@ -79,7 +84,7 @@ def group_norm_(x: Tensor, norm: torch.nn.GroupNorm, plus: Tensor | None = None,
             return False
         cpu.group_norm_(x, norm.num_groups, norm.weight, norm.bias, norm.eps, plus, rectify)
         return True
-    if not (_triton_runs(x) and norms.fits_group_norm(x.shape[1], norm.num_groups)):
+    if not (_triton_pays(x, GROUP_NORM_FROM) and norms.fits_group_norm(x.shape[1], norm.num_groups)):
         return False
     norms.group_norm_(x, norm, plus, rectify)
     return True
@@ -88,7 +93,7 @@ def group_norm_(x: Tensor, norm: torch.nn.GroupNorm, plus: Tensor | None = None,
 def batch_norm_(x: Tensor, norm: torch.nn.BatchNorm2d, plus: Tensor | None = None, rectify: bool = False) -> bool:
     """Batch norm by the statistics that it keeps, as `group_norm_`; on GPUs alone."""
     kept = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-    if not (_triton_runs(x) and _maps_to_change(x, plus, *kept)):
+    if not (_triton_pays(x, BATCH_NORM_FROM) and _maps_to_change(x, plus, *kept)):
         return False
     norms.batch_norm_(x, norm, plus, rectify)
     return True
@@ -103,7 +108,7 @@ def layer_norm(
     """
     rows = [x] if update is None else [x, update]
     fits = (
-        _triton_runs(x)
+        _triton_pays(x, LAYER_NORM_FROM)
         and _eager(x)
         and norm.normalized_shape == x.shape[-1:]
         and x.shape[-1] <= norms.WIDEST
@@ -119,9 +124,11 @@ def _eager(x: Tensor) -> bool:
     return not (recorded or torch.is_autocast_enabled(x.device.type))
 
 
-def _triton_runs(x: Tensor) -> bool:
-    chosen = chosen_name() in ("auto", "triton")
-    return x.device.type == "cuda" and chosen and triton_gpu.why_not(x.device, x.dtype) is None
+def _triton_pays(x: Tensor, elements: int) -> bool:
+    """Whether Triton's kernels can run, and either x is large or a graph is captured, whose launches cost nothing."""
+    if x.device.type != "cuda" or not (x.numel() >= elements or torch.cuda.is_current_stream_capturing()):
+        return False
+    return chosen_name() in ("auto", "triton") and triton_gpu.why_not(x.device, x.dtype) is None
 
 
 def _plain(*parameters: Tensor | None) -> bool:

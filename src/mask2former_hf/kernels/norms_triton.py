@@ -49,18 +49,18 @@ def moments_kernel(x, sums, rows, steps, C: tl.constexpr, ROWS: tl.constexpr):
     c = tl.arange(0, C)
     x += tl.program_id(1).to(tl.int64) * rows * C
     origin = tl.load(x + c).to(tl.float32)
-    first = tl.zeros((C,), tl.float32)
-    second = tl.zeros((C,), tl.float32)
+    first = tl.zeros((ROWS, C), tl.float32)
+    second = tl.zeros((ROWS, C), tl.float32)
     for step in range(steps):
         row = (tl.program_id(0) * steps + step) * ROWS + tl.arange(0, ROWS)
         exists = (row < rows)[:, None]
         found = tl.load(x + row.to(tl.int64)[:, None] * C + c[None, :], mask=exists, other=0.0).to(tl.float32)
         found = tl.where(exists, found - origin[None, :], 0.0)
-        first += tl.sum(found, 0)
-        second += tl.sum(found * found, 0)
+        first += found
+        second += found * found
     sums += (tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)).to(tl.int64) * 2 * C
-    tl.store(sums + c, first)
-    tl.store(sums + C + c, second)
+    tl.store(sums + c, tl.sum(first, 0))
+    tl.store(sums + C + c, tl.sum(second, 0))
 
 
 @triton.jit

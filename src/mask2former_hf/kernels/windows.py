@@ -3,6 +3,8 @@
 It takes the place of a dozen copies and of a mask of scores for every window: see windows_triton.py.
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -46,14 +48,12 @@ def forward(
     if output.numel():
         B, H, W, _ = projected.shape
         h = len(position_bias)
-        rows, columns, warps = FORWARD[side**2 > 64, projected.element_size()]
-        constants = _constants(projected, position_bias, side, rows, columns)
-        programs = B * -(-H // side) * -(-W // side) * h * -(-(side**2) // constants["ROWS"])
+        heads = B * -(-H // side) * -(-W // side) * h
+        constants = _constants(projected, position_bias, side) | (UNTUNED if triton_gpu.interpreted() else {})
         with torch.cuda.device_of(projected):
-            _kernels().forward_kernel[(programs,)](
-                projected, fill, position_bias, output, normalizers, H, W, shift, scale, h, **constants,
-                num_warps=warps, num_stages=1,
-            )  # fmt: skip
+            _tuned_forward()[lambda chosen: (heads * -(-(side**2) // chosen["ROWS"]),)](
+                projected, fill, position_bias, output, normalizers, H, W, shift, scale, h, **constants
+            )
     return output, normalizers
 
 
@@ -80,7 +80,8 @@ def backward(
     fill_gradients = torch.empty(groups, 2 * C, dtype=torch.float32, device=projected.device)
     if groups:
         rows, warps = BACKWARD[side**2 > 64, projected.element_size()]
-        constants = _constants(projected, position_bias, side, rows)
+        columns = max(16, triton_gpu.power_of_two(side**2))
+        constants = _constants(projected, position_bias, side) | {"ROWS": min(rows, columns), "COLUMNS": columns}
         with torch.cuda.device_of(projected):
             _kernels().backward_kernel[(groups * h,)](
                 gradient, projected, fill, position_bias, output, normalizers, projected_gradient, bias_gradients,
@@ -119,30 +120,38 @@ def _gradients(ctx, gradient, _):
 
 forward.register_autograd(_gradients, setup_context=_save)
 
-# (queries at a time, keys at a time, warps) for windows of up to 64 tokens and of more, of 2 and of 4 bytes.
-FORWARD = {
-    (False, 2): (64, 64, 4),
-    (True, 2): (64, 32, 4),
-    (False, 4): (32, 64, 4),
-    (True, 4): (32, 32, 4),
-}
+# (queries at a time, keys at a time, warps): which is fastest depends on window, dtype and GPU, and is tried out.
+FORWARD = ((64, 64, 4), (64, 32, 4), (64, 16, 4), (32, 64, 4), (32, 32, 2))
+UNTUNED = {"ROWS": 64, "COLUMNS": 32}  # under the interpreter
 # (queries at a time, warps), the largest whose tensors stay in registers (seen in the code for compute capability 9.0,
 # Triton 3.9), all within 100 KB of shared memory.
 BACKWARD = {(False, 2): (64, 4), (True, 2): (16, 8), (False, 4): (32, 4), (True, 4): (16, 8)}
 
 
-def _constants(projected: Tensor, position_bias: Tensor, side: int, rows: int, columns: int | None = None) -> dict:
-    """What the kernels are compiled for; all keys at once without `columns`."""
+def _constants(projected: Tensor, position_bias: Tensor, side: int) -> dict:
+    """What both kernels are compiled for."""
     D = projected.shape[-1] // 3 // len(position_bias)
-    every = max(16, triton_gpu.power_of_two(side**2))
     return {
         "D": D,
         "SIDE": side,
         "BLOCK_D": max(16, triton_gpu.power_of_two(D)),
-        "ROWS": min(rows, every),
-        "COLUMNS": every if columns is None else min(columns, every),
         "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
     }
+
+
+@cache
+def _tuned_forward():
+    """The kernel that tries its configurations out on the first call for a kind of window, and remembers."""
+    kernel = _kernels().forward_kernel
+    if triton_gpu.interpreted():
+        return kernel
+    import triton
+
+    configs = [
+        triton.Config({"ROWS": rows, "COLUMNS": columns}, num_warps=warps, num_stages=1)
+        for rows, columns, warps in FORWARD
+    ]
+    return triton.autotune(configs, key=["D", "SIDE"])(kernel)
 
 
 def _kernels():

@@ -228,7 +228,7 @@ class InnermostSwinStage(SwinStage):
     """transformers' stage, whose map keeps the memory of its tokens: the norm after it wants channels innermost."""
 
     def get_reshaped_hidden_states(self, hidden_states, before_downsampling, height, width, before: bool) -> Tensor:
-        if not before or hidden_states.device.type != "cpu":
+        if not before:
             return super().get_reshaped_hidden_states(hidden_states, before_downsampling, height, width, before)
         return before_downsampling.view(before_downsampling.shape[0], height, width, -1).permute(0, 3, 1, 2)
 
