@@ -1,11 +1,12 @@
 """Masked attention, attention without masks from the start, and masks annealed: what they learn, how long they take.
 
     python benchmarks/annealing.py [--data camvid --data-root FOLDER] [--steps 600] [--size 64] [--seeds 0 1 2]
-        [--output annealing] [--timed swin-t --timed-size 640]
+        [--device cuda] [--output annealing] [--timed swin-t --timed-size 640]
 
 Trains the three as `benchmarks/designs.py` does, for the same steps on the same images, and goes on in `--output` if a
-call was stopped. Times are processor time of one thread for one image, of PyTorch and of the exported graph in ONNX
-Runtime, the three in turn; `--timed` times a network of the paper's size with random weights instead.
+call was stopped, or `designs.py` has trained them there. Times are processor time of one thread for one image, of
+PyTorch and of the exported graph in ONNX Runtime, the three in turn, of networks with the trained ones' configs;
+`--timed` times a network of the paper's size instead. Their weights are random, which is nothing to the time.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import numpy as np
 import onnxruntime
 import torch
 from common import BACKBONES, interleaved_medians, machine
-from designs import finished, table
+from designs import QUALITY, all_runs, table
 
 from mask2former_hf import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 from mask2former_hf.export.modules import Network
@@ -32,6 +33,7 @@ def main():
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--device", default="cpu", help="of the training and its evaluation")
     parser.add_argument("--output", type=Path, default=Path("annealing"))
     parser.add_argument("--timed", choices=BACKBONES)
     parser.add_argument("--timed-size", type=int, default=640)
@@ -39,39 +41,35 @@ def main():
     torch.set_num_threads(1)
     print(machine(), flush=True)
     if arguments.timed:
-        models = {name: large(arguments.timed, masked) for name, masked in MASKS.items() if name != "annealed"}
-        report(models, arguments.timed_size, repeats=5)
+        swin = {"backbone_config": BACKBONES[arguments.timed](), "num_labels": 133}
+        configs = {name: Mask2FormerConfig(**swin, masked_attention=masks) for name, masks in MASKS.items()}
+        del configs["annealed"]  # which is then the one that never had masks
+        report(configs, arguments.timed_size, repeats=5)
         return
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    runs = {name: [] for name in MASKS}
-    for seed in arguments.seeds:
-        for name, rows in runs.items():
-            rows.append(finished(name, seed, arguments))
-            model = Mask2FormerForUniversalSegmentation.from_pretrained(arguments.output / f"{name}_{seed}")
-            assert model.config.masked_attention is MASKS[name], name
-    table(runs)
-    for name, rows in runs.items():
-        for metric in ("pq", "miou"):
-            values = [100 * row[metric] for row in rows if row[metric] is not None]
-            if values:
-                print(f"{name} {metric}: {', '.join(f'{value:.1f}' for value in values)}")
-    folders = {name: arguments.output / f"{name}_{arguments.seeds[0]}" for name in MASKS}
-    models = {name: Mask2FormerForUniversalSegmentation.from_pretrained(folder) for name, folder in folders.items()}
-    report({name: model.eval() for name, model in models.items()}, arguments.size, repeats=50)
+    table(all_runs([list(MASKS)], arguments), QUALITY)
+    configs = {name: trained_config(name, arguments) for name in MASKS}
+    report(configs, arguments.size, repeats=50)
 
 
-def large(backbone: str, masked: bool):
+def trained_config(name: str, arguments) -> Mask2FormerConfig:
+    config = Mask2FormerConfig.from_pretrained(arguments.output / f"{name}_{arguments.seeds[0]}")
+    if config.masked_attention is not MASKS[name]:
+        raise ValueError(f"the trained {name} has masked_attention={config.masked_attention}")
+    return config
+
+
+def random_model(config: Mask2FormerConfig):
     torch.manual_seed(0)
-    config = Mask2FormerConfig(backbone_config=BACKBONES[backbone](), num_labels=133, masked_attention=masked)
     return Mask2FormerForUniversalSegmentation(config).eval()
 
 
-def report(models: dict, size: int, repeats: int):
-    """Median milliseconds of an image by model, in PyTorch and in ONNX Runtime."""
+def report(configs: dict[str, Mask2FormerConfig], size: int, repeats: int):
+    """Median milliseconds of an image by network, in PyTorch and in ONNX Runtime."""
     pixels, runs = torch.randn(1, 3, size, size), {}
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    for name, model in models.items():
+    for name, config in configs.items():
+        model = random_model(config)
         graph = trace_network(Network(model), None, 17).SerializeToString()
         session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         runs[name, "PyTorch"] = lambda model=model: run(model, pixels)

@@ -14,6 +14,7 @@ import transformers
 from transformers import ResNetConfig, SwinConfig
 
 import mask2former_hf
+from mask2former_hf.data.file_lock import FileLock, Locked
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 BACKBONES = {
@@ -60,6 +61,37 @@ class Record:
             part = self.path.with_suffix(".part")
             part.write_text(json.dumps(self.content, indent=1) + "\n", encoding="utf-8")
             part.replace(self.path)
+
+
+def run_once(path: Path, run: Callable[[], object], is_done: Callable[[dict], bool] = bool) -> dict | None:
+    """What a run has written to its file; it runs unless that is there, or another process is at it.
+
+    So processes with the same list of runs and the same folder share the work, and one that was stopped goes on.
+
+    Args:
+        run: writes `path` (`mask2former_hf.data.json_files.write_json`).
+        is_done: of what the file has; a run that writes several times is done after the last.
+
+    Returns:
+        What there is by now, which need not be all; None if there is nothing.
+    """
+
+    def written():
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    if (content := written()) is not None and is_done(content):
+        return content
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        lock.take()
+    except Locked:
+        return content
+    try:
+        if (content := written()) is None or not is_done(content):  # another may have ended it meanwhile
+            run()
+        return written()
+    finally:
+        lock.release()
 
 
 def equal_models(backbone: str, num_labels: int = 133, freeze_batch_norm: bool = False, **fields):

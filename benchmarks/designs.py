@@ -1,32 +1,39 @@
 """The designs that the paper compares, in small: tables 4 and 5 of Mask2Former and table 3 of MaskFormer on scenes.
 
     python benchmarks/designs.py [--designs NAME ...] [--steps 300] [--size 64] [--seeds 0 1 2] [--output designs]
-        [--data camvid --data-root FOLDER] [--picture FILE.png]
+        [--data camvid --data-root FOLDER] [--device cuda] [--picture FILE.png]
+    python benchmarks/designs.py --times [--designs NAME ...] [--size 64]
 
-Every design is trained from random weights for the same number of steps on the same images. Printed are parameters, PQ
-(where the design knows segments) and mIoU of 100 held-out scenes, or mIoU of CamVid's validation images; time of the
-processor for a training step and for an image, and what a training step keeps for its backward. A finished run is kept
-in `--output`: a call that was stopped goes on. `--picture` draws what a query of each design attends to.
+Every design is trained from random weights for the same number of steps on the same images. Printed are parameters,
+PQ (where the design knows segments) and mIoU of 100 held-out scenes, or mIoU of CamVid's validation images. A finished
+run is kept in `--output`: a call that was stopped goes on, and calls at the same time share the runs between them.
+`--designs` given twice trains all seeds of the first designs before the others.
+
+`--times` trains nothing: time of one thread of this processor for a training step and for an image, and what a step
+keeps for its backward. `--picture` draws what a query of each design attends to.
 """
 
 import argparse
+import functools
 import json
 import statistics
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
 import torch
-from common import machine
+from common import machine, run_once
 from PIL import Image, ImageDraw
 from refinement_runs import Data
 
 from mask2former_hf import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
-from mask2former_hf.data.scenes import ScenesDataset
+from mask2former_hf.data.json_files import write_json
+from mask2former_hf.data.scenes import HELD_OUT_SEED, ScenesDataset
 from mask2former_hf.evaluation.evaluator import evaluate
 from mask2former_hf.training.annealing import anneal_masks, masked_shares
 from mask2former_hf.training.backbones import new_model
-from mask2former_hf.training.collation import SegmentationCollator
+from mask2former_hf.training.collation import SegmentationCollator, on_device
 from mask2former_hf.training.optimization import parameter_groups, polynomial_schedule
 
 MASKFORMER = {"pixel_decoder_type": "fpn", "decoder_type": "standard"}
@@ -50,67 +57,122 @@ DESIGNS = {
     "per_pixel": {"pixel_decoder_type": "fpn", "head_type": "per_pixel"},
     "per_pixel_plus": MASKFORMER | {"head_type": "per_pixel_plus", "decoder_layers": 3},
 }
+QUALITY = {"k parameters": ("parameters", 1e-3), "PQ": ("pq", 100), "mIoU": ("miou", 100)}
+TIMES = {"step, ms": ("step", 1e3), "image, ms": ("image", 1e3), "kept, MB": ("kept", 1e-6)}
 ANNEALING = 1 / 6, 5 / 6  # of the steps, as EoMT's
 PICTURED = ("mask2former", "no_masked_attention", "stride_32", "maskformer")
-BATCH, LEARNING_RATE, GRADIENT_NORM, HELD_OUT_SEED = 4, 1e-3, 1.0, 1_000_003
+BATCH, LEARNING_RATE, GRADIENT_NORM = 4, 1e-3, 1.0
+TIMED_STEPS = 12
+
+
+class Batches:
+    """Collated batches of images that are read and prepared once, however often they are drawn."""
+
+    def __init__(self, dataset, processor):
+        self.dataset, collate = dataset, SegmentationCollator(processor)
+        self.of_one = functools.cache(lambda index: collate([dataset[index]]))
+
+    def __call__(self, indices) -> dict:
+        """What the collator makes of these images together: all have one size, so there is nothing to pad."""
+        parts = [self.of_one(int(index)) for index in indices]
+        batch = {name: torch.cat([part[name] for part in parts]) for name in ("pixel_values", "pixel_mask")}
+        for name in ("mask_labels", "class_labels"):
+            batch[name] = [part[name][0] for part in parts]
+        if any("ignore_masks" in part for part in parts):
+            nothing = torch.zeros(batch["pixel_mask"].shape[1:], dtype=torch.bool)
+            batch["ignore_masks"] = [part.get("ignore_masks", [nothing])[0] for part in parts]
+        return batch
 
 
 def data(arguments, seed: int):
-    """Images to train on, others to measure on, and their processor."""
+    """Batches to train on, other images to measure on, and their processor."""
     size = arguments.size
-    processor = Mask2FormerImageProcessor(size={"height": size, "width": size})
     if arguments.data == "camvid":
-        camvid = Data("camvid", arguments.data_root)
-        return camvid.train, camvid.val, processor
-    return ScenesDataset(arguments.steps * BATCH, size, seed), ScenesDataset(100, size, HELD_OUT_SEED), processor
+        return camvid(arguments.data_root, size)
+    processor = Mask2FormerImageProcessor(size={"height": size, "width": size})
+    scenes = ScenesDataset(arguments.steps * BATCH, size, seed)
+    return Batches(scenes, processor), ScenesDataset(100, size, HELD_OUT_SEED), processor
 
 
-def finished(name: str, seed: int, arguments) -> dict:
-    """The figures of a run, which is trained unless `--output` has it."""
+@functools.cache
+def camvid(root: Path, size: int):
+    both, processor = Data("camvid", root), Mask2FormerImageProcessor(size={"height": size, "width": size})
+    return Batches(both.train, processor), both.val, processor
+
+
+def finished(name: str, seed: int, arguments) -> dict | None:
+    """The figures of a run, which is trained unless `--output` has it; None while another call trains it."""
     path = arguments.output / f"{name}_{seed}.json"
-    if not path.is_file():
-        path.write_text(json.dumps(run(name, seed, arguments, arguments.output / f"{name}_{seed}")))
-        print(name, seed, path.read_text(), flush=True)
-    return json.loads(path.read_text())
+    return run_once(path, lambda: write_json(path, run(name, seed, arguments), indent=None))
 
 
-def run(name: str, seed: int, arguments, folder: Path) -> dict:
-    torch.manual_seed(seed)
-    fields = DESIGNS[name]
-    of_pixels = "head_type" in fields
-    task = "semantic" if of_pixels or arguments.data == "camvid" else "panoptic"
-    train, held_out, processor = data(arguments, seed)
-    model = new_model("tiny", train.classes, task, **fields)
-    collate = SegmentationCollator(processor)
+def run(name: str, seed: int, arguments) -> dict:
+    batches, held_out, processor = data(arguments, seed)
+    model, device = new_design(name, seed, arguments.data, batches.dataset.classes), torch.device(arguments.device)
+    model, start = model.to(device), time.perf_counter()
     optimizer = torch.optim.AdamW(parameter_groups(model, LEARNING_RATE, backbone_multiplier=1.0))
     schedule = polynomial_schedule(optimizer, arguments.steps)
-    order = np.random.default_rng(seed).permutation(arguments.steps * BATCH) % len(train)
-    seconds, kept = [], 0
+    order = np.random.default_rng(seed).permutation(arguments.steps * BATCH) % len(batches.dataset)
     layers = model.config.decoder_layers - 1
     for step in range(arguments.steps):
         if name == "annealed":
             anneal_masks(model, masked_shares(step / arguments.steps, *ANNEALING, layers))
-        batch = collate([train[int(index)] for index in order[step * BATCH : (step + 1) * BATCH]])
-        start = time.process_time()
-        loss, kept = forward(model.train(), batch, measure=step == 0, kept=kept)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
-        optimizer.step()
+        batch = batches(order[step * BATCH : (step + 1) * BATCH])
+        loss = model.train()(**on_device(batch, device)).loss
+        update(model, loss, optimizer)
         schedule.step()
-        seconds.append(time.process_time() - start)
     if name == "annealed":
         anneal_masks(model, [0.0] * layers)
-    metrics = ["miou"] if task == "semantic" else ["pq", "miou"]
+    seconds = time.perf_counter() - start
+    metrics = ["miou"] if model.config.task == "semantic" else ["pq", "miou"]
     summary = evaluate(model.eval(), processor, held_out, metrics=metrics, progress=False)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return {
+    for part in (model, processor):
+        part.save_pretrained(arguments.output / f"{name}_{seed}")
+    figures = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "pq": summary["pq"]["all"]["pq"] if "pq" in summary else None,
         "miou": summary["miou"]["mIoU"],
-        "step": statistics.median(seconds),
-        "image": inference_seconds(model, arguments.size),
+        "steps": arguments.steps,
+        "loss": loss.item(),
+        "seconds": round(seconds, 1),
+        "machine": machine(),
+    }
+    print(name, seed, figures, flush=True)
+    return figures
+
+
+def new_design(name: str, seed: int, dataset: str, classes):
+    """A model with random weights."""
+    torch.manual_seed(seed)
+    fields = DESIGNS[name]
+    task = "semantic" if "head_type" in fields or dataset == "camvid" else "panoptic"
+    return new_model("tiny", classes, task, **fields)
+
+
+def update(model, loss, optimizer):
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
+    optimizer.step()
+
+
+def times(name: str, arguments) -> dict:
+    """Processor seconds of a training step and of an image, and bytes that a step keeps; of random weights."""
+    arguments = argparse.Namespace(**vars(arguments) | {"steps": TIMED_STEPS})
+    batches, _, _ = data(arguments, 0)
+    model = new_design(name, 0, arguments.data, batches.dataset.classes)
+    optimizer = torch.optim.AdamW(parameter_groups(model, LEARNING_RATE, backbone_multiplier=1.0))
+    seconds, kept = [], 0
+    for step in range(TIMED_STEPS):
+        batch = batches(range(step * BATCH, (step + 1) * BATCH))
+        start = time.process_time()
+        loss, kept = forward(model.train(), batch, measure=step == 0, kept=kept)
+        update(model, loss, optimizer)
+        seconds.append(time.process_time() - start)
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "step": statistics.median(seconds[2:]),
+        "image": inference_seconds(model.eval(), arguments.size),
         "kept": kept,
     }
 
@@ -141,19 +203,23 @@ def inference_seconds(model, size: int) -> float:
     return statistics.median(seconds[2:])
 
 
-def table(runs: dict[str, list[dict]]):
+def table(runs: dict[str, list[dict]], columns: dict[str, tuple[str, float]]):
+    """A row per design: the figure of each seed, and of several their mean and deviation.
+
+    Args:
+        columns: title -> key of the figure and what it is multiplied with.
+    """
+
     def cell(rows, key, scale):
         values = [row[key] * scale for row in rows if row[key] is not None]
-        if not values:
-            return "-"
-        spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-        return f"{statistics.mean(values):.1f}{spread}"
+        if len(set(values)) < 2:
+            return f"{values[0]:.1f}" if values else "–"
+        each = ", ".join(f"{value:.1f}" for value in values)
+        return f"{each} ({statistics.mean(values):.1f} ± {statistics.stdev(values):.1f})"
 
-    columns = {"k parameters": ("parameters", 1e-3), "PQ": ("pq", 100), "mIoU": ("miou", 100)}
-    columns |= {"step, ms": ("step", 1e3), "image, ms": ("image", 1e3), "kept, MB": ("kept", 1e-6)}
-    print("| design | " + " | ".join(columns) + " |\n" + "|---" * (1 + len(columns)) + "|")
+    print("| design | seeds | " + " | ".join(columns) + " |\n" + "|---" * (2 + len(columns)) + "|")
     for name, rows in runs.items():
-        print(f"| `{name}` | " + " | ".join(cell(rows, *column) for column in columns.values()) + " |")
+        print(f"| `{name}` | {len(rows)} | " + " | ".join(cell(rows, *column) for column in columns.values()) + " |")
 
 
 @torch.no_grad()
@@ -203,24 +269,44 @@ def overlaid(image: Image.Image, attention: torch.Tensor, mask: torch.Tensor) ->
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
+def all_runs(groups: list[list[str]], arguments) -> dict[str, list[dict]]:
+    """The figures of every design and seed that there are; what nobody has trained is trained here."""
+    for names in groups:
+        for seed in arguments.seeds:
+            for name in names:
+                try:
+                    finished(name, seed, arguments)
+                except Exception:  # of one design, which is no reason to leave the others out
+                    traceback.print_exc()
+    runs = {}
+    for name in (name for names in groups for name in names):
+        paths = [arguments.output / f"{name}_{seed}.json" for seed in arguments.seeds]
+        if rows := [json.loads(path.read_text()) for path in paths if path.is_file()]:
+            runs[name] = rows
+    return runs
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--designs", nargs="+", choices=DESIGNS, default=list(DESIGNS))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--designs", nargs="+", choices=DESIGNS, action="append")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--data", choices=("scenes", "camvid"), default="scenes")
     parser.add_argument("--data-root", type=Path, help="folder with camvid/")
+    parser.add_argument("--device", default="cpu", help="of the training and its evaluation")
     parser.add_argument("--output", type=Path, default=Path("designs"))
+    parser.add_argument("--times", action="store_true")
     parser.add_argument("--picture", type=Path)
     arguments = parser.parse_args()
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    groups = arguments.designs or [list(DESIGNS)]
+    torch.set_num_threads(1)
+    if arguments.times:
+        print(machine(), flush=True)
+        table({name: [times(name, arguments)] for names in groups for name in names}, TIMES)
+        return
     print(f"{arguments.steps} steps of {BATCH} images of {arguments.size} x {arguments.size}, {machine()}", flush=True)
-    runs = {name: [] for name in arguments.designs}
-    for seed in arguments.seeds:
-        for name, rows in runs.items():
-            rows.append(finished(name, seed, arguments))
-    table(runs)
+    table(all_runs(groups, arguments), QUALITY)
     if arguments.picture:
         picture(arguments.output, arguments, arguments.picture)
 

@@ -1,13 +1,14 @@
 """Quality against time as `effort` falls: one point per decoder layer, and one of all layers with fewer queries.
 
     python benchmarks/effort.py [--layers 6] [--steps 500] [--size 64] [--images 100] [--model FOLDER]
-    python benchmarks/effort.py --model FOLDER --data camvid --data-root DATA [--images 101]
+    python benchmarks/effort.py --data camvid|coco --data-root DATA [--backbone FOLDER] [--model FOLDER] [--images 101]
     python benchmarks/effort.py --timed swin-t [--timed-size 640]
 
-Trains the model of `mask2former-hf demo` with so many decoder layers, unless FOLDER has a checkpoint already, and
-measures held-out scenes, or CamVid's validation images (DATA holds `camvid/`). Times are processor time of one thread
-in the forward pass, each point of every image in turn. `--timed` is the time alone, of a network of the paper's size
-with random weights, of whose 100 queries 20 are kept.
+Trains the model of `mask2former-hf demo` with so many decoder layers, or that on another backbone, unless --model has
+a checkpoint already, and measures held-out scenes, or the validation images of CamVid or of COCO's subset (DATA holds
+`camvid/` and `coco_panoptic/`). Times are processor time of one thread in the forward pass, each point of every image
+in turn. `--only-train` leaves the measurement to another call. `--timed` is the time alone, of a network of the
+paper's size with random weights, of whose 100 queries 20 are kept.
 """
 
 import argparse
@@ -17,17 +18,17 @@ from pathlib import Path
 import torch
 from common import BACKBONES, interleaved_medians, machine
 from refinement_runs import Data
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from mask2former_hf import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 from mask2former_hf.cli.demo import save, train
-from mask2former_hf.data.scenes import HELD_OUT_SEED, Scenes, ScenesDataset
+from mask2former_hf.data.scenes import HELD_OUT_SEED, ScenesDataset
 from mask2former_hf.evaluation.evaluator import METRICS, SegmentationEvaluator
 from mask2former_hf.inference import effort
 from mask2former_hf.inference.effort import at_effort
 from mask2former_hf.inference.loading import load_model, load_processor
 from mask2former_hf.model.image_processing_mask2former import Mask2FormerImageProcessor
-from mask2former_hf.training.backbones import new_model
+from mask2former_hf.training.backbones import TINY, TINY_FIELDS, new_model, normalisation_of
 from mask2former_hf.training.collation import SegmentationCollator
 
 ALL_LAYERS = 0.999  # with the queries that `effort` below 1 keeps
@@ -47,9 +48,12 @@ def main():
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--timed", choices=BACKBONES)
     parser.add_argument("--timed-size", type=int, default=640)
-    parser.add_argument("--data", choices=("scenes", "camvid"), default="scenes")
+    parser.add_argument("--data", choices=("scenes", "camvid", "coco"), default="scenes")
     parser.add_argument("--data-root", type=Path)
+    parser.add_argument("--backbone", default=TINY, help="as `train` has it: a name, or a folder with its weights")
     parser.add_argument("--device", default="cpu", help="of the training")
+    parser.add_argument("--workers", type=int, default=0, help="processes that prepare CamVid's and COCO's images")
+    parser.add_argument("--only-train", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.timed:
@@ -57,17 +61,42 @@ def main():
         return
     if not (arguments.model / "config.json").is_file():
         train_model(arguments)
+    if arguments.only_train:
+        return
     measure(load_model(arguments.model), load_processor(arguments.model), arguments)
 
 
 def train_model(arguments):
     torch.manual_seed(0)
-    processor = Mask2FormerImageProcessor(size={"height": arguments.size, "width": arguments.size})
-    predictions = arguments.layers + 1  # which is what the config counts
-    model = new_model("tiny", Scenes.classes, "panoptic", decoder_layers=predictions).to(arguments.device)
-    dataset = ScenesDataset(4 * arguments.steps, size=arguments.size, seed=0)
-    train(model, DataLoader(dataset, batch_size=4, collate_fn=SegmentationCollator(processor)), arguments)
+    fields = TINY_FIELDS | {"decoder_layers": arguments.layers + 1}  # predictions, which is what the config counts
+    normalisation = normalisation_of(arguments.backbone)
+    if arguments.data == "scenes":
+        size = {"height": arguments.size, "width": arguments.size}
+        processor = Mask2FormerImageProcessor(size=size, **normalisation)
+        dataset, task = ScenesDataset(4 * arguments.steps, size=arguments.size, seed=0), "panoptic"
+        batches = DataLoader(dataset, batch_size=4, collate_fn=SegmentationCollator(processor))
+        classes = dataset.classes
+    else:
+        data = Data(arguments.data, arguments.data_root)
+        data.processor = processor = Mask2FormerImageProcessor(size=data.size, **normalisation)
+        task, classes, fields["num_queries"] = data.task, data.train.classes, data.queries
+        batches = DataLoader(Drawn(data, arguments.steps), batch_size=None, num_workers=arguments.workers)
+    model = new_model(arguments.backbone, classes, task, **fields).to(arguments.device)
+    train(model, batches, arguments)
     save(model, processor, arguments.model)
+
+
+class Drawn(Dataset):
+    """The batches of a training by their number."""
+
+    def __init__(self, data: Data, steps: int):
+        self.data, self.steps = data, steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> dict:
+        return self.data.batch(step, batch_size=4, seed=0)
 
 
 @torch.inference_mode()
@@ -81,8 +110,8 @@ def measure(model, processor, arguments):
     for layer in layers:  # which the models share
         layer.register_forward_pre_hook(lambda layer, given: seen.append(given[0].shape[1]))
     examples = ScenesDataset(arguments.images, size=arguments.size, seed=HELD_OUT_SEED)
-    if arguments.data == "camvid":
-        examples = Data("camvid", arguments.data_root).val
+    if arguments.data != "scenes":
+        examples = Data(arguments.data, arguments.data_root).val
     count = min(arguments.images, len(examples))
     for number in range(count):
         example = examples[number]

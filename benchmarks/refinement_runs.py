@@ -1,4 +1,4 @@
-"""Data sets, small models and a resumable training loop for benchmarks/refinement.py."""
+"""Data sets for benchmarks; small models and a resumable training loop for benchmarks/refinement.py."""
 
 import json
 from pathlib import Path
@@ -11,6 +11,7 @@ from transformers import ResNetConfig
 from mask2former_hf import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
 from mask2former_hf.data.augmentation import resize_crop
 from mask2former_hf.data.classes import BACKGROUND_ID, IGNORE
+from mask2former_hf.data.coco import CocoPanoptic
 from mask2former_hf.data.folders import InstanceMaps, LabelMaps
 from mask2former_hf.data.scenes import HELD_OUT_SEED, ID2LABEL, STUFF_LABEL_IDS, ScenesDataset
 from mask2former_hf.training.collation import SegmentationCollator
@@ -38,6 +39,18 @@ class Data:
             self.labels, self.stuff = dict(enumerate(names)), tuple(range(len(names)))
             self.task, self.size = "semantic", {"shortest_edge": 240, "longest_edge": 320}
             self.pipeline = resize_crop(range(180, 361, 20), 10**4, 192, 192, padding_id=0, keep_empty=False)
+        elif name == "coco":
+            folder = root / "coco_panoptic"
+            self.train, self.val = (
+                CocoPanoptic(
+                    folder / split, folder / "annotations" / f"panoptic_{split}.json", folder / f"panoptic_{split}"
+                )
+                for split in ("train", "val")
+            )
+            self.labels, self.task, self.queries = self.train.classes.id2label, "semantic", 60
+            self.stuff = self.train.classes.stuff_label_ids
+            self.size = {"shortest_edge": 256, "longest_edge": 384}
+            self.pipeline = resize_crop(range(192, 385, 32), 10**4, 192, 192, padding_id=0, keep_empty=False)
         elif name == "nuclei":
             folder = root / "nuclei_dsb2018"
             self.train, self.val = (
