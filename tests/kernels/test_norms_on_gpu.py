@@ -20,7 +20,7 @@ GPU = torch.cuda.is_available() and not triton_gpu.interpreted()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 if not GPU and not triton_gpu.interpreted():
     pytest.skip("no GPU; test_window_attention.py runs these in Triton's interpreter", allow_module_level=True)
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 
 
@@ -61,9 +61,11 @@ def test_batch_norm_with_sum_and_relu(channels, with_sum, rectify, dtype):
 @DTYPES
 @pytest.mark.parametrize(
     "channels, groups, size, with_sum, rectify",
-    [(64, 32, (9, 13), True, True), (32, 32, (40, 40), False, False), (256, 8, (1, 1), False, True)],
+    [(64, 32, (9, 13), True, True), (256, 8, (1, 1), False, True), (32, 32, (14, 11), False, False)],
 )
-def test_group_norm_with_sum_and_relu(channels, groups, size, with_sum, rectify, dtype):
+def test_group_norm_with_sum_and_relu(channels, groups, size, with_sum, rectify, dtype, monkeypatch):
+    monkeypatch.setattr(norms, "PARTS", 2)  # so that a program goes through rows in several steps
+    monkeypatch.setattr(norms, "TILE", 512)
     mean = 30.0 if dtype == torch.float32 else 3.0  # many deviations: where sums of squares would cancel
     norm, x = with_random_parameters(nn.GroupNorm(groups, channels)), maps((2, channels, *size), dtype, mean=mean)
     plus = maps(x.shape, dtype, seed=1) if with_sum else None
@@ -74,11 +76,12 @@ def test_group_norm_with_sum_and_relu(channels, groups, size, with_sum, rectify,
 
 @torch.no_grad()
 @DTYPES
-@pytest.mark.parametrize("channels", [32, 192, 5000])
-@pytest.mark.parametrize("with_update, keep_sum", [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize(
+    "channels, with_update, keep_sum", [(32, False, False), (192, True, False), (1500, True, True)]
+)
 def test_layer_norm_of_a_sum(channels, with_update, keep_sum, dtype):
     norm = with_random_parameters(nn.LayerNorm(channels))
-    x, update = (torch.randn(3, 11, channels, device=DEVICE).to(dtype) for _ in range(2))
+    x, update = (torch.randn(3, 5, channels, device=DEVICE).to(dtype) for _ in range(2))
     total, normed = norms.layer_norm(x, norm, update if with_update else None, keep_sum)
     exact = x.double() + update.double() if with_update else x.double()
     assert (total is None) == (not keep_sum)

@@ -14,6 +14,7 @@ import torch
 from deformable_problems import flat, formula, problem
 from helpers import GOLDEN, needs_golden
 from safetensors.torch import load_file
+from triton_ahead import compiled_ahead
 
 from mask2former_hf import kernels
 from mask2former_hf.kernels import cpu, operators, select, triton_gpu, use_kernel
@@ -286,22 +287,13 @@ def test_importing_the_kernels_imports_neither_triton_nor_the_compiler():
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
 @pytest.mark.parametrize("name", ["forward_kernel", "backward_kernel", "sum_records"])
 def test_the_kernels_compile_for_a_gpu_that_is_not_there(name):
-    triton = pytest.importorskip("triton")
-    compiler = pytest.importorskip("triton.backends.compiler")
-    if not hasattr(triton, "knobs"):
-        pytest.skip(f"Triton {triton.__version__} has another interface for compiling ahead of time")
     from mask2former_hf.kernels import msda_triton
 
-    kernel = getattr(msda_triton, name)
     constants = {"D": 24, "L": 3, "P": 2, "BLOCK_D": 32, "COLUMNS": 8, "FUSED": True, "PADDED": True, "WIDE": True}
     constants |= {"DETERMINISTIC": False, "ROWS": 4, "WARPS": 2, "VECTORS": 1, "COUNT": 24, "BLOCK_R": 16}
-    constants = {key: number for key, number in constants.items() if key in kernel.arg_names}
     types = {"value": "*bf16", "output": "*bf16", "output_gradient": "*bf16", "padding": "*u8", "levels": "*i32"}
     types |= {"rows": "*i32", "order": "*i64", "bounds": "*i64"} | dict.fromkeys(("Q", "S", "h", "bucket"), "i32")
-    signature = {key: "constexpr" if key in constants else types.get(key, "*fp32") for key in kernel.arg_names}
-    source = triton.compiler.ASTSource(kernel, signature, constants)
-    target = compiler.GPUTarget("cuda", 90, 32)
-    assert triton.compile(source, target=target, options={"num_warps": 2}).asm["cubin"]
+    assert compiled_ahead(getattr(msda_triton, name), constants, types)
 
 
 @needs_gpu

@@ -1,19 +1,21 @@
 """Attention over shifted windows in Triton against transformers' way of it in float64: pad, shift, cut, attend, undo.
 
 On a machine with a GPU the tests run there. Without one they run in Triton's interpreter, which must be chosen before
-Triton is imported: the first test starts this file again in a process of its own.
+Triton is imported: the first test starts this file again in a process of its own, and that of the norms with it.
 """
 
 import os
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional as F
 from transformers import SwinConfig
 from transformers.models.swin.modeling_swin import SwinLayer
+from triton_ahead import compiled_ahead
 
 from mask2former_hf.kernels import triton_gpu, use_kernel, windows
 
@@ -30,11 +32,12 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the process with the interpreter")
-def test_everything_below_holds_in_tritons_interpreter():
+def test_everything_below_and_the_norms_hold_in_tritons_interpreter():
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    files = [__file__, str(Path(__file__).with_name("test_norms_on_gpu.py"))]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
-    assert done.returncode == 0 and done.stdout.count(".") >= 8, done.stdout[-5000:] + done.stderr[-2000:]
+    assert done.returncode == 0 and done.stdout.count(".") >= 25, done.stdout[-5000:] + done.stderr[-2000:]
 
 
 def transformers_way(projected, fill, position_bias, side, shift, scale):
@@ -64,9 +67,9 @@ CASES = [
     pytest.param(2, 8, 12, 2, 16, 4, 2, torch.float32, id="shifted"),
     pytest.param(1, 9, 7, 3, 8, 4, 2, torch.float32, id="shifted and padded"),
     pytest.param(1, 3, 2, 1, 24, 7, 3, torch.float32, id="smaller than a window"),
-    pytest.param(1, 15, 13, 2, 32, 12, 6, torch.float32, id="windows of 144"),
+    pytest.param(1, 15, 13, 1, 32, 12, 6, torch.float32, id="windows of 144"),
     pytest.param(2, 9, 15, 3, 32, 7, 3, torch.bfloat16, id="bfloat16"),
-    pytest.param(1, 20, 13, 2, 32, 12, 6, torch.float16, id="windows of 144 in float16"),
+    pytest.param(1, 14, 13, 1, 32, 12, 6, torch.float16, id="windows of 144 in float16"),
 ]
 
 
@@ -93,3 +96,29 @@ def test_values_and_gradients_are_those_of_transformers_way(B, H, W, h, D, side,
     for a, b, like in zip(found, expected, ours, strict=True):
         assert a.dtype == like.dtype
         torch.testing.assert_close(a.double(), b, rtol=0, atol=5 * tolerance * b.abs().max().item())
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+@pytest.mark.parametrize("name", ["forward_kernel", "backward_kernel"])
+def test_the_kernels_compile_for_a_gpu_that_is_not_there(name):
+    from mask2former_hf.kernels import windows_triton
+
+    constants = {"D": 16, "SIDE": 4, "BLOCK_D": 16, "ROWS": 16, "COLUMNS": 16, "PRECISION": "ieee"}
+    halves = ("projected", "fill", "output", "gradient", "projected_gradient")
+    types = dict.fromkeys(halves, "*bf16") | {"scale": "fp32"}
+    types |= dict.fromkeys(("H", "W", "shift", "h", "windows", "groups"), "i32")
+    assert compiled_ahead(getattr(windows_triton, name), constants, types)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+@pytest.mark.parametrize(
+    "name", ["batch_norm_kernel", "layer_norm_kernel", "moments_kernel", "moments_to_scale_kernel", "scale_kernel"]
+)
+def test_the_norms_compile_for_a_gpu_that_is_not_there(name):
+    from mask2former_hf.kernels import norms_triton
+
+    constants = {"ROWS": 4, "PLUS": True, "RECTIFY": True, "TOTAL": True, "GROUPS": 8}
+    constants |= {"BLOCK_C": 64} if name in ("batch_norm_kernel", "layer_norm_kernel") else {"C": 64}
+    types = dict.fromkeys(("x", "plus", "update", "total", "normed"), "*bf16") | {"eps": "fp32"}
+    types |= dict.fromkeys(("rows", "steps", "parts", "C"), "i32")
+    assert compiled_ahead(getattr(norms_triton, name), constants, types)
