@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import relative_difference, tiny_model
 from torch.nn import functional as F
 from transformers import SwinConfig
 from transformers.models.swin.modeling_swin import SwinLayer
@@ -37,7 +38,7 @@ def test_everything_below_and_the_norms_hold_in_tritons_interpreter():
     files = [__file__, str(Path(__file__).with_name("test_norms_on_gpu.py"))]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
-    assert done.returncode == 0 and done.stdout.count(".") >= 25, done.stdout[-5000:] + done.stderr[-2000:]
+    assert done.returncode == 0 and done.stdout.count(".") >= 28, done.stdout[-5000:] + done.stderr[-2000:]
 
 
 def transformers_way(projected, fill, position_bias, side, shift, scale):
@@ -96,6 +97,36 @@ def test_values_and_gradients_are_those_of_transformers_way(B, H, W, h, D, side,
     for a, b, like in zip(found, expected, ours, strict=True):
         assert a.dtype == like.dtype
         torch.testing.assert_close(a.double(), b, rtol=0, atol=5 * tolerance * b.abs().max().item())
+
+
+@needs_kernel
+@pytest.mark.parametrize("backbone", ["swin", "resnet"])
+def test_a_backbone_gives_the_same_maps_with_every_kernel_of_triton(backbone):
+    encoder = tiny_model(backbone).model.pixel_level_module.encoder.to(DEVICE)
+    pixels = torch.randn(1, 3, 40, 56, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    pixels = pixels.contiguous(memory_format=torch.channels_last)
+    maps = {}
+    for name in ("reference", "triton"):
+        with torch.inference_mode(), use_kernel(name):
+            maps[name] = encoder(pixels).feature_maps
+    for found, expected in zip(maps["triton"], maps["reference"], strict=True):
+        assert relative_difference(found, expected) < 1e-5
+
+
+@needs_kernel
+def test_a_block_in_training_gives_the_same_gradients_by_the_kernel():
+    encoder = tiny_model("swin").model.pixel_level_module.encoder.to(DEVICE).train()
+    pixels = torch.randn(1, 3, 40, 56, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    gradients = {}
+    for name in ("reference", "triton"):
+        encoder.zero_grad()
+        with use_kernel(name):
+            sum(x.square().mean() for x in encoder(pixels).feature_maps).backward()
+        gradients[name] = {key: p.grad.clone() for key, p in encoder.named_parameters() if p.grad is not None}
+    largest = max(gradient.abs().max() for gradient in gradients["reference"].values())
+    assert gradients["triton"].keys() == gradients["reference"].keys()
+    for key, gradient in gradients["reference"].items():
+        assert (gradients["triton"][key] - gradient).abs().max() < 1e-4 * largest, key
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")

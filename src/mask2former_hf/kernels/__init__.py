@@ -79,8 +79,8 @@ def group_norm_(x: Tensor, norm: torch.nn.GroupNorm, plus: Tensor | None = None,
     """
     if not _maps_to_change(x, plus, norm.weight, norm.bias):
         return False
-    if x.device.type == "cpu":
-        if cpu.why_not(x.device, x.dtype) is not None or chosen_name() not in ("auto", "cpp"):
+    if x.device.type == "cpu" and chosen_name() in ("auto", "cpp"):
+        if cpu.why_not(x.device, x.dtype) is not None:
             return False
         cpu.group_norm_(x, norm.num_groups, norm.weight, norm.bias, norm.eps, plus, rectify)
         return True
@@ -125,10 +125,14 @@ def _eager(x: Tensor) -> bool:
 
 
 def _triton_pays(x: Tensor, elements: int) -> bool:
-    """Whether Triton's kernels can run, and either x is large or a graph is captured, whose launches cost nothing."""
-    if x.device.type != "cuda" or not (x.numel() >= elements or torch.cuda.is_current_stream_capturing()):
-        return False
-    return chosen_name() in ("auto", "triton") and triton_gpu.why_not(x.device, x.dtype) is None
+    """Whether Triton's kernels can run, and were asked for by name, or x is large, or a graph is captured, whose
+    launches cost nothing."""
+    name = chosen_name()
+    if name == "auto" and x.device.type == "cuda":
+        pays = x.numel() >= elements or torch.cuda.is_current_stream_capturing()
+    else:
+        pays = name == "triton"
+    return pays and triton_gpu.why_not(x.device, x.dtype) is None
 
 
 def _plain(*parameters: Tensor | None) -> bool:

@@ -17,8 +17,11 @@ PROGRAMS = 1056  # of the backward pass, eight for each of an H100's multiproces
 
 def why_not(device: torch.device, dtype: torch.dtype, side: int, head_dim: int) -> str | None:
     """None if the kernels can run and none but Triton's was asked for, else the reason."""
-    if chosen_name() not in ("auto", "triton"):
-        return f"kernel {chosen_name()!r} was asked for"
+    name = chosen_name()
+    if name not in ("auto", "triton"):
+        return f"kernel {name!r} was asked for"
+    if device.type != "cuda" and name == "auto":
+        return f"it runs on GPUs, not on {device.type}"
     if side**2 > LONGEST_WINDOW or head_dim > 128:
         return f"a window of {side} x {side} tokens and heads of {head_dim} channels do not fit a program"
     if device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):

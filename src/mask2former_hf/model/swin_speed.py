@@ -125,7 +125,7 @@ class GatheredSwinLayer(SwinLayer):
     ):
         if not (always_partition and self._gathers(hidden_states)):
             return super().forward(hidden_states, input_dimensions, always_partition=always_partition, **kwargs)
-        if hidden_states.device.type == "cpu" and torch.is_grad_enabled() and self._is_plain():
+        if torch.is_grad_enabled() and self._kernel(hidden_states) is None and self._is_plain():
             return self._train(hidden_states, input_dimensions), None
         attended = self.dropout(self.attend(normed(self.layernorm_before, hidden_states), input_dimensions))
         hidden_states, rows = sum_and_norm(self.layernorm_after, hidden_states, self.drop_path(attended))
@@ -189,10 +189,11 @@ class GatheredSwinLayer(SwinLayer):
         bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])
         projected = product(x.flatten(0, 1), torch.cat([part.weight for part in parts]), bias)  # (B * H * W, 3 C)
         fill = projected.new_zeros(3 * C) if bias is None else bias.to(projected.dtype)
-        if x.device.type != "cpu":
+        kernel = self._kernel(x)
+        if kernel is not None:
             tokens, position_bias = projected.view(B, *map(int, size), 3 * C), attention.relative_position_bias()[0]
             options = self.window_size, self.shift_size, attention.scaling
-            return attention.o_proj(self._kernel(x)(tokens, fill, position_bias, *options)[0].view(B, -1, C))
+            return attention.o_proj(kernel(tokens, fill, position_bias, *options)[0].view(B, -1, C))
         windows = windows_of(B, *map(int, size), self.window_size, self.shift_size, projected.dtype)
         rows = IntoWindows.apply if torch.is_grad_enabled() else into_windows
         heads = rows(projected, fill, windows).view(-1, n, 3, attention.num_attention_heads, attention.head_dim)
