@@ -110,8 +110,9 @@ def test_a_frozen_backbone_has_nothing_to_compute_again(batch):
     assert everything and not any(".encoder.swin." in name for name in everything)
 
 
-def test_a_model_whose_blocks_are_computed_again_can_be_pickled_and_copied(batch):
-    model = tiny_model("resnet").train()
+@pytest.mark.parametrize("backbone", ["resnet", "swin"])
+def test_a_model_whose_blocks_are_computed_again_can_be_pickled_and_copied(backbone, batch):
+    model = tiny_model(backbone).train()
     state = copy.deepcopy(model.state_dict())
     compute_again(model, blocks_of(model))
     results = []
