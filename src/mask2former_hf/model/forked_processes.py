@@ -13,9 +13,9 @@ _LOADED_BY = os.getpid()
 def one_thread_if_forked() -> Iterator[None]:
     """Within the block, or the function, torch computes in one thread if this process was forked after the import.
 
-    A fork takes the calling thread along and no other, but OpenMP's pool counts on those that the parent had begun: the
-    first operation of several threads waits for them for ever, or crashes. torch's `DataLoader` has one thread in its
-    workers for that reason, too.
+    A fork takes the calling thread along and no other, but OpenMP's pool counts on those that the parent had begun:
+    the first operation of several threads waits for them for ever, or crashes. torch's `DataLoader` has one thread in
+    its workers for that reason, too.
     """
     usual = torch.get_num_threads()
     if os.getpid() == _LOADED_BY or usual == 1:
