@@ -5,7 +5,16 @@ import re
 
 import pytest
 import torch
-from helpers import BACKBONES, GOLDEN, make_small_heads, needs_golden, random_targets, tiny_fields, tiny_model
+from helpers import (
+    BACKBONES,
+    GOLDEN,
+    least_budget,
+    make_small_heads,
+    needs_golden,
+    random_targets,
+    tiny_fields,
+    tiny_model,
+)
 from safetensors.torch import load_file, save_file
 from tiny_backbones import HIERARCHICAL, ONE_MAP, PLAIN, TIMM, TIMM_PLAIN, backbone_config, needs_timm
 from transformers import AutoBackbone, DINOv3ViTConfig, DINOv3ViTModel
@@ -137,9 +146,12 @@ def test_a_run_over_a_frozen_vit_keeps_its_weights_and_goes_on(tmp_path, capsys,
     run = ["train", "--data", "scenes", "--train-limit", 4, "--val-limit", 2, "--crop", 64, "--batch-size", 2, "--cpu"]
     run += ["--backbone", tmp_path / "vit", "--vit-neck", "adapter", "--freeze-backbone", "--eval-every", 1]
     run += ["--augmentation", "none", "--feature-cache", tmp_path / "features", "--output", tmp_path / "run"]
+    run += ["--memory-budget", least_budget(capsys, run)]
     for more in (["--steps", 1], ["--steps", 2, "--resume"]):
         assert main([str(word) for word in [*run, *more]]) == 0
-    assert re.search(r"backbone +0\.\d\d M +frozen", capsys.readouterr().out)
+        said = capsys.readouterr().out
+        assert "blocks computed again in the backward pass are" in said and "of the backbone" not in said
+    assert re.search(r"backbone +0\.\d\d M +frozen", said)
     assert len(list((tmp_path / "features").glob("*/*.safetensors"))) == 4  # the two steps saw the four images
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("vit", "run"))
     prefix = "model.pixel_level_module.encoder."

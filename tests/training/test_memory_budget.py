@@ -151,6 +151,9 @@ def test_a_run_says_what_it_chose_or_the_least_that_will_do(tmp_path):
         ({"gradient_checkpointing": True}, "gradient_checkpointing=: choose one"),
         ({"teacher": "teacher"}, "teacher=: choose one"),
         ({"memory_budget": -1.0}, "memory_budget=-1.0: must be at least 0"),
+        ({"memory_budget": 0.0}, "memory_budget=0: must be above 0"),
+        ({"memory_budget": float("nan")}, "memory_budget=nan: must be a number"),
+        ({"memory_budget": float("inf")}, "memory_budget=inf: must be finite"),
     ],
 )
 def test_what_does_not_go_with_a_budget_is_refused(changes, words, tmp_path):
