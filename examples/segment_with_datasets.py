@@ -2,7 +2,7 @@
 
     python examples/segment_with_datasets.py CHECKPOINT "photos/*.jpg" segments.parquet [--num-proc 2]
 
-On CPUs give each process its share of the threads: OMP_NUM_THREADS=1.
+On CPUs each process computes in one thread: give as many processes as there are cores.
 """
 
 import argparse

@@ -18,6 +18,7 @@ from mask2former_hf import Mask2FormerImageProcessor, Segmenter
 from mask2former_hf.cli.main import main
 from mask2former_hf.data.annotations import decode_mask
 from mask2former_hf.export import tracing
+from mask2former_hf.inference import exported as runtime
 from mask2former_hf.inference.exported import ArrayProcessor
 from mask2former_hf.inference.run_folder import RECORD
 
@@ -49,6 +50,27 @@ def test_exports_give_the_results_of_the_checkpoint(task, checkpoint, exported, 
             for numbers in ({}, lenient, others):
                 assert_same(segmenter(image, **numbers), expected(image, **numbers))
     assert len(expected(photo(), **lenient).segments) > 1
+
+
+@pytest.mark.parametrize("task", [None, "panoptic"])
+@pytest.mark.parametrize("number, value", [(0, np.nan), (0, np.inf), (1, np.nan), (1, np.inf), (1, -np.inf)])
+def test_logits_that_are_not_finite_are_refused_as_those_of_the_checkpoint(
+    task, number, value, exported, end_to_end, monkeypatch
+):
+    run, name = runtime._run, runtime.LOGITS[number]
+
+    def broken(graph, names, feed):
+        found = run(graph, names, feed)
+        if name in names:
+            found[list(names).index(name)].flat[0] = value
+        return found
+
+    segmenter = Segmenter(exported if task is None else end_to_end / task)
+    monkeypatch.setattr(runtime, "_run", broken)
+    with pytest.raises(
+        ValueError, match=f"{('class', 'mask')[number]}_logits has values that are not numbers, or are"
+    ):
+        segmenter(photo())
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from helpers import teach, tiny_config, tiny_model
 from PIL import Image
 from transformers import pipeline
 
-from mask2former_hf import Mask2FormerImageProcessor, Segmenter, register, unregister
+from mask2former_hf import Mask2FormerImageProcessor, Segmenter, VideoSegmenter, register, unregister
 from mask2former_hf.cli.main import main
 from mask2former_hf.data.classes import ClassTable
 from mask2former_hf.evaluation.evaluator import evaluate
@@ -36,6 +36,24 @@ def photo():
     """Broad patches, so that different queries of a random network win in different places."""
     small = np.random.default_rng(3).integers(0, 255, (5, 7, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(small).resize((90, 60), Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize(
+    "task, options",
+    [
+        *(("semantic", options) for options in ({}, {"tta": True}, {"tile": 64})),
+        *(("panoptic", options) for options in ({}, {"tta": True}, {"tile": 64}, {"refine": "otsu"})),
+    ],
+)
+def test_a_network_that_has_overflown_gives_an_error_and_no_empty_result(task, options):
+    model = tiny_model("resnet", decoder_layers=1)
+    model.class_predictor.bias.data[2] = torch.inf
+    processor = Mask2FormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 128})
+    with pytest.raises(ValueError, match="class_logits has values that are not numbers, or are infinite"):
+        Segmenter.of(model, processor, task=task, **options)(photo())
+    if not options:
+        with pytest.raises(ValueError, match="class_logits has values that are not numbers, or are infinite"):
+            VideoSegmenter.of(model, processor, task=task).stream().push(photo())
 
 
 @pytest.fixture(scope="module", params=PUBLISHED, ids=[row[0] for row in PUBLISHED])

@@ -1,5 +1,6 @@
 """Videos through models of clips and of images: ids that stay, windows, bounded memory."""
 
+import copy
 import resource
 
 import numpy as np
@@ -40,6 +41,14 @@ def images():
     model = randomise(Mask2FormerForUniversalSegmentation(config), seed=2)  # one that finds several classes
     model.class_predictor.weight.data *= 6
     return model.eval(), Mask2FormerImageProcessor(size={"shortest_edge": 48, "longest_edge": 64})
+
+
+def test_clips_whose_logits_overflow_are_refused(clips):
+    model = copy.deepcopy(clips[0])
+    model.class_predictor.bias.data[2] = torch.inf
+    stream = VideoSegmenter.of(model, clips[1]).stream()
+    with pytest.raises(ValueError, match="class_logits has values that are not numbers, or are infinite"):
+        [stream.push(frame) for frame in moving(3)], stream.finish()
 
 
 # --- which object is which -------------------------------------------------------------------------------------------

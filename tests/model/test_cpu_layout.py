@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from helpers import tiny_model
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from mask2former_hf.model.cpu_layout import ConvolutionNorm, PointwiseConvolution, chunk_length, in_blocks, map_of
 
@@ -119,3 +121,27 @@ def test_what_a_hook_has_kept_of_convolution_or_norm_stays_as_it_was(part, graph
         module[part].register_forward_hook(lambda module, args, output: kept.append((output, output.clone())))
         torch.testing.assert_close(module(x, plus), expected)
     assert len(kept) == 1 and torch.equal(*kept[0])
+
+
+@pytest.mark.parametrize("backbone, graph", [("swin", False), ("swin", True), ("resnet", False)])
+def test_a_hook_on_all_modules_sees_those_that_a_hook_of_their_own_sees(backbone, graph):
+    """Counters of operations and profilers use either; what is computed without a module would be missing."""
+    model, pixels, seen = tiny_model(backbone), torch.randn(1, 3, 64, 64), {"own": [], "all": []}
+    handles = [
+        part.register_forward_hook(lambda module, args, output, name=name: seen["own"].append(name))
+        for name, part in model.named_modules()
+    ]
+    names = {part: name for name, part in model.named_modules()}
+    with torch.set_grad_enabled(graph):
+        expected = model(pixels).masks_queries_logits
+        for handle in handles:
+            handle.remove()
+        handle = register_module_forward_hook(lambda module, args, output: seen["all"].append(names.get(module)))
+        try:
+            found = model(pixels).masks_queries_logits
+        finally:
+            handle.remove()
+    assert [name for name in seen["all"] if name is not None] == seen["own"]
+    assert torch.equal(found, expected)
+    parts = [name for name in names.values() if name.endswith((".q_proj", ".fc1", ".convolution"))]
+    assert parts and set(parts) <= set(seen["own"])

@@ -10,6 +10,7 @@ from wrong_values import assert_names, every_wrong_value
 
 from mask2former_hf.model import postprocessing
 from mask2former_hf.model.image_processing_mask2former import Mask2FormerImageProcessor
+from mask2former_hf.model.video_postprocessing import video_instance_segmentation
 
 LOGITS = {"class_logits": torch.randn(3, 4), "mask_logits": torch.randn(3, 2, 2), "canvas_size": (8, 8)}
 MASKS = torch.rand(3, 4, 5) > 0.5
@@ -74,6 +75,35 @@ def test_every_field_of_the_outputs_works_or_is_refused_by_name(name, field, val
         assert_names(error, field)
         return
     assert len(results) == 2 and value is None
+
+
+NAN, INF = float("nan"), float("inf")
+ON_LOGITS = [name for name, given in FUNCTIONS.items() if given is LOGITS]
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("name", [*ON_LOGITS, "video_instance_segmentation"])
+def test_logits_that_are_no_numbers_or_infinite_are_refused_at_every_door(name, dtype, value):
+    function = getattr(postprocessing, name, video_instance_segmentation)
+    of_clip = function is video_instance_segmentation
+    classes, masks = torch.zeros(3, 4, dtype=dtype), torch.zeros(3, *[2] * of_clip, 2, 2, dtype=dtype)
+    function(classes, masks, (8, 8))
+    some, every = masks.clone(), classes.clone()
+    some[1, 0, 0], every[1] = value, value
+    with pytest.raises(ValueError, match="mask_logits has values that are not numbers, or are infinite"):
+        function(classes, some, (8, 8))
+    with pytest.raises(ValueError, match="class_logits has values that are not numbers, or are infinite"):
+        function(every, masks, (8, 8))
+
+
+def test_a_class_of_which_the_logits_say_that_it_cannot_be_is_not_found():
+    given = LOGITS | {"class_logits": torch.tensor([[9.0, 1.0, -INF, 0.0]] * 3), "mask_logits": torch.ones(3, 2, 2)}
+    without_best = given | {"class_logits": torch.tensor([[-INF, 1.0, -INF, 0.0]] * 3)}
+    assert set(postprocessing.semantic_map(**given).unique().tolist()) == {0}
+    assert set(postprocessing.semantic_map(**without_best).unique().tolist()) == {1}
+    _, segments = postprocessing.panoptic_segmentation(**without_best, object_mask_threshold=0.5)
+    assert {segment["label_id"] for segment in segments} == {1}
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -1,6 +1,7 @@
 """Small checkpoints, random batches and the recorded tensors of the original that many tests need."""
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import ConvNextConfig, ResNetConfig, SwinConfig
 
 from mask2former_hf import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
+from mask2former_hf.cli.main import main
 
 SUPPORT = Path(__file__).resolve().parent  # what worker processes import from
 SHARED = SUPPORT.parents[2] / "shared"
@@ -142,6 +144,12 @@ def sure_checkpoint(tmp_path_factory, **fields):
     model.save_pretrained(folder)
     Mask2FormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}).save_pretrained(folder)
     return folder
+
+
+def least_budget(capsys, command):
+    """What `train` calls the least memory, in GB, as it stands in a command; nothing is written."""
+    assert main([*map(str, command), "--steps", "1", "--memory-budget", "0.001"]) == 2
+    return re.search(r"takes at least (0\.\d+) GB", capsys.readouterr().err).group(1)
 
 
 def _solve(linear, inputs, outputs):

@@ -5,14 +5,23 @@ import re
 
 import pytest
 import torch
-from helpers import BACKBONES, GOLDEN, make_small_heads, needs_golden, random_targets, tiny_fields, tiny_model
+from helpers import (
+    BACKBONES,
+    GOLDEN,
+    least_budget,
+    make_small_heads,
+    needs_golden,
+    random_targets,
+    tiny_fields,
+    tiny_model,
+)
 from safetensors.torch import load_file, save_file
 from tiny_backbones import HIERARCHICAL, ONE_MAP, PLAIN, TIMM, TIMM_PLAIN, backbone_config, needs_timm
 from transformers import AutoBackbone, DINOv3ViTConfig, DINOv3ViTModel
 
 from mask2former_hf import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
 from mask2former_hf.cli.main import main
-from mask2former_hf.training import feature_cache
+from mask2former_hf.training import kept_tensors
 from mask2former_hf.training.feature_cache import FeatureCache
 from mask2former_hf.training.freezing import depths_of, freeze_backbone
 from mask2former_hf.training.optimization import parameter_groups, parts_table
@@ -137,9 +146,12 @@ def test_a_run_over_a_frozen_vit_keeps_its_weights_and_goes_on(tmp_path, capsys,
     run = ["train", "--data", "scenes", "--train-limit", 4, "--val-limit", 2, "--crop", 64, "--batch-size", 2, "--cpu"]
     run += ["--backbone", tmp_path / "vit", "--vit-neck", "adapter", "--freeze-backbone", "--eval-every", 1]
     run += ["--augmentation", "none", "--feature-cache", tmp_path / "features", "--output", tmp_path / "run"]
+    run += ["--memory-budget", least_budget(capsys, run)]
     for more in (["--steps", 1], ["--steps", 2, "--resume"]):
         assert main([str(word) for word in [*run, *more]]) == 0
-    assert re.search(r"backbone +0\.\d\d M +frozen", capsys.readouterr().out)
+        said = capsys.readouterr().out
+        assert "blocks computed again in the backward pass are" in said and "of the backbone" not in said
+    assert re.search(r"backbone +0\.\d\d M +frozen", said)
     assert len(list((tmp_path / "features").glob("*/*.safetensors"))) == 4  # the two steps saw the four images
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("vit", "run"))
     prefix = "model.pixel_level_module.encoder."
@@ -179,17 +191,25 @@ def test_kept_maps_give_the_loss_and_gradients_of_the_backbone_without_it(backbo
         damaged = sorted(tmp_path.rglob("*.safetensors"))[0]
         whole = damaged.read_bytes()
         maps = {name: x.clone() for name, x in load_file(damaged).items()}  # not of the file that is written
-        for damage in (whole[:100], b"", {"0": maps["0"]}, {"x": maps["0"]}, {n: x[:1] for n, x in maps.items()}):
+        flipped = whole[:-1] + bytes([whole[-1] ^ 1])  # one bit of a map
+        said = []
+        monkeypatch.setattr(kept_tensors.logger, "warning", said.append)
+        for damage in (
+            whole[:100], b"", flipped, {"0": maps["0"]}, {"x": maps["0"]}, {n: x[:1] for n, x in maps.items()}
+        ):  # fmt: skip
             damaged.write_bytes(damage) if isinstance(damage, bytes) else save_file(damage, damaged)
-            asked.clear()
+            asked.clear(), said.clear()
             step([0, 1]), step([2, 0])
             assert asked in ([2], [2, 2])  # made again, whatever is wrong with it
+            assert [line.startswith(f"{damaged} is damaged (") for line in said] == [True] * isinstance(damage, bytes)
             assert [len(x) for x in load_file(damaged).values()] == [len(x) for x in maps.values()]
         asked.clear()
         with torch.no_grad():
             model.eval()(pixels)
         assert asked == [3]  # what is measured is not kept
-        monkeypatch.setattr(feature_cache, "save_file", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
+        monkeypatch.setattr(
+            kept_tensors, "save_file", lambda *_, **__: (_ for _ in ()).throw(OSError("no space left"))
+        )
         pixels += 1
         step([0, 1])  # a full disk costs time alone
         assert len(list(tmp_path.rglob("*.safetensors"))) == 3 and not list(tmp_path.rglob("*.part"))

@@ -110,8 +110,9 @@ def test_a_frozen_backbone_has_nothing_to_compute_again(batch):
     assert everything and not any(".encoder.swin." in name for name in everything)
 
 
-def test_a_model_whose_blocks_are_computed_again_can_be_pickled_and_copied(batch):
-    model = tiny_model("resnet").train()
+@pytest.mark.parametrize("backbone", ["resnet", "swin"])
+def test_a_model_whose_blocks_are_computed_again_can_be_pickled_and_copied(backbone, batch):
+    model = tiny_model(backbone).train()
     state = copy.deepcopy(model.state_dict())
     compute_again(model, blocks_of(model))
     results = []
@@ -150,6 +151,9 @@ def test_a_run_says_what_it_chose_or_the_least_that_will_do(tmp_path):
         ({"gradient_checkpointing": True}, "gradient_checkpointing=: choose one"),
         ({"teacher": "teacher"}, "teacher=: choose one"),
         ({"memory_budget": -1.0}, "memory_budget=-1.0: must be at least 0"),
+        ({"memory_budget": 0.0}, "memory_budget=0: must be above 0"),
+        ({"memory_budget": float("nan")}, "memory_budget=nan: must be a number"),
+        ({"memory_budget": float("inf")}, "memory_budget=inf: must be finite"),
     ],
 )
 def test_what_does_not_go_with_a_budget_is_refused(changes, words, tmp_path):

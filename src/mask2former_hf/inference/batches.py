@@ -1,6 +1,8 @@
 """Columns of images into columns of segments: what engines for many machines hand out and take back."""
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 
@@ -21,6 +23,15 @@ def batch_schema():
     import pyarrow
 
     return row_schema().append(pyarrow.field(PROBLEM, pyarrow.string()))
+
+
+def threads_of_batch() -> AbstractContextManager:
+    """How torch, where it is, computes a batch in this process: of an engine that forks, in one thread."""
+    if "torch" not in sys.modules:  # an export's runtime does without
+        return nullcontext()
+    from ..model.forked_processes import one_thread_if_forked
+
+    return one_thread_if_forked()
 
 
 def rows_of_batch(

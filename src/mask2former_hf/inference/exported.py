@@ -11,6 +11,7 @@ import numpy as np
 
 from ..model.channels import image_channels
 from ..model.image_geometry import canvas_size, output_size, resize
+from ..model.number_checks import NOT_FINITE
 from ..model.result_defaults import MAX_INSTANCES
 from .export_files import AGAIN, CONFIG, PROCESSOR, REPORT, Sides, read_config, read_json, read_processor
 from .rules import Rules
@@ -95,7 +96,9 @@ class ExportedModel:
         feed = {"pixel_values": pixel_values}
         if self.task is not None:
             feed["image_size"] = feed["target_size"] = np.ones(2, dtype=np.int64)  # the smallest result: nobody asks
-        return _run(self.graph, LOGITS, feed)
+        logits = _run(self.graph, LOGITS, feed)
+        _check_finite(*logits)
+        return logits
 
     def results(self, pixels: np.ndarray, image_size, target_size, rules: Rules) -> dict[str, np.ndarray]:
         """The result of an image, by the names of the graph's outputs.
@@ -230,10 +233,21 @@ class ArrayProcessor:
 
 def _results(graph, feed: Mapping, image_size, target_size, rules: Rules) -> dict[str, np.ndarray]:
     feed = {"image_size": np.array(image_size), "target_size": np.array(target_size), **input_numbers(rules), **feed}
-    names = [output.name for output in graph.get_outputs() if output.name not in LOGITS]
+    names = [output.name for output in graph.get_outputs()]
     known = {value.name for value in [*graph.get_inputs(), *graph.get_overridable_initializers()]}
     known_feed = {name: value for name, value in feed.items() if name in known}
-    return dict(zip(names, _run(graph, names, known_feed), strict=True))
+    found = dict(zip(names, _run(graph, names, known_feed), strict=True))
+    if {*LOGITS} <= {*found}:  # of a graph from pixels to results
+        _check_finite(*(found.pop(name) for name in LOGITS))
+    return found
+
+
+def _check_finite(class_logits: np.ndarray, mask_logits: np.ndarray):
+    """`model.argument_checks.check_logits` without torch."""
+    if not np.isfinite(class_logits.max(-1)).all():
+        raise ValueError(f"class_logits {NOT_FINITE}")
+    if not np.isfinite([mask_logits.min(), mask_logits.max()]).all():
+        raise ValueError(f"mask_logits {NOT_FINITE}")
 
 
 def _ends(graph):

@@ -18,7 +18,7 @@ from ..data.images import load
 from ..data.windows import ImageWindows, open_raster
 from ..model.channels import check_same_channels, image_channels
 from ..model.number_checks import check_count
-from .batches import batch_schema, rows_of_batch
+from .batches import batch_schema, rows_of_batch, threads_of_batch
 from .exported import ExportedModel, is_exported
 from .known_labels import window_of
 from .photos import Photo, Resizing
@@ -220,7 +220,8 @@ class Segmenter:
             ValueError: for columns that are not there, and images without an id.
         """
         check_count(batch_size=batch_size)
-        return rows_of_batch(self, batch, indices, image, image_id, batch_size, self.rules(**numbers))
+        with threads_of_batch():
+            return rows_of_batch(self, batch, indices, image, image_id, batch_size, self.rules(**numbers))
 
     @staticmethod
     def batch_schema():

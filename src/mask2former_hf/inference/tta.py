@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..model.argument_checks import check_logits
 from ..model.canvas import image_sizes_of
 from ..model.mask_losses import loss_weights, mask_terms
 from ..model.matcher import assign
@@ -77,6 +78,7 @@ def augmented_outputs(model, processor, image, sizes: Sequence[dict] | None = No
     first = None
     for outputs, flipped in _views(model, processor, image, sizes, flip):
         class_logits, mask_logits, canvas, extent, _ = next(logits_per_image(outputs))
+        check_logits(class_logits, mask_logits)
         class_logits, mask_logits = class_logits.float(), mask_logits.float()
         probabilities = class_logits.softmax(-1)  # (Q, K + 1)
         if first is None:

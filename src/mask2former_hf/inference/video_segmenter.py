@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..model.argument_checks import check_logits
 from ..model.channels import image_channels, model_channels
 from ..model.modeling_mask2former_video import Mask2FormerForVideoSegmentation
 from ..model.postprocessing import logits_per_image, stack_instances
@@ -258,6 +259,7 @@ class WindowStream(_Stream):
         frames = [Image.fromarray(frame) for frame in self.frames]
         outputs = self.model(**self.processor(frames, return_tensors="pt").to(self.model.device))
         ((class_logits, mask_logits, *sizes),) = logits_per_image(outputs, [self.size], dimensions=5)
+        check_logits(class_logits, mask_logits)
         rules, shared = self.rules, len(frames) - self.waiting
         scores, labels, queries = best_pairs(class_logits, rules.top_k, rules.threshold)
         maps, labels, scores = mask_logits[queries], labels.tolist(), scores.tolist()  # (N, T, h, w)

@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .number_checks import NOT_FINITE
+
 
 def as_tensor(name, value, ndim=None) -> Tensor:
     """A tensor, or a NumPy array as one: what runtimes without torch return."""
@@ -14,6 +16,20 @@ def as_tensor(name, value, ndim=None) -> Tensor:
     if ndim is not None and value.ndim != ndim:
         raise ValueError(f"{name} has shape {tuple(value.shape)}; it must have {ndim} dimensions.")
     return value
+
+
+def check_logits(class_logits: Tensor, mask_logits: Tensor):
+    """Refuse logits (..., K + 1) and (..., h, w) of which no probabilities can be made.
+
+    Those of masks are finite. Those of classes may be -inf, of a class that cannot be, unless all of a query are.
+
+    Raises:
+        ValueError: naming the logits.
+    """
+    if class_logits.numel() and not class_logits.amax(-1).isfinite().all():
+        raise ValueError(f"class_logits {NOT_FINITE}")
+    if mask_logits.numel() and not torch.stack(mask_logits.aminmax()).isfinite().all():
+        raise ValueError(f"mask_logits {NOT_FINITE}")
 
 
 def check_pixels(pixel_values: Tensor, pixel_mask: Tensor | None, channels: int = 3):

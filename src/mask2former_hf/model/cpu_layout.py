@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
 
 from .compiled import group_norm_
 
@@ -32,11 +33,11 @@ def in_blocks(function: Callable[[Tensor], Tensor], rows: Tensor, width: int) ->
 
 
 def hooked(module: nn.Module, expected: Sequence[Callable] = ()) -> bool:
-    """Whether anything but the `expected` forward hooks comes between the module and its caller."""
+    """Whether anything but the `expected` forward hooks comes between the module and its caller, hooks on all modules
+    included (`torch.nn.modules.module.register_module_forward_hook`, as profilers use)."""
     others = [hook for hook in module._forward_hooks.values() if hook not in expected]
-    return any(
-        (others, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    ) or "forward" in vars(module)
+    own = (others, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(own) or "forward" in vars(module) or bool(_has_any_global_hook())
 
 
 def plain(*tensors: Tensor | None) -> bool:

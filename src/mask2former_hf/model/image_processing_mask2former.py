@@ -21,6 +21,7 @@ from transformers.image_utils import (
 from transformers.utils import logging
 
 from .channels import check_channels, image_channels
+from .forked_processes import one_thread_if_forked
 from .image_bands import say_scale
 from .image_geometry import canvas_size, output_size, resize
 from .image_inputs import (
@@ -137,6 +138,7 @@ class Mask2FormerImageProcessor(PilBackend):
         super().__init__(**kwargs)
         image_channels(self)  # with the defaults of what was not given
 
+    @one_thread_if_forked()
     def preprocess(self, images, segmentation_maps=None, instance_id_to_semantic_id=None, **kwargs):
         """Images, and optionally maps of ids, to the model's inputs.
 
@@ -228,6 +230,7 @@ class Mask2FormerImageProcessor(PilBackend):
             data = {k: list(v) for k, v in data.items()}
         return BatchFeature(data)
 
+    @one_thread_if_forked()
     def post_process_semantic_segmentation(
         self, outputs, target_sizes=None, return_segmentation_scores=False, *, resize_masks_first=True
     ):
@@ -254,6 +257,7 @@ class Mask2FormerImageProcessor(PilBackend):
             results.append(SemanticSegmentationPostProcessorOutput(data=data))
         return results
 
+    @one_thread_if_forked()
     def post_process_instance_segmentation(
         self,
         outputs,
@@ -316,6 +320,7 @@ class Mask2FormerImageProcessor(PilBackend):
             results.append({"segmentation": segmentation, "segments_info": info, **found})
         return results
 
+    @one_thread_if_forked()
     def post_process_panoptic_segmentation(
         self,
         outputs,

@@ -5,13 +5,10 @@ S = sum of H * W over the three feature levels. Everything is batch first.
 """
 
 import math
-from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedModel
-from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import logging
 
 from .argument_checks import check_labels_given, check_mask_sizes, check_pixels, check_tensor
@@ -20,67 +17,16 @@ from .channels import model_channels
 from .configuration_mask2former import Mask2FormerConfig, built_in_values, check_built_in, no_object_weight_of
 from .criterion import LossSettings, Mask2FormerLoss
 from .designs import make_head, make_pixel_decoder, make_transformer
-from .initialization import initialize
 from .mask_logits import LazyMasks
 from .onednn import times_map
 from .outputs import OF_THE_MODEL_ALONE, Mask2FormerForUniversalSegmentationOutput, Mask2FormerModelOutput
 from .per_pixel_head import ClassMaps, class_maps
 from .pixel_decoder import Mask2FormerPixelLevelModule
+from .pretrained import Mask2FormerPreTrainedModel
 from .transfers import filled, to_device
 from .transformer_decoder import Mask2FormerTransformerModule
 
 logger = logging.get_logger(__name__)
-
-
-class Mask2FormerPreTrainedModel(PreTrainedModel):
-    """What the models have in common: how they load, start, save and attend."""
-
-    config: Mask2FormerConfig
-    config_class = Mask2FormerConfig
-    base_model_prefix = "model"
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _no_split_modules = [
-        "Mask2FormerPixelDecoderEncoderLayer", "Mask2FormerDecoderLayer", "DetrEncoderLayer",
-        "SwinStage", "ResNetStage",
-    ]  # fmt: skip
-    _keys_to_ignore_on_load_missing = [r"encoder\.swin\.layernorm\."]
-
-    def __init__(self, config: Mask2FormerConfig):
-        config.validate_architecture()  # again, because from_pretrained sets fields after the config has been checked
-        super().__init__(config)
-
-    def save_pretrained(self, *args, **kwargs):
-        self.check_config()  # the file would describe another model
-        super().save_pretrained(*args, **kwargs)
-
-    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False):
-        # For classes outside transformers the base skips modules without parameters of their own, in case their
-        # initialisation overwrites loaded tensors. Ours does not: transformers.initialization looks at each tensor.
-        super()._initialize_weights(module)
-
-    def load_state_dict(self, state_dict: Mapping[str, Tensor], *args, **kwargs):
-        """As `nn.Module.load_state_dict`, also with the names that a backbone's tensors have in checkpoint files.
-
-        Those differ from the names in memory for Swin. `from_pretrained` translates them; code that reads a file and
-        calls this, such as transformers' Trainer when it resumes, would leave the backbone as it is.
-        """
-        own = self.state_dict()
-        if not all(name in own for name in state_dict):
-            markers = {name: torch.tensor(number) for number, name in enumerate(own)}
-            in_memory, markers = list(own), revert_weight_conversion(self, markers)
-            in_files = {name: in_memory[marker.item()] for name, marker in markers.items()}
-            state_dict = {
-                name if name in own else in_files.get(name, name): tensor for name, tensor in state_dict.items()
-            }
-        return super().load_state_dict(state_dict, *args, **kwargs)
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
-        if not initialize(module, self.config.init_xavier_std):
-            super()._init_weights(module)
 
 
 class Mask2FormerModel(Mask2FormerPreTrainedModel):

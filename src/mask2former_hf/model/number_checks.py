@@ -4,6 +4,8 @@ import reprlib
 from collections.abc import Collection, Mapping
 from numbers import Integral, Real
 
+NOT_FINITE = "has values that are not numbers, or are infinite; is the image finite, and float16 wide enough?"
+
 
 def check_fractions(**fractions):
     """Refuse what is no number from 0 to 1, by the argument's name."""

@@ -9,8 +9,8 @@ arguments:
     image_size: (rows, columns) of the image inside the canvas, at its top left; None means the whole canvas.
     target_size: (H, W) of the result, usually the photo's size on disk; None means image_size.
 
-Half-precision logits are computed on in float32. Sizes that contradict each other and logits that are nan raise
-ValueError.
+Half-precision logits are computed on in float32. Sizes that contradict each other and logits that are nan or infinite
+raise ValueError; class logits alone may be -inf, of a class that cannot be (`argument_checks.check_logits`).
 "The original" is facebookresearch/Mask2Former (`maskformer_model.py`); the paper is arXiv 2112.01527.
 """
 
@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .argument_checks import as_tensor
+from .argument_checks import as_tensor, check_logits
 from .canvas import crop_to_canvas
 from .cpu_layout import chunk_length
 from .instance_masks import masks_to_boxes, thresholded
@@ -327,9 +327,7 @@ def _check(class_logits, mask_logits, canvas_size, image_size, target_size):
             f"class_logits {tuple(class_logits.shape)} and mask_logits {tuple(mask_logits.shape)} must be (Q, K + 1) "
             "and (Q, h, w) of one image with the same Q; index the batch first."
         )
-    for name, logits in (("class_logits", class_logits), ("mask_logits", mask_logits)):
-        if logits.isnan().any():
-            raise ValueError(f"{name} has values that are not numbers; is the image finite, and float16 wide enough?")
+    check_logits(class_logits, mask_logits)
     sizes = check_sizes(canvas_size, image_size, target_size)
     return class_logits.detach().float(), mask_logits.detach().float(), sizes
 

@@ -6,7 +6,7 @@ facebookresearch/Mask2Former.
 
 import torch
 
-from .argument_checks import as_tensor
+from .argument_checks import as_tensor, check_logits
 from .mask_resizing import check_sizes, query_chunks
 from .number_checks import check_fractions
 from .result_defaults import MASK_THRESHOLD
@@ -65,11 +65,7 @@ def video_instance_segmentation(
             f"class_logits {tuple(class_logits.shape)} and mask_logits {tuple(mask_logits.shape)} must be (Q, K + 1) "
             "and (Q, T, h, w) of one clip with the same Q; index the batch first."
         )
-    for name, logits in (("class_logits", class_logits), ("mask_logits", mask_logits)):
-        if logits.isnan().any():
-            raise ValueError(
-                f"{name} has values that are not numbers; are the frames finite, and float16 wide enough?"
-            )
+    check_logits(class_logits, mask_logits)
     scores, labels, queries = best_pairs(class_logits.detach(), top_k, score_threshold)
     used, position = torch.unique(queries, return_inverse=True)  # every mask is resized once
     masks = resized_masks(mask_logits.detach()[used], canvas_size, image_size, target_size, mask_threshold)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from transformers.image_processing_utils import BatchFeature
 
+from .forked_processes import one_thread_if_forked
 from .image_processing_mask2former import Mask2FormerImageProcessor
 from .postprocessing import logits_per_image
 from .result_defaults import MASK_THRESHOLD
@@ -29,6 +30,7 @@ class Mask2FormerVideoProcessor(Mask2FormerImageProcessor):
     def __call__(self, videos, **kwargs) -> BatchFeature:
         return self.preprocess(videos, **kwargs)
 
+    @one_thread_if_forked()
     def preprocess(self, videos, **kwargs) -> BatchFeature:
         """Videos to the model's inputs.
 
@@ -71,6 +73,7 @@ class Mask2FormerVideoProcessor(Mask2FormerImageProcessor):
             data = {name: value.numpy() if kind == "np" else list(value.numpy()) for name, value in data.items()}
         return BatchFeature(data)
 
+    @one_thread_if_forked()
     def post_process_video_instance_segmentation(
         self, outputs, threshold=0.0, mask_threshold=MASK_THRESHOLD, target_sizes=None, *, top_k=MAX_TRACKS
     ) -> list[dict]:

@@ -3,14 +3,14 @@
 import hashlib
 import tempfile
 from pathlib import Path
-from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.modeling_outputs import BackboneOutput
 from transformers.utils import logging
+
+from .kept_tensors import bytes_of, keep, kept
 
 logger = logging.get_logger(__name__)
 
@@ -23,7 +23,8 @@ class FeatureCache:
     Maps are known by the backbone's weights, the precision, and the pixels of the image on the canvas of its batch:
     what is read is what the backbone gave for exactly these pixels, so that any image may come, but only images that
     come again unchanged (no random augmentation) save anything. A batch is read if all of its images are there, a
-    file each; what is damaged is made again. Processes may share the folder.
+    file each, with a checksum; what is damaged is made again, and a warning names the file. Processes may share the
+    folder.
 
     Args:
         model: `Mask2FormerForUniversalSegmentation` whose backbone has no parameter that trains.
@@ -79,23 +80,17 @@ class FeatureCache:
     def _save(self, path: Path, maps: list[Tensor]):
         if self._full:
             return
-        staging = path.with_name(f".{path.name}.{uuid4().hex}.part")  # draws no number of the run's
         try:
-            save_file({str(number): x.detach().cpu().contiguous() for number, x in enumerate(maps)}, staging)
-            staging.replace(path)
+            keep(path, {str(number): x for number, x in enumerate(maps)})
         except (OSError, SafetensorError) as error:  # the run goes on, as long as it takes without
             self._full = True
-            staging.unlink(missing_ok=True)
             logger.warning(f"No more maps are kept in {self.folder}: {error}")
 
 
 def _load(path: Path, device: torch.device) -> list[Tensor]:
     """The maps of an image; none if there is no file that could be read."""
-    try:
-        tensors = load_file(path, str(device))
-        return [tensors[str(number)] for number in range(len(tensors))]
-    except (OSError, SafetensorError, KeyError):
-        return []
+    tensors, _ = kept(path) or ({}, None)
+    return [tensors[str(number)].to(device) for number in range(len(tensors))]
 
 
 def _shapes(maps: list[Tensor]) -> tuple:
@@ -121,7 +116,7 @@ def _identity(encoder: nn.Module) -> str:
     digest = hashlib.blake2b(encoder.config.to_json_string().encode(), digest_size=8)
     for name, tensor in sorted(encoder.state_dict().items()):
         digest.update(name.encode())
-        digest.update(_bytes(tensor))
+        digest.update(bytes_of(tensor))
     return digest.hexdigest()
 
 
@@ -130,9 +125,5 @@ def _name(image: Tensor) -> str:
     kind = image.device.type
     autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     digest = hashlib.blake2b(f"{tuple(image.shape)} {image.dtype} {autocast}".encode(), digest_size=16)
-    digest.update(_bytes(image))
+    digest.update(bytes_of(image))
     return digest.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

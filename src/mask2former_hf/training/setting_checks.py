@@ -115,6 +115,8 @@ def check(settings: TrainingSettings):
     if settings.bf16 and settings.fp16:
         raise ValueError("bf16= and fp16=: choose one")
     if settings.memory_budget is not None:
+        if settings.memory_budget == 0:
+            raise ValueError("memory_budget=0: must be above 0, in GB; leave it out for a step of any size")
         if settings.gradient_checkpointing:
             raise ValueError(
                 "memory_budget= and gradient_checkpointing=: choose one; the budget chooses which blocks are computed "

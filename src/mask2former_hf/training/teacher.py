@@ -5,16 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
-from uuid import uuid4
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..data.example import Example
 from ..model.canvas import crop_to_canvas
+from .kept_tensors import keep, kept
 
 THUMBNAIL = 8  # side of the picture of an image by which a cached answer recognises it
 SAME_IMAGE = 0.05  # largest difference of two pixels of such pictures, in standard deviations of the normalisation
@@ -126,12 +124,11 @@ class Teacher:
         return answers
 
     def _load(self, path: Path, picture: Tensor, device) -> Answer | None:
-        if not path.is_file():
+        found = kept(path)
+        if found is None:
             return None
-        with safe_open(path, "pt") as file:
-            identity = (file.metadata() or {}).get("teacher")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if identity != self.identity:
+        tensors, facts = found
+        if facts.get("teacher") != self.identity:
             raise ValueError(f"{path} is by another teacher or with another confidence: give another cache folder")
         seen = tensors.pop("thumbnail")
         if (seen - picture).abs().max() > SAME_IMAGE:
@@ -144,10 +141,7 @@ class Teacher:
     def _save(self, path: Path, picture: Tensor, answer: Answer):
         self.cache.mkdir(parents=True, exist_ok=True)
         tensors = {name: value for name, value in vars(answer).items() if value is not None}
-        tensors = {name: value.cpu().contiguous() for name, value in (tensors | {"thumbnail": picture}).items()}
-        staging = path.with_name(f".{path.name}.{uuid4().hex}.part")  # draws no number of the run's
-        save_file(tensors, staging, metadata={"teacher": self.identity})
-        staging.replace(path)
+        keep(path, tensors | {"thumbnail": picture}, teacher=self.identity)
 
 
 class WithImageIds:

@@ -1,0 +1,36 @@
+"""A model goes to other processes, and into files, as an object: Spark, Ray and multiprocessing pickle it."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from helpers import tiny_fields, tiny_model
+from tiny_backbones import backbone_config
+
+from mask2former_hf import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
+
+
+def through_a_file(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    return torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+
+
+def vit():
+    """Its maps are what transformers' hooks have recorded."""
+    config = Mask2FormerConfig(backbone_config=backbone_config("dinov2"), vit_neck="pyramid", **tiny_fields())
+    return Mask2FormerForUniversalSegmentation(config).eval()
+
+
+@pytest.mark.parametrize("make", [lambda: tiny_model("swin"), lambda: tiny_model("resnet"), vit])
+@torch.no_grad()
+def test_a_model_that_has_run_is_copied_and_both_go_on(make):
+    model, pixels = make(), torch.randn(1, 3, 64, 64)
+    expected = model(pixels).masks_queries_logits
+    copies = [pickle.loads(pickle.dumps(model)), copy.deepcopy(model), through_a_file(model)]
+    for same in (*copies, model):
+        assert torch.equal(same(pixels).masks_queries_logits, expected)
+        assert same.config is same.model.config
+    assert all(pickle.dumps(same) for same in (*copies, model))  # again, after their forwards
