@@ -9,7 +9,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 FOLDER = "src/mask2former_hf/kernels"
-SOURCES = [f"{FOLDER}/msda_cpu.cpp", f"{FOLDER}/group_norm_cpu.cpp"]
+SOURCES = [f"{FOLDER}/{name}_cpu.cpp" for name in ("msda", "group_norm", "window_attention")]
 HEADERS = [f"{FOLDER}/cpu_vectors.h"]
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]

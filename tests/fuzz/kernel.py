@@ -23,8 +23,9 @@ FLAGS = (
     "-fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all -O0 -g -std=c++17 -pthread -Wno-psabi"
 )
 # Two threads also for the driver's small problems; one version of each function instead of one per kind of processor.
-DEFINITIONS = ["-DMSDA_NO_CLONES", "-DMSDA_THREADS_ALWAYS", f'-DSOURCE="{FOLDER}/msda_cpu.cpp"']
-DEFINITIONS += [f'-DNORM_SOURCE="{FOLDER}/group_norm_cpu.cpp"']
+SOURCES = {"SOURCE": "msda_cpu", "NORM_SOURCE": "group_norm_cpu", "WINDOW_SOURCE": "window_attention_cpu"}
+DEFINITIONS = ["-DMSDA_NO_CLONES", "-DMSDA_THREADS_ALWAYS"]
+DEFINITIONS += [f'-D{name}="{FOLDER}/{source}.cpp"' for name, source in SOURCES.items()]
 
 
 def build(folder: Path) -> Path | None:

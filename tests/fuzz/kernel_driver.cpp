@@ -5,6 +5,7 @@
 
 #include SOURCE
 #include NORM_SOURCE
+#include WINDOW_SOURCE
 
 #include <chrono>
 #include <cstdio>
@@ -45,6 +46,30 @@ void normalise(int64_t B, int64_t N, int64_t width, int64_t groups, bool half, b
   msda_group_norm(maps, adds ? summand : nullptr, weight.get(), weight.get(), sizes.get(), 1e-5, adds, half, threads);
 }
 
+void attend_windows(int64_t w, int64_t n, int64_t h, int64_t D, int64_t seams, bool half, int64_t threads) {
+  const int64_t padding = whole(0, w * n), N = w * n - padding, width = h * D;
+  std::unique_ptr<int64_t[]> sizes(new int64_t[6]{N, w, n, h, D, seams}), places(new int64_t[w * n]);
+  for (int64_t i = 0; i < w * n; ++i) places[i] = std::min(i, N);
+  std::shuffle(places.get(), places.get() + w * n, generator);
+  auto projected = random_floats(N * 3 * width, -1, 1, 2), fill = random_floats(3 * width, -1, 1, 2);
+  auto incoming = random_floats(N * width, -1, 1, 2), bias = random_floats(h * n * n, -1, 1, 2);
+  auto seam = random_floats(seams * n * n, -100, 0, 2);
+  auto half_projected = rounded(projected.get(), N * 3 * width), half_fill = rounded(fill.get(), 3 * width);
+  auto half_incoming = rounded(incoming.get(), N * width);
+  std::unique_ptr<float[]> out(new float[N * width]), gradient(new float[N * 3 * width]);
+  std::unique_ptr<float[]> of_fill(new float[3 * width]()), of_bias(new float[h * n * n]());
+  std::unique_ptr<uint16_t[]> half_out(new uint16_t[N * width]), half_gradient(new uint16_t[N * 3 * width]);
+  const auto either = [half](auto& of_half, auto& of_float) {
+    return half ? static_cast<void*>(of_half.get()) : static_cast<void*>(of_float.get());
+  };
+  void *in = either(half_projected, projected), *rest = either(half_fill, fill);
+  msda_window_attention(in, rest, places.get(), bias.get(), seams ? seam.get() : nullptr, sizes.get(), 0.2, half,
+                        threads, either(half_out, out));
+  msda_window_attention_backward(in, rest, places.get(), bias.get(), seams ? seam.get() : nullptr, sizes.get(), 0.2,
+                                 half, threads, either(half_incoming, incoming), either(half_gradient, gradient),
+                                 of_fill.get(), of_bias.get());
+}
+
 void run(const std::vector<int64_t>& shapes, int64_t B, int64_t Q, int64_t h, int64_t D, int64_t P, bool fused,
          bool half, bool half_places, bool padded, int64_t threads) {
   const int64_t L = shapes.size() / 2;
@@ -83,6 +108,8 @@ void run_random() {
   run(shapes, whole(0, 3), whole(0, 9) ? whole(0, 12) : 2048 + whole(0, 2), whole(1, 3), D, std::min<int64_t>(P, 12),
       whole(0, 1), whole(0, 1), whole(0, 1), whole(0, 1), whole(1, 5));
   normalise(whole(0, 2), whole(1, 1100), whole(1, 9), whole(1, 9), whole(0, 1), whole(0, 1), whole(1, 3));
+  const int64_t w = whole(0, 20);
+  attend_windows(w, whole(1, 50), whole(1, 3), 8 * whole(1, 5), whole(0, w), whole(0, 1), whole(1, 3));
 }
 
 int main(int, char** arguments) {

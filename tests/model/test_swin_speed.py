@@ -8,6 +8,7 @@ from helpers import pack_weights
 from torch import nn
 from transformers import AutoBackbone, SwinConfig
 
+from mask2former_hf.kernels import use_kernel
 from mask2former_hf.model import onednn, swin_speed
 
 SIZES = [(2, 96, 130), (1, 56, 56), (3, 40, 8)]  # padded, whole windows, less than a window
@@ -38,14 +39,21 @@ def attended(monkeypatch):
     return calls
 
 
+@pytest.fixture
+def torch_s_parts(monkeypatch):
+    """Neither oneDNN's products nor the compiled attention, which round otherwise: the next test."""
+    monkeypatch.setattr(onednn, "products_are_faster", lambda dtype: False)
+    with use_kernel("reference"):
+        yield
+
+
 def assert_near(found, expected):
     for here, there in zip(found, expected, strict=True):
         torch.testing.assert_close(here, there, rtol=1e-6, atol=1e-6 * there.abs().max().item())
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_maps_and_gradients_are_those_of_transformers(backbones, size, attended, monkeypatch):
-    monkeypatch.setattr(onednn, "products_are_faster", lambda dtype: False)  # they round otherwise: the next test
+def test_maps_and_gradients_are_those_of_transformers(backbones, size, attended, torch_s_parts):
     pixels, gradients = torch.randn(size[0], 3, *size[1:]), []
     maps = [backbone(pixels).feature_maps for backbone in backbones]
     assert len(attended) == 8
@@ -61,15 +69,18 @@ def test_maps_and_gradients_are_those_of_transformers(backbones, size, attended,
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
 
 
-def test_products_by_onednn_are_as_near_to_float64_as_torch_s(backbones, monkeypatch):
-    if not onednn.is_x86_with_onednn():
+@pytest.mark.parametrize("part", ["products", "attention"])
+def test_own_products_and_attention_are_as_near_to_float64_as_torch_s(backbones, part, monkeypatch):
+    if part == "products" and not onednn.is_x86_with_onednn():
         pytest.skip("not an x86 CPU with oneDNN")
     pixels, errors = torch.randn(1, 3, 96, 130), []
     with torch.inference_mode():
         exact = copy.deepcopy(backbones[1]).double()(pixels.double()).feature_maps
         for faster in (True, False):
-            monkeypatch.setattr(onednn, "products_are_faster", lambda dtype, faster=faster: faster)
-            maps = backbones[1](pixels).feature_maps
+            products = faster and part == "products"
+            monkeypatch.setattr(onednn, "products_are_faster", lambda dtype, products=products: products)
+            with use_kernel("auto" if faster and part == "attention" else "reference"):
+                maps = backbones[1](pixels).feature_maps
             errors.append([(x - y).abs().mean() / y.abs().mean() for x, y in zip(maps, exact, strict=True)])
     assert all(ours < 2 * torch_s + 1e-7 for ours, torch_s in zip(*errors, strict=True)), errors
 
@@ -103,7 +114,7 @@ def test_a_traced_model_runs_transformers_blocks(backbones, attended):
         assert_near(traced(pixels), backbones[0](pixels).feature_maps)
 
 
-def test_a_projection_that_was_exchanged_is_called(backbones, attended):
+def test_a_projection_that_was_exchanged_is_called(backbones, attended, torch_s_parts):
     ours = copy.deepcopy(backbones[1])
     attention = ours.swin.encoder.layers[0].blocks[0].attention
     attention.q_proj = nn.Sequential(attention.q_proj)  # as an adapter wraps it

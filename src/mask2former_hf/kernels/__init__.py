@@ -1,4 +1,4 @@
-"""Compiled multi-scale deformable attention, norms, and for GPUs attention over shifted windows.
+"""Compiled multi-scale deformable attention, norms, and attention over Swin's windows.
 
 `deformable_attention` is what the model calls; it returns None where no compiled kernel applies, and the model then
 runs the plain PyTorch formula. Kernels: "cpp" on CPUs (float32, bfloat16), "triton" on GPUs (float32, float16,
@@ -27,6 +27,8 @@ def leaving_pytorch() -> bool:
 __all__ = [
     "ENVIRONMENT_VARIABLE",
     "KERNELS",
+    "attend_in_windows",
+    "attend_in_windows_backward",
     "batch_norm_",
     "deformable_attention",
     "group_norm_",
@@ -79,9 +81,7 @@ def group_norm_(x: Tensor, norm: torch.nn.GroupNorm, plus: Tensor | None = None,
     """
     if not _maps_to_change(x, plus, norm.weight, norm.bias):
         return False
-    if x.device.type == "cpu" and chosen_name() in ("auto", "cpp"):
-        if cpu.why_not(x.device, x.dtype) is not None:
-            return False
+    if _cpp_runs(x):
         cpu.group_norm_(x, norm.num_groups, norm.weight, norm.bias, norm.eps, plus, rectify)
         return True
     if not (_triton_pays(x, GROUP_NORM_FROM) and norms.fits_group_norm(x.shape[1], norm.num_groups)):
@@ -118,10 +118,18 @@ def layer_norm(
     return norms.layer_norm(x, norm, update, keep_sum) if fits and x.numel() else None
 
 
+def _unrecorded() -> bool:
+    return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or leaving_pytorch())
+
+
 def _eager(x: Tensor) -> bool:
     """Whether nothing records or replaces what is done with x."""
-    recorded = torch.is_grad_enabled() or torch.compiler.is_compiling() or leaving_pytorch()
-    return not (recorded or torch.is_autocast_enabled(x.device.type))
+    return _unrecorded() and not torch.is_autocast_enabled(x.device.type)
+
+
+def _cpp_runs(x: Tensor) -> bool:
+    """Whether a kernel that is no operator of torch may compute on x: nothing records it, "cpp" can and may run."""
+    return _unrecorded() and cpu.why_not(x.device, x.dtype) is None and chosen_name() in ("auto", "cpp")
 
 
 def _triton_pays(x: Tensor, elements: int) -> bool:
@@ -162,3 +170,61 @@ def window_attention(device: torch.device, dtype: torch.dtype, side: int, head_d
     if leaving_pytorch() or windows.why_not(device, dtype, side, head_dim) is not None:
         return None
     return windows.forward
+
+
+def attend_in_windows(
+    projected: Tensor, fill: Tensor, places: Tensor, bias: Tensor, seam: Tensor | None, scale: float
+) -> Tensor | None:
+    """Attention of tokens within their windows; None if it was not done.
+
+    It is done in eager mode, where no graph is recorded, on CPUs, for heads of a multiple of 8 channels, if kernel
+    "cpp" can run for their dtype and no other was asked for. The arithmetic is float32.
+
+    Args:
+        projected: (N, 3 C) queries, keys and values of N tokens.
+        fill: (3 C,) those of padding.
+        places: (w * n,) int64 of each row of w windows of n tokens the token, N for padding; every token once.
+        bias: (h, n, n) of the scores.
+        seam: (s, n, n) what is added to the scores of the last s windows; None for nothing.
+        scale: of the scores.
+
+    Returns:
+        (N, C) in projected's dtype.
+    """
+    heads = _window_heads(projected, fill, places, bias, seam, scale)
+    return None if heads is None else cpu.window_attention(heads)
+
+
+def attend_in_windows_backward(
+    of_attended: Tensor,
+    projected: Tensor,
+    fill: Tensor,
+    places: Tensor,
+    bias: Tensor,
+    seam: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Gradients of `projected`, and in float32 of `fill` and `bias`, of the (N, C) gradient of what was attended.
+
+    The other arguments are those of `attend_in_windows`; None where that is None.
+    """
+    heads = _window_heads(projected, fill, places, bias, seam, scale)
+    if heads is None:
+        return None
+    return cpu.window_attention_backward(heads, of_attended.to(projected.dtype).contiguous())
+
+
+def _window_heads(projected, fill, places, bias, seam, scale) -> cpu.WindowHeads | None:
+    h, n, _ = bias.shape
+    tensors = [tensor for tensor in (projected, fill, places, bias, seam) if tensor is not None]
+    plain = all(type(x) in (Tensor, torch.nn.Parameter) and x.device.type == "cpu" for x in tensors)
+    if not (plain and _cpp_runs(projected)) or projected.shape[1] % (3 * h * 8):
+        return None
+    return cpu.WindowHeads(
+        projected.contiguous(),
+        fill.to(projected.dtype).contiguous(),
+        places.view(-1, n),
+        bias.float().contiguous(),
+        None if seam is None else seam.float().contiguous(),
+        scale,
+    )

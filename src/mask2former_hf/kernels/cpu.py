@@ -4,13 +4,14 @@ import ctypes
 import sys
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import problem
 
-INTERFACE_VERSION = 2
+INTERFACE_VERSION = 3
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 LIBRARY = Path(__file__).with_name(f"_msda_cpu{SUFFIX}")
 DTYPES = (torch.float32, torch.bfloat16)
@@ -29,7 +30,13 @@ def library() -> ctypes.CDLL | str:
             return f"{LIBRARY.name} belongs to another version of this package; reinstall it"
     except (OSError, AttributeError) as error:
         return f"{LIBRARY.name} cannot be loaded ({error})"
-    for name in ("msda_forward", "msda_backward", "msda_group_norm"):
+    for name in (
+        "msda_forward",
+        "msda_backward",
+        "msda_group_norm",
+        "msda_window_attention",
+        "msda_window_attention_backward",
+    ):
         getattr(loaded, name).restype = None
     return loaded
 
@@ -95,6 +102,46 @@ def group_norm_(
     library().msda_group_norm(
         *map(_pointer, (x, plus, weight, bias)), sizes, ctypes.c_double(epsilon), *map(ctypes.c_int64, flags)
     )
+
+
+class WindowHeads(NamedTuple):
+    """Contiguous tensors of an attention over windows (see window_attention_cpu.cpp)."""
+
+    projected: Tensor  # (N, 3 C) float32 or bfloat16: queries, keys and values of N tokens
+    fill: Tensor  # (3 C,) in the same dtype: those of padding
+    places: Tensor  # (w, n) int64: token of each row of w windows, N for padding
+    bias: Tensor  # (h, n, n) float32 of the scores
+    seam: Tensor | None  # (s, n, n) float32, added to the scores of the last s windows
+    scale: float  # of the scores
+
+
+def window_attention(heads: WindowHeads) -> Tensor:
+    """(N, C) what every token has attended to."""
+    output = heads.projected.new_empty(len(heads.projected), heads.projected.shape[1] // 3)
+    library().msda_window_attention(*_window_arguments(heads), _pointer(output))
+    return output
+
+
+def window_attention_backward(heads: WindowHeads, of_attended: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the tokens' queries, keys and values, and in float32 of those of padding and of the bias."""
+    gradients = (
+        torch.empty_like(heads.projected),
+        heads.bias.new_zeros(heads.projected.shape[1]),
+        torch.zeros_like(heads.bias),
+    )
+    library().msda_window_attention_backward(
+        *_window_arguments(heads), _pointer(of_attended), *map(_pointer, gradients)
+    )
+    return gradients
+
+
+def _window_arguments(heads: WindowHeads):
+    h, n, _ = heads.bias.shape
+    seams = 0 if heads.seam is None else len(heads.seam)
+    N, width = heads.projected.shape
+    sizes = (ctypes.c_int64 * 6)(N, len(heads.places), n, h, width // (3 * h), seams)
+    flags = (heads.projected.dtype == torch.bfloat16, torch.get_num_threads())
+    return *map(_pointer, heads[:5]), sizes, ctypes.c_double(heads.scale), *map(ctypes.c_int64, flags)
 
 
 def _pointer(tensor: Tensor | None):

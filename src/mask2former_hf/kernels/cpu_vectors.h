@@ -25,6 +25,7 @@ namespace {
 typedef float vec __attribute__((vector_size(32), aligned(4)));
 // May alias: both read and write memory of uint16_t, and not only as that.
 typedef uint16_t half_vec __attribute__((vector_size(16), aligned(2), may_alias));
+typedef int32_t int_vec __attribute__((vector_size(32)));
 typedef uint32_t bit_vec __attribute__((vector_size(32), aligned(2), may_alias));
 
 template <typename To, typename From>
@@ -39,6 +40,7 @@ INLINE vec load(const float* p) { return *reinterpret_cast<const vec*>(p); }
 INLINE vec load(const uint16_t* p) {  // bfloat16 is the upper half of a float32
   return as<vec>(__builtin_convertvector(*reinterpret_cast<const half_vec*>(p), bit_vec) << 16);
 }
+INLINE void store(float* p, vec x) { *reinterpret_cast<vec*>(p) = x; }
 INLINE float load_one(const float* p) { return *p; }
 INLINE float load_one(const uint16_t* p) { return as<float>(static_cast<uint32_t>(*p) << 16); }
 
@@ -51,6 +53,9 @@ INLINE bit_vec rounded_to_bfloat16(vec x) {  // in the upper halves
   const bit_vec bits = as<bit_vec>(x);
   const bit_vec nan = as<bit_vec>((bits & 0x7fffffff) > 0x7f800000);
   return ((bits + 0x7fff + ((bits >> 16) & 1)) & ~nan) | ((bits | 0x400000) & nan);
+}
+INLINE void store(uint16_t* p, vec x) {
+  *reinterpret_cast<half_vec*>(p) = __builtin_convertvector(rounded_to_bfloat16(x) >> 16, half_vec);
 }
 INLINE void store_one(float* p, float x) { *p = x; }
 INLINE void store_one(uint16_t* p, float x) { *p = round_to_bfloat16(x); }
@@ -90,6 +95,32 @@ INLINE float largest_of(vec x) {
   for (int half = 4; half > 0; half /= 2)
     for (int k = 0; k < half; ++k) eight[k] = eight[k] > eight[k + half] ? eight[k] : eight[k + half];
   return eight[0];
+}
+
+// exp(x) of x near n ln 2, and `power` = 2^n: Cephes' polynomial.
+template <typename F>
+INLINE F scaled_exp(F x, F n, F power) {
+  const F r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  F e = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  e = e * r + 8.3334519073e-3f;
+  e = e * r + 4.1665795894e-2f;
+  e = e * r + 1.6666665459e-1f;
+  e = e * r + 5.0000001201e-1f;
+  return power * (e * r * r + r + 1.0f);
+}
+
+// exp for x <= 0 to 2 units in the last place, without a call, so that loops over it become vector code.
+INLINE float exp_of_negative(float x) {
+  x = x < -87.0f ? -87.0f : x;  // so that NaN stays NaN
+  const float finite = x > -87.0f ? x : -87.0f;  // for the exponent, an integer: there is none for NaN
+  const int32_t exponent = static_cast<int32_t>(finite * 1.44269504f - 0.5f);  // nearest, as x <= 0
+  return scaled_exp(x, static_cast<float>(exponent), as<float>(static_cast<uint32_t>(exponent + 127) << 23));
+}
+INLINE vec exp_of_negative(vec x) {
+  const vec least = vec{} - 87.0f;
+  x = x < least ? least : x;
+  const int_vec exponent = __builtin_convertvector((x > least ? x : least) * 1.44269504f - 0.5f, int_vec);
+  return scaled_exp(x, __builtin_convertvector(exponent, vec), as<vec>((exponent + 127) << 23));
 }
 
 struct Progress {

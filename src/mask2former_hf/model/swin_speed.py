@@ -24,7 +24,7 @@ from .cpu_layout import hooked, plain
 from .feed_forward import product_dtype
 from .layer_norms import normed, sum_and_norm
 from .onednn import linear, product
-from .swin_training import attention_half, feed_forward_half, for_kept_images
+from .swin_training import attend_where_tokens_are, attention_half, feed_forward_half, for_kept_images
 
 OTHER_REGION = -100.0  # what transformers adds to the scores of tokens that the shift made neighbours
 
@@ -35,18 +35,20 @@ class Windows(NamedTuple):
     Args:
         tokens: of each row of the windows the token, B * H * W of them in all; of padding the first token.
         padding: rows of the windows that are padding.
+        places: `tokens`, B * H * W for padding.
         rows: of each token its row.
-        seam: (windows at the seam, 1, n, n) what is added to their scores; None without a shift.
+        seam: (windows at the seam, 1, n, n) float32 what is added to their scores; None without a shift.
     """
 
     tokens: Tensor
     padding: Tensor
+    places: Tensor
     rows: Tensor
     seam: Tensor | None
 
 
 @lru_cache(maxsize=32)  # four stages, two kinds of block, and some sizes of images; 1 MB for the largest at 640 x 640
-def windows_of(batch: int, height: int, width: int, side: int, shift: int, dtype: torch.dtype) -> Windows:
+def windows_of(batch: int, height: int, width: int, side: int, shift: int) -> Windows:
     with torch.inference_mode(False), torch.no_grad():  # kept, and so for training too
         cells = torch.arange(height * width).view(1, height, width) + 1  # 0 is padding
         cells = torch.roll(F.pad(cells, (0, -width % side, 0, -height % side)), (-shift, -shift), (1, 2))
@@ -65,8 +67,9 @@ def windows_of(batch: int, height: int, width: int, side: int, shift: int, dtype
         if whole < len(order):
             of_seam = regions[order[whole:]]
             apart = of_seam[:, None, :] != of_seam[:, :, None]
-            seam = (apart * OTHER_REGION).to(dtype).unsqueeze(1).repeat(batch, 1, 1, 1)
-        return Windows((cells - 1).clamp(min=0), (~present).nonzero()[:, 0], rows, seam)
+            seam = (apart * OTHER_REGION).unsqueeze(1).repeat(batch, 1, 1, 1)
+        places = torch.where(present, cells - 1, batch * height * width)
+        return Windows((cells - 1).clamp(min=0), (~present).nonzero()[:, 0], places, rows, seam)
 
 
 def _region(length: int, side: int, shift: int) -> Tensor:
@@ -173,7 +176,7 @@ class GatheredSwinLayer(SwinLayer):
 
         def attended(x: Tensor, factor: float) -> Tensor:
             make = windows_of if len(x) == whole_batch else windows_of.__wrapped__  # which batches recur
-            windows = make(len(x), *map(int, size), self.window_size, self.shift_size, product_dtype(x))
+            windows = make(len(x), *map(int, size), self.window_size, self.shift_size)
             return attention_half(self.attention, self.layernorm_before, x, windows, self.window_size, factor)
 
         x = for_kept_images(self.drop_path, x, attended)
@@ -194,22 +197,26 @@ class GatheredSwinLayer(SwinLayer):
             tokens, position_bias = projected.view(B, *map(int, size), 3 * C), attention.relative_position_bias()[0]
             options = self.window_size, self.shift_size, attention.scaling
             return attention.o_proj(kernel(tokens, fill, position_bias, *options)[0].view(B, -1, C))
-        windows = windows_of(B, *map(int, size), self.window_size, self.shift_size, projected.dtype)
+        windows = windows_of(B, *map(int, size), self.window_size, self.shift_size)
+        position_bias = attention.relative_position_bias()
+        attended = attend_where_tokens_are(projected, fill, windows, position_bias, attention.scaling)
+        if attended is not None:
+            return linear(attention.o_proj, attended.view(B, -1, C))
         rows = IntoWindows.apply if torch.is_grad_enabled() else into_windows
         heads = rows(projected, fill, windows).view(-1, n, 3, attention.num_attention_heads, attention.head_dim)
         query, key, value = heads.permute(2, 0, 3, 1, 4)  # (windows, h, n, C / h)
-        attended = self._attended(query, key, value, windows.seam).transpose(1, 2).reshape(-1, C)
+        attended = self._attended(query, key, value, position_bias, windows.seam).transpose(1, 2).reshape(-1, C)
         if torch.is_grad_enabled():
             return attention.o_proj(OutOfWindows.apply(attended, windows).view(B, -1, C))
         return linear(attention.o_proj, attended.index_select(0, windows.rows).view(B, -1, C))
 
-    def _attended(self, query: Tensor, key: Tensor, value: Tensor, seam: Tensor | None) -> Tensor:
-        position_bias, scale = self.attention.relative_position_bias().to(query.dtype), self.attention.scaling
+    def _attended(self, query: Tensor, key: Tensor, value: Tensor, position_bias: Tensor, seam) -> Tensor:
+        position_bias, scale = position_bias.to(query.dtype), self.attention.scaling
         whole = len(query) - (0 if seam is None else len(seam))
         parts = []
         for some, bias in (
             (slice(whole), position_bias),
-            (slice(whole, None), position_bias if seam is None else position_bias + seam),
+            (slice(whole, None), position_bias if seam is None else position_bias + seam.to(query.dtype)),
         ):
             if len(query[some]):
                 parts.append(F.scaled_dot_product_attention(query[some], key[some], value[some], bias, scale=scale))

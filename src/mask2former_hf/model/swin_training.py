@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .compiled import attend_in_windows, attend_in_windows_backward
 from .cpu_layout import chunk_length
 from .feed_forward import FeedForward, Norm, Sums, product_dtype, some_rows
 
@@ -34,10 +35,6 @@ class WindowedAttention(NamedTuple):
     eps: float  # of the norm
     factor: float  # on what is added
 
-    def places(self, tokens: int) -> Tensor:
-        """Of each row of the windows its token; of padding the row after the last token."""
-        return self.windows.tokens.index_fill(0, self.windows.padding, tokens)
-
     def chunks(self, position_bias: Tensor, channels: int) -> Iterator[tuple[slice, Tensor]]:
         """Some rows of the windows at a time, and the (1 or w, h, n, n) bias of their scores."""
         n, seam = self.side**2, self.windows.seam
@@ -48,7 +45,7 @@ class WindowedAttention(NamedTuple):
             yield slice(start * n, min(start + step, whole) * n), position_bias
         for start in range(whole, count, step):
             end = min(start + step, count)
-            yield slice(start * n, end * n), position_bias + seam[start - whole : end - whole]
+            yield slice(start * n, end * n), position_bias + seam[start - whole : end - whole].to(position_bias.dtype)
 
 
 class AttentionHalf(torch.autograd.Function):
@@ -59,15 +56,7 @@ class AttentionHalf(torch.autograd.Function):
         (N, C), dtype = x.shape, product_dtype(x)
         with torch.autocast(x.device.type, enabled=False):
             projected = project(x, Norm(norm_weight, norm_bias, options.eps), weight.to(dtype), bias)
-            places, in_windows = options.places(N), x.new_empty(len(options.windows.tokens), C, dtype=dtype)
-            for some, scores_bias in options.chunks(position_bias.detach().to(dtype), C):
-                query, key, value = split_heads(projected.index_select(0, places[some]), options, C)
-                query, key, value = (x.reshape(-1, *x.shape[2:]) for x in (query * options.scale, key, value))
-                attended = torch.bmm(attention_weights(query, key, scores_bias), value)
-                (into,) = split_heads(in_windows[some], options, C)
-                into.copy_(attended.view(into.shape))
-            attended = in_windows.index_select(0, options.windows.rows)
-            del in_windows
+            attended = attended_in_windows(projected, position_bias.detach(), options)
             output = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, dtype))
             out_weight_cast, out_bias_cast = out_weight.to(dtype), out_bias.to(dtype)
             for some in some_rows(N, C, x.device):
@@ -89,13 +78,13 @@ class AttentionHalf(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             out_sums = Sums(out_weight, ctx.needs_input_grad[6:8])
             of_attended = gradient_of_projected_back(gradient, attended, out_weight, options.factor, out_sums)
-            of_windows, of_position_bias = gradient_in_windows(of_attended, projected, position_bias, options)
+            of_projected, of_fill, of_position_bias = gradients_in_windows(
+                of_attended, projected, position_bias, options
+            )
             del of_attended
             sums = Sums(weight, ctx.needs_input_grad[3:5])
             if sums.bias is not None:  # padding is projected to the bias
-                sums.bias.add_(of_windows[options.windows.padding].sum(0))
-            of_projected = of_windows.index_select(0, options.windows.rows)
-            del of_windows
+                sums.bias.add_(of_fill)
             of_x, *of_norm = gradient_of_normed(gradient, x, norm, of_projected, weight, sums)
         return (
             of_x,
@@ -136,21 +125,55 @@ def gradient_of_projected_back(gradient, attended, weight, factor: float, sums: 
     return of_attended
 
 
-def gradient_in_windows(of_attended, projected, position_bias, options: WindowedAttention) -> tuple[Tensor, Tensor]:
-    """(rows of windows, 3 C) gradient of queries, keys and values, and that of the position bias."""
-    C, dtype = of_attended.shape[1], projected.dtype
-    places = options.places(len(projected) - 1)
-    of_windows = torch.empty(len(places), 3 * C, dtype=dtype, device=projected.device)
+def attend_where_tokens_are(
+    projected: Tensor, fill: Tensor, windows, position_bias: Tensor, scale: float
+) -> Tensor | None:
+    """(N, 3 C) tokens' queries, keys and values, and those of padding -> (N, C), if a kernel applies."""
+    if attend_in_windows is None:
+        return None
+    seam = None if windows.seam is None else windows.seam[:, 0]
+    return attend_in_windows(projected, fill, windows.places, position_bias[0], seam, scale)
+
+
+def attended_in_windows(projected: Tensor, position_bias: Tensor, options: WindowedAttention) -> Tensor:
+    """(N + 1, 3 C) queries, keys and values, the last row of padding -> (N, C)."""
+    windows, C, dtype = options.windows, projected.shape[1] // 3, projected.dtype
+    attended = attend_where_tokens_are(projected[:-1], projected[-1], windows, position_bias, options.scale)
+    if attended is not None:
+        return attended
+    in_windows = projected.new_empty(len(windows.places), C)
+    for some, scores_bias in options.chunks(position_bias.to(dtype), C):
+        query, key, value = split_heads(projected.index_select(0, windows.places[some]), options, C)
+        query, key, value = (x.reshape(-1, *x.shape[2:]) for x in (query * options.scale, key, value))
+        attended = torch.bmm(attention_weights(query, key, scores_bias), value)
+        (into,) = split_heads(in_windows[some], options, C)
+        into.copy_(attended.view(into.shape))
+    return in_windows.index_select(0, windows.rows)
+
+
+def gradients_in_windows(
+    of_attended: Tensor, projected: Tensor, position_bias: Tensor, options: WindowedAttention
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of (N + 1, C) gradients of what was attended those of queries, keys and values, (N, 3 C), the sum of those of
+    padding, (3 C,), and that of the position bias."""
+    windows, C, dtype = options.windows, of_attended.shape[1], projected.dtype
+    if attend_in_windows_backward is not None:
+        seam = None if windows.seam is None else windows.seam[:, 0]
+        heads = (projected[:-1], projected[-1], windows.places, position_bias[0], seam, options.scale)
+        gradients = attend_in_windows_backward(of_attended[:-1], *heads)
+        if gradients is not None:
+            return *gradients[:2], gradients[2].unsqueeze(0)
+    of_windows = torch.empty(len(windows.places), 3 * C, dtype=dtype, device=projected.device)
     precise = torch.promote_types(position_bias.dtype, torch.float32)
     of_position_bias = torch.zeros(position_bias.shape, dtype=precise, device=projected.device)
     for some, scores_bias in options.chunks(position_bias.to(dtype), C):
-        query, key, value = split_heads(projected.index_select(0, places[some]), options, C)
-        (of_output,) = split_heads(of_attended.index_select(0, places[some]), options, C)
+        query, key, value = split_heads(projected.index_select(0, windows.places[some]), options, C)
+        (of_output,) = split_heads(of_attended.index_select(0, windows.places[some]), options, C)
         of_parts, of_scores = attention_gradients(query, key, value, scores_bias, of_output, options.scale)
         for into, part in zip(split_heads(of_windows[some], options, C), of_parts, strict=True):
             into.copy_(part)
         of_position_bias.add_(of_scores.sum(0))
-    return of_windows, of_position_bias
+    return of_windows.index_select(0, windows.rows), of_windows[windows.padding].sum(0), of_position_bias
 
 
 def attention_weights(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
