@@ -12,6 +12,8 @@ from . import triton_gpu
 from .choosing import chosen_name
 
 LONGEST_WINDOW = 256  # tokens whose scores a program holds at once
+WIDEST_HEAD = 32  # channels, which Swin's heads have; with more the backward pass leaves registers and shared memory
+FEW = 64  # tokens of a window from which on programs have other sizes
 PROGRAMS = 1056  # of the backward pass, eight for each of an H100's multiprocessors
 
 
@@ -22,8 +24,9 @@ def why_not(device: torch.device, dtype: torch.dtype, side: int, head_dim: int) 
         return f"kernel {name!r} was asked for"
     if device.type != "cuda" and name == "auto":
         return f"it runs on GPUs, not on {device.type}"
-    if side**2 > LONGEST_WINDOW or head_dim > 128:
-        return f"a window of {side} x {side} tokens and heads of {head_dim} channels do not fit a program"
+    longest = LONGEST_WINDOW if torch.version.hip is None else FEW  # whose GPUs have 64 KB of shared memory
+    if side**2 > longest or head_dim > WIDEST_HEAD:
+        return f"a window of {side} x {side} tokens or heads of {head_dim} channels do not fit a program"
     if device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
         return "it needs compute capability 8.0, for its shared memory"
     return triton_gpu.why_not(device, dtype)
@@ -82,9 +85,11 @@ def backward(
     bias_gradients = torch.zeros(groups, h, n, n, dtype=torch.float32, device=projected.device)
     fill_gradients = torch.empty(groups, 2 * C, dtype=torch.float32, device=projected.device)
     if groups:
-        rows, warps = BACKWARD[side**2 > 64, projected.element_size()]
+        rows, warps = BACKWARD[side**2 > FEW, projected.element_size()]
         columns = max(16, triton_gpu.power_of_two(side**2))
         constants = _constants(projected, position_bias, side) | {"ROWS": min(rows, columns), "COLUMNS": columns}
+        if side**2 > FEW:
+            constants["PRECISION"] = "ieee"  # TF32 would take 121 KB of shared memory, which not all GPUs have
         with torch.cuda.device_of(projected):
             _kernels().backward_kernel[(groups * h,)](
                 gradient, projected, fill, position_bias, output, normalizers, projected_gradient, bias_gradients,
