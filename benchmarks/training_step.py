@@ -1,7 +1,7 @@
 """A training step of stock transformers' Mask2Former and ours: same weights, batch and number of points.
 
     python benchmarks/training_step.py [--backbone swin-t] [--size 512] [--batch 2] [--targets 12] [--repeats 3]
-        [--bf16] [--freeze-batch-norm] [--compile] [--json FILE]
+        [--bf16] [--freeze-batch-norm] [--compile] [--json FILE] [--profile FILE] [--only ours]
 
 Prints the median seconds of forward + criterion + backward, interleaved, and the peak memory of each (on a CPU the
 growth of the process, measured in a process of its own; on a GPU the allocator's peak).
@@ -113,7 +113,11 @@ def main():
     parser.add_argument("--compile", action="store_true", help="also ours under torch.compile")
     parser.add_argument("--json", help="file for the figures")
     parser.add_argument("--profile", help="file for where the time of our step goes")
-    parser.add_argument("--only", choices=("stock", "ours", "compiled"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--only",
+        choices=("stock", "ours", "compiled"),
+        help="print the GB of a step of this model in this process, and no more; on CPUs the table is made so",
+    )
     arguments = parser.parse_args()
     if arguments.only:
         return measure_alone(arguments)

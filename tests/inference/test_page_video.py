@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -40,10 +41,17 @@ def plain(frames, total):
     return frames
 
 
-def ask(segmenter, path, task="instance", threshold=0.1, progress=plain, most_frames=100, most_pixels=10**6):
+def never():
+    return False
+
+
+def ask(
+    segmenter, path, task="instance", threshold=0.1, progress=plain, most_frames=100, most_pixels=10**6, stopped=never
+):
     """The answer with its files read, which are gone afterwards: what is said, the overlay, rows, tracks."""
     path = None if path is None else str(path)
-    answers = list(map(read, answer_video(segmenter, path, task, threshold, progress, most_frames, most_pixels)))
+    given = segmenter, path, task, threshold, progress, most_frames, most_pixels, stopped
+    answers = list(map(read, answer_video(*given)))
     assert len(answers) == 1
     return answers[0]
 
@@ -103,6 +111,16 @@ def test_a_video_that_is_damaged_in_the_middle_is_shown_up_to_there(kind, segmen
     assert str(video.parent) not in said and {len(track["segmentations"]) for track in tracks} == {5}
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_segmented_before_a_stop_is_shown(kind, segmenters, video):
+    answers = iter([False] * 5 + [True])
+    said, overlay, _, tracks = ask(segmenters[kind], video, stopped=lambda: next(answers))
+    assert "Stopped. Shown is what came before: 5 frames." in said and "longer" not in said
+    assert overlay == 5 and {len(track["segmentations"]) for track in tracks} == {5}
+    said, *rest = ask(segmenters[kind], video, stopped=lambda: True)
+    assert "Stopped" in said and rest == [None, []]
+
+
 def test_what_cannot_be_segmented_is_a_message_without_a_path(segmenters, video, tmp_path, monkeypatch):
     images = segmenters["images"]
     (tmp_path / "empty.mp4").write_bytes(b"")
@@ -151,6 +169,35 @@ def test_in_the_browser_a_video_becomes_an_overlay_a_table_and_files(segmenters,
     view.locator("#video button[aria-label*=lear]").first.click()
     view.set_input_files("#video input[type=file]", tmp_path / "damaged.mp4")
     view.get_by_text("damaged.mp4: cannot be read as a video").wait_for()
+
+
+def test_in_the_browser_a_running_video_is_stopped_and_the_next_one_is_not(
+    segmenters, video, serve, browser, monkeypatch
+):
+    whole, slow = VideoSource.__iter__, [True]
+
+    def endless(self):
+        while slow[0]:
+            for frame in whole(self):
+                time.sleep(0.1)
+                yield frame
+        yield from whole(self)
+
+    monkeypatch.setattr(VideoSource, "__iter__", endless)
+    view = browser.new_page()
+    view.set_default_timeout(20000)
+    view.goto(serve(segmenters["clips"], most_frames=10000))
+    assert view.locator("#stop-video").is_disabled()
+    view.set_input_files("#video input[type=file]", video)
+    view.locator("#stop-video:enabled").wait_for()
+    view.wait_for_timeout(500)
+    view.locator("#stop-video").click()
+    view.get_by_text("Stopped").wait_for()
+    view.locator("#stop-video:disabled").wait_for()
+    slow[0] = False
+    view.locator("#segment-video").click()
+    view.wait_for_selector("#video-files a[download='tracks.json']")
+    view.wait_for_function("!document.querySelector('#video-said').innerText.includes('Stopped')")
 
 
 def test_in_the_browser_the_webcam_gives_a_video(segmenters, serve, browser):

@@ -332,11 +332,17 @@ def test_every_door_reads_the_level_that_is_asked_for(network, raster, tmp_path,
     assert main([*command, "--tile", "64"]) == 2
     assert "level was 1 and is 0" in capsys.readouterr().err
     for options, problem in [
+        (["--level", "2", "--tile", "64"], "--level 2: none of the 2 images has it, the highest is 1;"),
         (["--level", "1"], "--level 1: only tiles are read from levels"),
         (["--level", "-1", "--tile", "64"], "--level -1: must be that of a pyramid"),
     ]:
         assert main([*command, "--overwrite", *options]) == 2
         assert problem in capsys.readouterr().err
+    (tmp_path / "no_tiff.tif").write_bytes(b"II*")
+    command[1:3] = [str(tmp_path / name) for name in ("no_levels.png", "no_tiff.tif")]
+    assert main([*command, "--overwrite", "--tile", "64", "--level", "1"]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "mask2former-hf predict" in line]
+    assert "--level 1: none of the 2 images has it, they have no pyramid" in line
 
 
 def test_a_large_raster_is_read_by_windows_and_keeps_its_place(network, raster, monkeypatch):

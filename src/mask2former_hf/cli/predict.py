@@ -28,7 +28,7 @@ from ..model.result_defaults import TASKS
 from .main import UserError, in_flags
 from .output_folder import OF_IMAGES, check_output, record_of, remove, report
 from .precision import add_dtype_argument
-from .tiling import add_effort_argument, add_tile_arguments, overlap_of
+from .tiling import add_effort_argument, add_tile_arguments, check_level, overlap_of
 
 FEW = 20  # images for which no process is begun: it takes a second
 WORKERS, MOST_WORKERS = 2, 2**10  # more is a slip of the keyboard
@@ -117,6 +117,8 @@ def run(arguments: argparse.Namespace) -> int:
         return predict_video.run(arguments, partial(remove, present))
     process, processes = _processes(arguments)
     images, problems = _find(arguments)
+    if arguments.tile is not None:
+        check_level(arguments.level, images)
     folder, shards = _shards(arguments, len(images), process, processes)
     inputs = images.paths if isinstance(images, ImageFiles) and arguments.overwrite else ()
     present = check_output(arguments, [*arguments.images, *inputs], OF_IMAGES, goes_on=True)

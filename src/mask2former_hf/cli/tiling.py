@@ -1,7 +1,10 @@
 """The flags that say how images go through the network: in tiles if they are large, through how many layers."""
 
 import argparse
+import importlib.util
 
+from ..data.image_lists import ImageFiles, ImageList
+from ..data.windows import last_level
 from ..inference.tiles import MIN_TILE, OVERLAP
 from .main import UserError
 
@@ -40,6 +43,25 @@ def overlap_of(tile: int | str | None, overlap: float | None) -> float:
     if tile is None:
         raise UserError(f"--overlap {overlap:g}: only tiles overlap; add --tile, or leave it out")
     return overlap
+
+
+def check_level(level: int, images: ImageList):
+    """Refuse a level that no image has; what has others is left out when its turn comes.
+
+    Raises:
+        UserError: with what there is.
+    """
+    if level <= 0:
+        return
+    if importlib.util.find_spec("rasterio") is None:
+        raise UserError(f"--level {level}: levels of a TIFF's pyramid are read by rasterio: pip install rasterio")
+    highest = 0
+    for path in images.paths if isinstance(images, ImageFiles) else ():
+        highest = max(highest, last_level(path))
+        if highest >= level:
+            return
+    found = f"the highest is {highest}" if highest else "they have no pyramid (overviews of a TIFF, as gdaladdo makes)"
+    raise UserError(f"--level {level}: none of the {len(images)} images has it, {found}; leave it out, or make it")
 
 
 def tile_side(text: str) -> int | str:

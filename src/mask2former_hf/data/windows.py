@@ -118,6 +118,20 @@ def open_raster(path: str | os.PathLike, channels: int | None = None, level: int
     return windows
 
 
+def last_level(path: str | os.PathLike) -> int:
+    """Of a TIFF's pyramid, by its header; 0 for what has none, or cannot be read."""
+    if not is_tiff(path) or importlib.util.find_spec("rasterio") is None:
+        return 0
+    rasterio = load_rasterio(path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Dataset has no geotransform")
+        try:
+            with rasterio.open(path) as file:
+                return len(file.overviews(1))
+        except rasterio.errors.RasterioError:
+            return 0
+
+
 def _raster(path: str | os.PathLike, channels: int | None, level: int) -> RasterWindows | None:
     if str(path).lower().startswith(("http://", "https://")) or not is_tiff(path):
         return None

@@ -43,7 +43,9 @@ def add_video_tab(
             task = gradio.Radio(tasks, value=segmenter.task, label="Task", elem_id="video-task")
             threshold = gradio.Slider(0, 1, step=0.01, label="Threshold", **slider(segmenter.task))
             gradio.Markdown(f"At most the first {most_frames} frames are segmented.")
-            button = gradio.Button("Segment", variant="primary", elem_id="segment-video")
+            with gradio.Row():
+                button = gradio.Button("Segment", variant="primary", elem_id="segment-video")
+                stop = gradio.Button("Stop", interactive=False, elem_id="stop-video")
             if examples:
                 gradio.Examples(examples, video)
         with gradio.Column(scale=2):
@@ -56,11 +58,16 @@ def add_video_tab(
             )
             files = gradio.File(file_count="multiple", interactive=False, label="Download", elem_id="video-files")
 
-    def show(path, task, threshold, progress=gradio.Progress()):  # noqa: B008 (how Gradio knows that it is wanted)
-        bar = partial(progress.tqdm, desc="segmenting", unit="frames")
-        yield from answer_video(segmenter, path, task, threshold, bar, most_frames, most_pixels)
+    stopping, begin, mark, end = _stop_marks(gradio)
 
-    gradio.on(
+    def show(path, task, threshold, request: gradio.Request, progress=gradio.Progress()):  # noqa: B008 (Gradio's way)
+        bar = partial(progress.tqdm, desc="segmenting", unit="frames")
+        yield from answer_video(
+            segmenter, path, task, threshold, bar, most_frames, most_pixels, lambda: request.session_hash in stopping
+        )
+
+    gradio.on([button.click, video.change], begin, None, stop, queue=False, api_name=False)
+    shown = gradio.on(
         [button.click, video.change],
         show,
         [video, task, threshold],
@@ -70,7 +77,43 @@ def add_video_tab(
         concurrency_id=NETWORK,
         api_name="segment_video",
     )
+    shown.then(end, None, stop, queue=False, api_name=False)
+    stop.click(mark, None, stop, queue=False, api_name=False)
     task.change(lambda task: gradio.Slider(**slider(task)), task, threshold, api_name=False)
+
+
+def _stop_marks(gradio) -> tuple[set[str], Callable, Callable, Callable]:
+    """Sessions whose video is to end, and handlers of its beginning, of the button *Stop*, and of its end.
+
+    Gradio's own `cancels` would leave the network running to the end, and show nothing of what was done.
+    """
+    sessions = set()
+
+    def begin(request: gradio.Request):
+        sessions.discard(request.session_hash)
+        return gradio.Button(interactive=True)
+
+    def stop(request: gradio.Request):
+        sessions.add(request.session_hash)
+        return gradio.Button(interactive=False)
+
+    def end(request: gradio.Request):
+        sessions.discard(request.session_hash)
+        return gradio.Button(interactive=False)
+
+    return sessions, begin, stop, end
+
+
+class Stopped(ValueError):
+    """Somebody has seen enough of a video."""
+
+
+def until_stopped(frames: Iterable, stopped: Callable[[], bool]) -> Iterator:
+    """The frames, up to a `Stopped` error."""
+    for frame in frames:
+        if stopped():
+            raise Stopped("Stopped")
+        yield frame
 
 
 def _video_input(gradio):
@@ -90,6 +133,7 @@ def answer_video(
     progress: Callable[[Iterable], Iterable],
     most_frames: int,
     most_pixels: int,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[Answer]:
     """What is said, the overlay's file, rows of objects and the files of an upload; once, and there until it goes on.
 
@@ -99,6 +143,7 @@ def answer_video(
         progress: wraps the frames; takes `total`.
         most_frames: that are segmented, the first.
         most_pixels: of a frame.
+        stopped: asked before every frame, whether it and those after it are left out.
     """
     if path is None:
         yield EMPTY
@@ -121,7 +166,7 @@ def answer_video(
             stream,
             Path(folder),
             video_id=name,
-            progress=partial(progress, total=total),
+            progress=lambda frames: until_stopped(progress(frames, total=total), stopped),
             most_frames=most_frames,
         )
         if not found.length:
