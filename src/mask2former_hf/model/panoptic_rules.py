@@ -32,6 +32,11 @@ class Contest(NamedTuple):
     owned: Tensor  # (N + 1,) pixels of which the query is the owner
     visible: Tensor  # (N + 1,) pixels that are both
 
+    @property
+    def holder(self) -> Tensor:
+        """(H, W) int64, the owner of pixels that belong to its mask; 0 for the others."""
+        return self.owner * self.inside
+
 
 class Segments(NamedTuple):
     numbers: Tensor  # (N + 1,) int64, number of each query's segment, from 1; 0 for nobody and dropped queries

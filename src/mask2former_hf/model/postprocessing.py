@@ -27,6 +27,7 @@ from .instance_masks import masks_to_boxes, thresholded
 from .mask_resizing import check_sizes, query_chunks, resize_rows, source_rows
 from .number_checks import check_count, check_fractions, check_labels
 from .panoptic_rules import Contest, accept, contest, kept_queries
+from .result_blocks import BlockContest, classes_in_blocks, contest_in_blocks
 from .result_defaults import CERTAIN, MASK_THRESHOLD, MAX_INSTANCES, OVERLAP_THRESHOLD, PANOPTIC_THRESHOLD
 
 
@@ -53,12 +54,15 @@ def semantic_scores(
 def semantic_map(
     class_logits, mask_logits, canvas_size, image_size=None, target_size=None, *, resize_masks_first=True
 ):
-    """Best class of every pixel: the argmax of `semantic_scores`, computed by bands of rows.
+    """Best class of every pixel: the argmax of `semantic_scores`, by bands of rows, or on CPUs by `result_blocks`.
 
     Returns:
         (H, W) int64 class ids; the first class wins a tie.
     """
     class_logits, mask_logits, sizes = _check(class_logits, mask_logits, canvas_size, image_size, target_size)
+    if mask_logits.device.type == "cpu":
+        probabilities = class_logits.softmax(-1)[:, :-1].T  # (K, Q)
+        return classes_in_blocks(probabilities, mask_logits, sizes, resize_masks_first)
     classes = torch.empty(sizes[2], dtype=torch.int64, device=class_logits.device)
     for start, stop, band in _semantic_bands(class_logits, mask_logits, *sizes, resize_masks_first):
         classes[start:stop] = band.argmax(0)
@@ -104,7 +108,8 @@ def panoptic_segmentation(
         decide,
     )
     numbers, segments = _segments(found, stuff_label_ids, overlap_threshold)
-    return numbers.int()[found.contest.owner] * found.contest.inside, segments
+    holder = found.contest.holder
+    return numbers.int().index_select(0, holder.flatten()).view_as(holder), segments
 
 
 def panoptic_claims(
@@ -134,6 +139,7 @@ def panoptic_claims(
         overlap_threshold,
         mask_threshold,
         decide,
+        every_pixel=True,
     )
     numbers, segments = _segments(found, stuff_label_ids, overlap_threshold)
     best, owner, inside = found.contest[:3]
@@ -154,15 +160,21 @@ def panoptic_claims(
 class _Found(NamedTuple):
     """A contest of N queries with their scores, labels and numbers (N,)."""
 
-    contest: Contest
+    contest: Contest | BlockContest
     scores: Tensor
     labels: Tensor
     queries: Tensor
     sizes: tuple
 
 
-def _contest(logits, object_mask_threshold, overlap_threshold, mask_threshold, decide=None) -> tuple[_Found, Tensor]:
-    """The contest, and the mask logits (N, h, w) of the queries that take part in it."""
+def _contest(
+    logits, object_mask_threshold, overlap_threshold, mask_threshold, decide=None, every_pixel=False
+) -> tuple[_Found, Tensor]:
+    """The contest, and the mask logits (N, h, w) of the queries that take part in it.
+
+    Args:
+        every_pixel: whether it has to be a `Contest`, which knows all of every pixel.
+    """
     check_fractions(
         object_mask_threshold=object_mask_threshold, overlap_threshold=overlap_threshold, mask_threshold=mask_threshold
     )
@@ -170,8 +182,11 @@ def _contest(logits, object_mask_threshold, overlap_threshold, mask_threshold, d
     _check_has_segments(class_logits)
     kept, scores, labels = kept_queries(class_logits, object_mask_threshold)
     scores, labels, mask_logits = scores[kept], labels[kept], mask_logits[kept]  # (N,), (N,), (N, h, w)
-    decide = decide or (lambda masks: masks >= mask_threshold)
-    found = contest(scores, query_chunks(mask_logits, *sizes), sizes[2], decide)
+    if decide is None and not every_pixel and len(scores) and mask_logits.device.type == "cpu":
+        found = contest_in_blocks(scores, mask_logits, sizes, mask_threshold)
+    else:
+        decide = decide or (lambda masks: masks >= mask_threshold)
+        found = contest(scores, query_chunks(mask_logits, *sizes), sizes[2], decide)
     return _Found(found, scores, labels, kept.nonzero()[:, 0], sizes), mask_logits
 
 
