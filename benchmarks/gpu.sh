@@ -82,19 +82,19 @@ for part in "${parts[@]}"; do
         unset TRITON_INTERPRET
       else
         build_the_originals_kernel &
-        run tests 150 "$python" -m pytest -q -p no:cacheprovider -n 8 "${files[@]}" \
+        run tests 120 "$python" -m pytest -q -p no:cacheprovider -n 8 "${files[@]}" \
           -k "not tritons_interpreter" --junitxml "$figures/tests.xml"
         wait
         export PYTHONPATH=${TMPDIR:-/tmp}/mask2former_hf_msda:$PYTHONPATH
       fi ;;
     operator)
-      bench operator 130 deformable_attention.py --device "$device" --repeats 3 "${problems[@]}" ;;
+      bench operator 80 deformable_attention.py --device "$device" --repeats 3 "${problems[@]}" ;;
     training)
-      bench training 80 training_step.py --backbone r50 "${step[@]}" --profile "$figures/training_profile.txt" ;;
+      bench training 60 training_step.py --backbone r50 "${step[@]}" --profile "$figures/training_profile.txt" ;;
     inference)
       bench inference 110 inference.py --device "$device" --size $size --repeats 3 --stages "${models[@]}" ;;
     scenes)
-      bench scenes 120 scenes_training.py "${scenes[@]}" ;;
+      bench scenes 90 scenes_training.py "${scenes[@]}" ;;
     more)
       bench training_swin 60 training_step.py --backbone swin-t "${step[@]}"
       bench inference_compiled 90 inference.py --device "$device" --size $size --repeats 3 --backbones r50 \
