@@ -9,10 +9,12 @@ from tqdm import tqdm
 from ..data.checks import Plan
 from ..data.doctor import examine_data
 from ..data.findings import ADVICE, ERROR, WARNING, Finding
-from ..data.kinds import KINDS, load_both
+from ..data.kinds import KINDS, VIDEO_KINDS, load_both
 from ..data.recognise import recognise
+from ..data.video_doctor import examine_videos, recognise_videos
 from ..data.wrong_ids import explain_json
 from ..evaluation.doctor import examine_checkpoint
+from ..inference.video_files import is_video
 from ..training.data_advice import advice
 from ..training.doctor import examine_run
 from ..training.settings import DEFAULT_CROP, TrainingSettings
@@ -20,7 +22,7 @@ from .main import UserError, in_flags
 from .settings import add_flag, check_numbers, read_settings
 
 OF_TRAINING = ("crop", "queries")
-KIND_NAMES = ", ".join(KINDS)
+KIND_NAMES = ", ".join((*KINDS, *VIDEO_KINDS))
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -45,6 +47,11 @@ def run(arguments: argparse.Namespace) -> int:
         if settings.folder is not None:
             raise UserError(f"--data {settings.data} and --folder {settings.folder}: give one folder")
         settings.data, settings.folder = None, settings.data
+    if settings.data is not None and is_video(settings.data):
+        raise UserError(
+            f"--data {settings.data}: is a video without annotations, of which `predict` says what cannot be read. "
+            "Annotated are a folder with YouTube-VIS' json, and --data youtube-vis or davis with the paths"
+        )
     has_data = settings.data is not None or settings.folder is not None
     if not (has_data or settings.model or settings.run_folder):
         raise UserError("give --data FOLDER (or a kind of data with its paths), --model NAME, or --run DIR")
@@ -74,18 +81,23 @@ def _data(settings: argparse.Namespace) -> list[Finding]:
     training = TrainingSettings(output="", **given)
     try:
         if training.folder is not None:
-            taken = recognise(training.folder, training.data).items()
+            videos = recognise_videos(training.folder) if training.data in (None, "youtube-vis") else {}
+            taken = (videos or recognise(training.folder, training.data)).items()
             vars(training).update({name: value for name, value in taken if getattr(training, name) is None})
-        train, val, held_out = load_both(training, KINDS)
+        of_videos = training.data in VIDEO_KINDS
+        train, val, held_out = load_both(training, VIDEO_KINDS if of_videos else KINDS)
     except ImportError as error:
         raise UserError(in_flags(str(error), names)) from error
     except (OSError, ValueError) as error:
         return [_unread(training, in_flags(str(error), names))]
     if held_out:
         print(f"nothing to measure on was given: held out are {held_out}")
+    splits = {"train": train, "val": val}
+    if of_videos:
+        return examine_videos(splits, lambda indices, split: tqdm(indices, desc=f"reading {split} videos"))
     plan = Plan(settings.crop or DEFAULT_CROP, settings.queries)
     found, surveys = examine_data(
-        {"train": train, "val": val}, plan, lambda indices, split: tqdm(indices, desc=f"reading {split} annotations")
+        splits, plan, lambda indices, split: tqdm(indices, desc=f"reading {split} annotations")
     )
     return found + advice(surveys[0])
 

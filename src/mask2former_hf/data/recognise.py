@@ -44,12 +44,12 @@ def recognise(folder: str | Path, kind: str | None = None) -> dict:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of data")
-    files = _files_by_folder(folder)
+    files = files_by_folder(folder)
     found = {}
     if kind in (None, "coco-panoptic", "coco-instances"):
         found = _coco(folder, files, kind)
     if not found and kind in (None, *TOOL_KINDS):
-        found = recognise_tools(folder, files, kind, _split_of)
+        found = recognise_tools(folder, files, kind, split_of)
     if not found and kind in (None, "label-maps", "instance-maps", "colour-maps"):
         found = _maps(folder, files, kind)
     if not found:
@@ -63,7 +63,7 @@ def recognise(folder: str | Path, kind: str | None = None) -> dict:
     return found
 
 
-def _files_by_folder(folder: Path) -> dict[Path, list[str]]:
+def files_by_folder(folder: Path) -> dict[Path, list[str]]:
     """Folder -> its files, hidden ones left out."""
     found = {}
     for parent, folders, names in os.walk(folder, followlinks=True):
@@ -73,7 +73,7 @@ def _files_by_folder(folder: Path) -> dict[Path, list[str]]:
     return found
 
 
-def _split_of(*parts: str) -> str | None:
+def split_of(*parts: str) -> str | None:
     """The split that the words of a path name; None for one that is neither to train nor to measure on."""
     words = [word for part in parts for word in re.split(r"[^a-z]+", part.lower())]
     if any(word in VAL for word in words):
@@ -87,7 +87,7 @@ def _coco(root: Path, files: dict[Path, list[str]], kind: str | None) -> dict:
     for wanted in ("coco-panoptic", "coco-instances") if kind is None else (kind,):
         found = {}
         for path, its_kind, image, png in described:
-            split = _split_of(*path.relative_to(root).parts)
+            split = split_of(*path.relative_to(root).parts)
             if its_kind != wanted or split is None or f"{split}_annotations" in found:
                 continue
             images = _folder_with(files, image, split)
@@ -123,7 +123,7 @@ def _folder_with(files: dict[Path, list[str]], name: str, split: str, maps: bool
 
     def strangeness(folder: Path):
         called = any(word in part.lower() for part in folder.parts[-2:] for word in MAP_WORDS)
-        return _split_of(*folder.parts[-2:]) != split, called != maps, len(folder.parts)
+        return split_of(*folder.parts[-2:]) != split, called != maps, len(folder.parts)
 
     return min((folder for folder in files if (folder / name).is_file()), key=strangeness, default=None)
 
@@ -135,7 +135,7 @@ def _maps(folder: Path, files: dict[Path, list[str]], kind: str | None) -> dict:
     stems = {place: found for place, found in stems.items() if found}
     found = {}
     for maps in stems:
-        split = _split_of(*maps.relative_to(folder).parts)
+        split = split_of(*maps.relative_to(folder).parts)
         called = [word for word in MAP_WORDS if any(word in part.lower() for part in maps.relative_to(folder).parts)]
         if not called or split is None or f"{split}_maps" in found:
             continue
@@ -144,7 +144,7 @@ def _maps(folder: Path, files: dict[Path, list[str]], kind: str | None) -> dict:
             continue
         names = stems[maps]
         images = [place for place, others in stems.items() if place != maps and others >= names]
-        images = [place for place in images if _split_of(*place.relative_to(folder).parts) == split]
+        images = [place for place in images if split_of(*place.relative_to(folder).parts) == split]
         if not images:
             continue
         implied = "colour-maps" if in_colour else "instance-maps" if "instance" in called else "label-maps"
