@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ..inference.exported import LOGITS
 from ..model.channels import model_channels
+from .tracing import WEIGHTS
 
 RESULTS = {
     "panoptic": "`segmentation` (height, width) int32 ids from 1, 0 for void; `segment_labels`, `segment_scores`, "
@@ -15,10 +16,11 @@ RESULTS = {
 
 
 def write_card(folder: Path, config, report: dict):
-    (folder / "README.md").write_text(_card(config, report), encoding="utf-8")
+    beside = [path.name for path in sorted(folder.glob(f"*.onnx{WEIGHTS}"))]
+    (folder / "README.md").write_text(_card(config, report, beside), encoding="utf-8")
 
 
-def _card(config, report: dict) -> str:
+def _card(config, report: dict, beside: list[str]) -> str:
     task, size = report["task"], report["size"]
     sizes = "any multiples of 32" if size is None else f"{size[0]} x {size[1]}"
     versions = ", ".join(f"{package} {version}" for package, version in report["versions"].items())
@@ -46,6 +48,7 @@ def _card(config, report: dict) -> str:
             "`stuff`, `threshold`, `mask_threshold` and `overlap_threshold` have defaults"
         )
     files[0] += f". Gives {outputs}."
+    files += [f"* `{name}`: weights that `{name.removesuffix(WEIGHTS)}` looks for beside it." for name in beside]
     if not task:
         files += [f"* `{own}.onnx`: from the logits of one image: {text}." for own, text in RESULTS.items()]
     return f"""# An exported Mask2Former

@@ -8,10 +8,10 @@ import copy
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.models.swin.modeling_swin import SwinLayer
 
 from ..model.instance_masks import masks_to_boxes
 from ..model.panoptic_rules import accept, contest, kept_queries
+from .forms import to_graph_forms
 
 NUMBERS = ("stuff", "threshold", "mask_threshold", "overlap_threshold")  # inputs of results that have a default
 
@@ -30,21 +30,11 @@ class Network(nn.Module):
         super().__init__()
         self.model = copy.deepcopy(model).to("cpu", dtype).eval().requires_grad_(False)
         self.model.set_attn_implementation("eager")  # of fused attention a trace keeps tests for rows without a key
-        for module in self.model.modules():
-            if type(module) is SwinLayer:
-                module.__class__ = AlwaysCroppedSwinLayer
+        to_graph_forms(self.model)
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         output = self.model(pixel_values, return_dict=True)
         return output.class_queries_logits.float(), output.masks_queries_logits.float()
-
-
-class AlwaysCroppedSwinLayer(SwinLayer):
-    """transformers' layer asks in Python whether its map was padded to whole windows, and crops it only then."""
-
-    def maybe_pad(self, hidden_states, height, width):
-        padded, _ = super().maybe_pad(hidden_states, height, width)
-        return padded, (0, 0, 0, 1, 0, 1)
 
 
 class Results(nn.Module):

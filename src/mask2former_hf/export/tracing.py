@@ -21,7 +21,7 @@ from .modules import RESULTS, Network
 TRACED_SIZE = (96, 160)  # a multiple of 32 that is no square and not one of whole windows of Swin
 OPSETS = (17, 18, 19, 20)
 LARGEST_FILE = 2**31 - 2**20  # bytes of weights: protobuf reads no file above 2 GiB
-DEFAULTS = {"threshold": "float32", "mask_threshold": "float32", "overlap_threshold": "float64"}
+WEIGHTS = ".data"  # behind a graph's name: the file of its weights, where it is too large for one
 
 
 def trace_network(network: Network, size: tuple[int, int] | None, opset: int):
@@ -117,6 +117,6 @@ def is_large(graph) -> bool:
 def save(graph, path: Path):
     """Write a graph; its weights beside it where one file cannot hold them."""
     onnx = require("onnx")
-    external = {"save_as_external_data": True, "location": f"{path.name}.data"} if is_large(graph) else {}
+    external = {"save_as_external_data": True, "location": path.name + WEIGHTS} if is_large(graph) else {}
     onnx.save(graph, path, **external)
     onnx.checker.check_model(str(path))

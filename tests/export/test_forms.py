@@ -1,0 +1,52 @@
+"""The forms that parts have in a graph are those parts: both compared in PyTorch."""
+
+import pytest
+import torch
+from exports import FAMILIES, SMALL, family_model
+from helpers import relative_difference, tiny_model
+from torch import nn
+
+from mask2former_hf.export.modules import Network
+from mask2former_hf.inference.exported import LOGITS
+
+PIXELS = torch.randn(2, 3, 96, 64, generator=torch.Generator().manual_seed(3))
+PIXEL_EMBEDDING = {
+    "pixel_decoder_type": "fpn",
+    "decoder_type": "standard",
+    "transformer_in_feature": "pixel_embedding",
+}
+
+
+@torch.no_grad()
+def differences(model):
+    outputs = model(PIXELS)
+    return [
+        relative_difference(ours, outputs[name]) for name, ours in zip(LOGITS, Network(model)(PIXELS), strict=True)
+    ]
+
+
+def has_projection(model):
+    return type(Network(model).model.model.pixel_level_module.decoder.mask_projection) is not nn.Identity
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_network_of_a_graph_gives_the_logits_of_every_family(family):
+    assert max(differences(family_model(family))) < 1e-5
+
+
+@pytest.mark.parametrize("fields", [{"attended_stride": 16}, {"masked_attention": False}, PIXEL_EMBEDDING])
+def test_the_network_of_a_graph_gives_the_logits_of_other_designs(fields):
+    model = tiny_model("resnet", **SMALL, **fields)
+    assert max(differences(model)) < 1e-5
+    assert has_projection(model) == (fields is PIXEL_EMBEDDING)  # the decoder reads the mask features
+
+
+def test_the_projection_of_mask_features_stays_where_a_part_is_not_what_it_was_built_as():
+    class Adapted(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model = tiny_model("resnet", **SMALL)
+    assert not has_projection(model)
+    model.model.transformer_module.decoder.mask_predictor.mask_embedder[-1][0].__class__ = Adapted
+    assert has_projection(model) and max(differences(model)) < 1e-5
