@@ -10,7 +10,7 @@ from setuptools.command.build_ext import build_ext
 
 FOLDER = "src/mask2former_hf/kernels"
 SOURCES = [f"{FOLDER}/{name}_cpu.cpp" for name in ("msda", "group_norm", "window_attention")]
-HEADERS = [f"{FOLDER}/cpu_vectors.h"]
+HEADERS = [f"{FOLDER}/{name}.h" for name in ("cpu_vectors", "msda_samples")]
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
 

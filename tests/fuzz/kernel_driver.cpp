@@ -36,6 +36,10 @@ std::unique_ptr<uint16_t[]> rounded(const float* numbers, int64_t count) {
   return half;
 }
 
+void* either(bool half, const std::unique_ptr<uint16_t[]>& of_half, const std::unique_ptr<float[]>& of_float) {
+  return half ? static_cast<void*>(of_half.get()) : static_cast<void*>(of_float.get());
+}
+
 void normalise(int64_t B, int64_t N, int64_t width, int64_t groups, bool half, bool adds, int64_t threads) {
   const int64_t C = width * groups, count = B * N * C;
   auto x = random_floats(count, -1, 1, 2), plus = random_floats(count, -1, 1, 2), weight = random_floats(C, -1, 1, 5);
@@ -59,14 +63,11 @@ void attend_windows(int64_t w, int64_t n, int64_t h, int64_t D, int64_t seams, b
   std::unique_ptr<float[]> out(new float[N * width]), gradient(new float[N * 3 * width]);
   std::unique_ptr<float[]> of_fill(new float[3 * width]()), of_bias(new float[h * n * n]());
   std::unique_ptr<uint16_t[]> half_out(new uint16_t[N * width]), half_gradient(new uint16_t[N * 3 * width]);
-  const auto either = [half](auto& of_half, auto& of_float) {
-    return half ? static_cast<void*>(of_half.get()) : static_cast<void*>(of_float.get());
-  };
-  void *in = either(half_projected, projected), *rest = either(half_fill, fill);
+  void *in = either(half, half_projected, projected), *rest = either(half, half_fill, fill);
   msda_window_attention(in, rest, places.get(), bias.get(), seams ? seam.get() : nullptr, sizes.get(), 0.2, half,
-                        threads, either(half_out, out));
+                        threads, either(half, half_out, out));
   msda_window_attention_backward(in, rest, places.get(), bias.get(), seams ? seam.get() : nullptr, sizes.get(), 0.2,
-                                 half, threads, either(half_incoming, incoming), either(half_gradient, gradient),
+                                 half, threads, either(half, half_incoming, incoming), either(half, half_gradient, gradient),
                                  of_fill.get(), of_bias.get());
 }
 
@@ -87,9 +88,11 @@ void run(const std::vector<int64_t>& shapes, int64_t B, int64_t Q, int64_t h, in
   std::copy(shapes.begin(), shapes.end(), sides.get());
   const void* in = half ? static_cast<const void*>(half_value.get()) : value.get();
   std::unique_ptr<float[]> out(new float[outputs]), positions_gradient(new float[samples * 2]),
-      weights_gradient(new float[samples]), value_gradient(new float[rows]());
-  std::unique_ptr<uint16_t[]> half_out(new uint16_t[outputs]);
+      weights_gradient(new float[samples]), value_gradient(new float[rows]), sums(new float[rows]());
+  std::unique_ptr<uint16_t[]> half_out(new uint16_t[outputs]), half_positions_gradient(new uint16_t[samples * 2]),
+      half_weights_gradient(new uint16_t[samples]), half_value_gradient(new uint16_t[rows]);
   auto incoming = random_floats(outputs, -1, 1, 2);
+  auto half_incoming = rounded(incoming.get(), outputs);
   const void* places = half_places ? static_cast<const void*>(half_positions.get()) : positions.get();
   const void* shares = half_places ? static_cast<const void*>(half_weights.get()) : weights.get();
   const float* points = fused ? reference.get() : nullptr;
@@ -97,7 +100,9 @@ void run(const std::vector<int64_t>& shapes, int64_t B, int64_t Q, int64_t h, in
   msda_forward(in, places, shares, points, mask, sides.get(), sizes.get(), fused, half, half_places, threads,
                half ? static_cast<void*>(half_out.get()) : out.get());
   msda_backward(in, places, shares, points, mask, sides.get(), sizes.get(), fused, half, half_places, threads,
-                incoming.get(), value_gradient.get(), positions_gradient.get(), weights_gradient.get());
+                either(half, half_incoming, incoming), sums.get(), either(half, half_value_gradient, value_gradient),
+                either(half_places, half_positions_gradient, positions_gradient),
+                either(half_places, half_weights_gradient, weights_gradient));
 }
 
 void run_random() {

@@ -59,10 +59,36 @@ def test_masks_are_products_image_by_image_where_channels_are_innermost(batch, c
     torch.testing.assert_close(plain, rows @ maps.flatten(2))
 
 
-def test_graphs_autocast_hooks_float64_and_adapters_take_torch_s_own_path(calls):
+@pytest.mark.parametrize("frozen", [None, "weight", "bias", "input"])
+def test_gradients_equal_those_in_float64(frozen, calls):
+    torch.manual_seed(0)
+    layer, x = nn.Linear(24, 10), torch.randn(2, 7, 24)
+    inputs = {"input": x, "weight": layer.weight, "bias": layer.bias}
+    trained = [tensor.requires_grad_(name != frozen) for name, tensor in inputs.items()]
+    (linear(layer, x, "relu") * torch.linspace(-1, 1, 10)).sum().backward()
+    assert len(calls) == 2 - (frozen == "input")
+    exact = [tensor.detach().double().requires_grad_() for tensor in trained]
+    (F.relu(F.linear(*exact)) * torch.linspace(-1, 1, 10)).sum().backward()
+    for name, found, expected in zip(inputs, trained, exact, strict=True):
+        assert (found.grad is None) == (name == frozen)
+        if name != frozen:
+            torch.testing.assert_close(found.grad.double(), expected.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_mixed_precision_multiplies_and_rounds_as_torch_does(calls):
+    torch.manual_seed(0)
+    layer, x = nn.Linear(24, 10), torch.randn(7, 24, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = linear(layer, x), layer(x)
+    assert found.dtype == torch.bfloat16 and len(calls) == 1
+    torch.testing.assert_close(found, expected, rtol=2**-7, atol=2**-7)
+    for here, there in zip(*(torch.autograd.grad(y.sum(), [x, layer.weight]) for y in (found, expected)), strict=True):
+        assert here.dtype == torch.float32
+        torch.testing.assert_close(here, there, rtol=2**-6, atol=2**-6)
+
+
+def test_autocast_without_gradients_hooks_float64_and_adapters_take_torch_s_own_path(calls):
     layer, x, seen = nn.Linear(4, 4), torch.randn(3, 4), []
-    linear(layer, x, "relu").sum().backward()
-    assert layer.weight.grad is not None
     with torch.no_grad():
         with torch.autocast("cpu", torch.bfloat16):
             assert linear(layer, x).dtype == torch.bfloat16

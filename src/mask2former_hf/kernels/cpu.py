@@ -80,13 +80,12 @@ def backward(
     """Gradients of value, positions (offsets or locations) and weights (logits or weights)."""
     problem.check(value, spatial_shapes, positions, weights, reference_points, padding, output_gradient)
     arguments, keep, _ = _arguments(value, spatial_shapes, positions, weights, reference_points, padding)
-    output_gradient = output_gradient.float().contiguous()
-    gradients = [
-        value.new_zeros(value.shape, dtype=torch.float32),
-        *(x.new_empty(x.shape, dtype=torch.float32) for x in (positions, weights)),
-    ]
-    library().msda_backward(*arguments, _pointer(output_gradient), *map(_pointer, gradients))
-    del keep
+    B, S, h, D = value.shape
+    output_gradient = output_gradient.to(value.dtype).contiguous()
+    _, own_positions, own_weights, *_ = keep
+    gradients = value.new_empty(B, S, h, D), torch.empty_like(own_positions), torch.empty_like(own_weights)
+    sums = value.new_zeros(B, h, S, D, dtype=torch.float32)
+    library().msda_backward(*arguments, *map(_pointer, (output_gradient, sums, *gradients)))
     inputs = (value, positions, weights)
     return tuple(gradient.to(tensor.dtype) for gradient, tensor in zip(gradients, inputs, strict=True))
 

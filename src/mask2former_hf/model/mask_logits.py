@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .cpu_layout import channels_last_on_cpu, chunk_length
+from .onednn import product
 from .transfers import to_device
 
 
@@ -105,7 +106,7 @@ class LazyMasks:
         for layers in chunks:
             embeddings = self.embeddings[layers, image].float()  # (l, Q, C)
             if len(points) == 1:  # one product of all rows: a batch of them takes twice as long on CPUs
-                yield (embeddings.flatten(0, 1) @ sampled[0]).unflatten(0, embeddings.shape[:2])
+                yield product(embeddings.flatten(0, 1), sampled[0].T, None).unflatten(0, embeddings.shape[:2])
             else:
                 yield embeddings @ sampled[layers]
 
@@ -117,7 +118,7 @@ class LazyMasks:
     def of_queries(self, image: int, layers: slice, queries: Tensor) -> Tensor:
         embeddings, features = self._rows(image, layers, queries), self.features[image]
         with torch.no_grad():
-            return (embeddings.float() @ features.flatten(1).float()).unflatten(1, self.size)
+            return product(embeddings.float(), features.flatten(1).T.float(), None).unflatten(1, self.size)
 
     def sample(self, image: int, queries: Tensor, points: Tensor, samples: Tensor) -> Tensor:
         return SampledProduct.apply(self._rows(image, slice(None), queries), self.features[image], points, samples)

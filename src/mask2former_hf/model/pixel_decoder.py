@@ -14,11 +14,21 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .backbone import feature_maps, make_backbone, rest_frozen
 from .configuration_mask2former import Mask2FormerConfig
-from .cpu_layout import ConvolutionNorm, PointwiseConvolution, channels_last_on_cpu, in_blocks, map_of, tokens_of
+from .cpu_layout import (
+    ConvolutionNorm,
+    PointwiseConvolution,
+    channels_last_on_cpu,
+    hooked,
+    in_blocks,
+    map_of,
+    plain,
+    tokens_of,
+)
 from .deformable_attention import MultiScaleDeformableAttention, cell_centres
 from .design_rules import BACKBONE_MAPS, STRIDES
+from .feed_forward import FeedForward
 from .layer_norms import norm_of_sum
-from .onednn import linear
+from .onednn import linear, records_eagerly
 
 NUM_LEVELS = 3  # strides 32, 16, 8, in this order everywhere
 NUM_POINTS = 4  # samples per query, head and level in the pixel decoder
@@ -63,10 +73,24 @@ class Mask2FormerPixelDecoderEncoderLayer(GradientCheckpointingLayer):
     ) -> Tensor:
         attended = self.self_attn(x + positions.to(x.dtype), x, reference_points, spatial_shapes)
         x = norm_of_sum(self.self_attn_layer_norm, x, self.dropout(attended))
+        rows = x.flatten(0, 1)
+        if records_eagerly(rows) and self._is_plain():
+            layers = (self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+            fed = FeedForward.apply(rows, None, None, *layers, ("relu", 0.0, 1.0, True))
+            return self.final_layer_norm(fed.view_as(x))
         # On rows, because a linear layer's output in three dimensions is a view, and autograd copies a view that is
         # changed in place.
-        update = in_blocks(self.feed_forward, x.flatten(0, 1), self.fc1.out_features)
+        update = in_blocks(self.feed_forward, rows, self.fc1.out_features)
         return norm_of_sum(self.final_layer_norm, x, update.view_as(x))
+
+    def _is_plain(self) -> bool:
+        """Whether the feed-forward block's parts are what they were built as."""
+        parts = (self.fc1, self.fc2)
+        return (
+            not (self.training and self.dropout.p)
+            and all(type(part) is nn.Linear and plain(part.weight, part.bias) for part in parts)
+            and not any(hooked(part) for part in (*parts, self.dropout))
+        )
 
     def feed_forward(self, rows: Tensor) -> Tensor:
         hidden = self.dropout(linear(self.fc1, rows, then="relu"))

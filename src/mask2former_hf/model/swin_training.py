@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from .compiled import attend_in_windows, attend_in_windows_backward
 from .cpu_layout import chunk_length
-from .feed_forward import FeedForward, Norm, Sums, product_dtype, some_rows
+from .feed_forward import FeedForward, Norm, some_rows
+from .onednn import Sums, product, product_dtype
 
 # Channels up to which the MLP's wide rows are computed again: that takes C / 2 operations for each byte not kept, and
 # at 96 and 192 channels no more time than keeping them, at 384 2 to 8 % of a block's (float32 and bfloat16, AMD EPYC).
@@ -55,15 +56,18 @@ class AttentionHalf(torch.autograd.Function):
     def forward(ctx, x, norm_weight, norm_bias, weight, bias, position_bias, out_weight, out_bias, options):
         (N, C), dtype = x.shape, product_dtype(x)
         with torch.autocast(x.device.type, enabled=False):
-            projected = project(x, Norm(norm_weight, norm_bias, options.eps), weight.to(dtype), bias)
-            attended = attended_in_windows(projected, position_bias.detach(), options)
+            fill = x.new_zeros(3 * C, dtype=dtype) if bias is None else bias.to(dtype)
+            rows = Norm(norm_weight, norm_bias, options.eps)(x)[0].to(dtype)
+            projected = product(rows, weight.to(dtype), fill)
+            del rows
+            attended = attended_in_windows(projected, fill, position_bias, options)
             output = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, dtype))
             out_weight_cast, out_bias_cast = out_weight.to(dtype), out_bias.to(dtype)
             for some in some_rows(N, C, x.device):
-                added = torch.addmm(out_bias_cast, attended[some], out_weight_cast.T)
+                added = product(attended[some], out_weight_cast, out_bias_cast)
                 torch.add(x[some], added, alpha=options.factor, out=output[some])
         ctx.save_for_backward(
-            x, norm_weight, norm_bias, weight, bias, position_bias, out_weight, out_bias, projected, attended
+            x, norm_weight, norm_bias, weight, bias, position_bias, out_weight, out_bias, projected, fill, attended
         )
         ctx.options = options
         return output
@@ -71,20 +75,22 @@ class AttentionHalf(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
-        x, norm_weight, norm_bias, weight, bias, position_bias, out_weight, out_bias, projected, attended = (
-            ctx.saved_tensors
-        )
+        x, norm_weight, norm_bias, weight, bias, position_bias, out_weight, out_bias, *made = ctx.saved_tensors
+        projected, fill, attended = made
         options, norm = ctx.options, Norm(norm_weight, norm_bias, ctx.options.eps)
         with torch.autocast(x.device.type, enabled=False):
-            out_sums = Sums(out_weight, ctx.needs_input_grad[6:8])
-            of_attended = gradient_of_projected_back(gradient, attended, out_weight, options.factor, out_sums)
+            out_sums = Sums(ctx.needs_input_grad[6:8])
+            of_added = gradient.to(attended.dtype)
+            of_added = of_added if options.factor == 1 else of_added * options.factor
+            out_sums.add(of_added, attended)
+            of_attended = product(of_added, out_weight.to(attended.dtype).T, None)
+            del of_added
             of_projected, of_fill, of_position_bias = gradients_in_windows(
-                of_attended, projected, position_bias, options
+                of_attended, projected, fill, position_bias, options
             )
             del of_attended
-            sums = Sums(weight, ctx.needs_input_grad[3:5])
-            if sums.bias is not None:  # padding is projected to the bias
-                sums.bias.add_(of_fill)
+            sums = Sums(ctx.needs_input_grad[3:5])
+            sums.add_to_bias(of_fill)  # padding is projected to the bias
             of_x, *of_norm = gradient_of_normed(gradient, x, norm, of_projected, weight, sums)
         return (
             of_x,
@@ -102,29 +108,6 @@ def split_heads(rows: Tensor, options: WindowedAttention, channels: int) -> Tens
     return rows.permute(2, 0, 3, 1, 4)
 
 
-def project(x: Tensor, norm: Norm, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(N, C) tokens -> (N + 1, 3 C) their queries, keys and values, and those of padding, a zero."""
-    projected = torch.empty(len(x) + 1, len(weight), dtype=weight.dtype, device=x.device)
-    bias = weight.new_zeros(len(weight)) if bias is None else bias.to(weight.dtype)
-    projected[-1] = bias
-    for some in some_rows(len(x), 4 * x.shape[1], x.device):
-        torch.addmm(bias, norm(x[some])[0].to(weight.dtype), weight.T, out=projected[:-1][some])
-    return projected
-
-
-def gradient_of_projected_back(gradient, attended, weight, factor: float, sums: Sums) -> Tensor:
-    """(N + 1, C) gradient of what was attended, with a zero for padding; that of the projection goes into `sums`."""
-    weight = weight.to(attended.dtype)
-    of_attended = torch.empty(len(attended) + 1, weight.shape[1], dtype=weight.dtype, device=weight.device)
-    of_attended[-1] = 0
-    for some in some_rows(len(attended), 2 * weight.shape[1], weight.device):
-        of_added = gradient[some].to(weight.dtype)
-        of_added = of_added if factor == 1 else of_added * factor
-        sums.add(of_added, attended[some])
-        torch.mm(of_added, weight, out=of_attended[:-1][some])
-    return of_attended
-
-
 def attend_where_tokens_are(
     projected: Tensor, fill: Tensor, windows, position_bias: Tensor, scale: float
 ) -> Tensor | None:
@@ -135,13 +118,13 @@ def attend_where_tokens_are(
     return attend_in_windows(projected, fill, windows.places, position_bias[0], seam, scale)
 
 
-def attended_in_windows(projected: Tensor, position_bias: Tensor, options: WindowedAttention) -> Tensor:
-    """(N + 1, 3 C) queries, keys and values, the last row of padding -> (N, C)."""
+def attended_in_windows(projected: Tensor, fill: Tensor, position_bias: Tensor, options: WindowedAttention) -> Tensor:
+    """(N, 3 C) tokens' queries, keys and values, and (3 C,) those of padding -> (N, C)."""
     windows, C, dtype = options.windows, projected.shape[1] // 3, projected.dtype
-    attended = attend_where_tokens_are(projected[:-1], projected[-1], windows, position_bias, options.scale)
+    attended = attend_where_tokens_are(projected, fill, windows, position_bias, options.scale)
     if attended is not None:
         return attended
-    in_windows = projected.new_empty(len(windows.places), C)
+    projected, in_windows = torch.cat([projected, fill[None]]), projected.new_empty(len(windows.places), C)
     for some, scores_bias in options.chunks(position_bias.to(dtype), C):
         query, key, value = split_heads(projected.index_select(0, windows.places[some]), options, C)
         query, key, value = (x.reshape(-1, *x.shape[2:]) for x in (query * options.scale, key, value))
@@ -152,17 +135,18 @@ def attended_in_windows(projected: Tensor, position_bias: Tensor, options: Windo
 
 
 def gradients_in_windows(
-    of_attended: Tensor, projected: Tensor, position_bias: Tensor, options: WindowedAttention
+    of_attended: Tensor, projected: Tensor, fill: Tensor, position_bias: Tensor, options: WindowedAttention
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of (N + 1, C) gradients of what was attended those of queries, keys and values, (N, 3 C), the sum of those of
+    """Of (N, C) gradients of what was attended those of queries, keys and values, (N, 3 C), the sum of those of
     padding, (3 C,), and that of the position bias."""
     windows, C, dtype = options.windows, of_attended.shape[1], projected.dtype
     if attend_in_windows_backward is not None:
         seam = None if windows.seam is None else windows.seam[:, 0]
-        heads = (projected[:-1], projected[-1], windows.places, position_bias[0], seam, options.scale)
-        gradients = attend_in_windows_backward(of_attended[:-1], *heads)
+        heads = (projected, fill, windows.places, position_bias[0], seam, options.scale)
+        gradients = attend_in_windows_backward(of_attended, *heads)
         if gradients is not None:
             return *gradients[:2], gradients[2].unsqueeze(0)
+    projected, of_attended = torch.cat([projected, fill[None]]), torch.cat([of_attended, fill.new_zeros(1, C)])
     of_windows = torch.empty(len(windows.places), 3 * C, dtype=dtype, device=projected.device)
     precise = torch.promote_types(position_bias.dtype, torch.float32)
     of_position_bias = torch.zeros(position_bias.shape, dtype=precise, device=projected.device)
@@ -205,7 +189,7 @@ def gradient_of_normed(gradient, x, norm: Norm, of_projected, weight, sums: Sums
     for some in some_rows(len(x), 4 * x.shape[1], x.device):
         rows, *moments = norm(x[some])
         sums.add(of_projected[some], rows.to(weight.dtype))
-        of_rows, *own = norm.backward(of_projected[some] @ weight, x[some], *moments)
+        of_rows, *own = norm.backward(product(of_projected[some], weight.T, None), x[some], *moments)
         for total, part in zip(of_norm, own, strict=True):
             total.add_(part)
         torch.add(gradient[some], of_rows, out=of_x[some])
