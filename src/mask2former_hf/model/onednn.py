@@ -45,8 +45,9 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none") 
 
 def product_dtype(x: Tensor) -> torch.dtype:
     """In which linear layers multiply: autocast's dtype, which leaves float64 alone, or that of the rows."""
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(x.device.type)
+    kind = x.device.type  # of tensors without data autocast knows nothing
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(kind)
     return x.dtype
 
 

@@ -21,9 +21,8 @@ from transformers.models.swin.modeling_swin import SwinLayer, SwinMLP, SwinStage
 
 from .compiled import window_attention
 from .cpu_layout import hooked, plain
-from .feed_forward import product_dtype
 from .layer_norms import normed, sum_and_norm
-from .onednn import linear, product
+from .onednn import linear, product, product_dtype
 from .swin_training import attend_where_tokens_are, attention_half, feed_forward_half, for_kept_images
 
 OTHER_REGION = -100.0  # what transformers adds to the scores of tokens that the shift made neighbours
