@@ -1,15 +1,16 @@
 """Quality against time as `effort` falls: one point per decoder layer, and one of all layers with fewer queries.
 
-    python benchmarks/effort.py [--layers 6] [--steps 500] [--size 64] [--images 100] [--model FOLDER]
-    python benchmarks/effort.py --data camvid|coco --data-root DATA [--backbone FOLDER] [--model FOLDER] [--images 101]
+    python benchmarks/effort.py [--layers 6] [--steps 500] [--size 64] [--images 100] [--checkpoint FOLDER]
+    python benchmarks/effort.py --data camvid|coco --data-root DATA [--backbone FOLDER] [--checkpoint FOLDER]
     python benchmarks/effort.py --timed swin-t [--timed-size 640]
 
-Trains the model of `mask2former-hf demo` with so many decoder layers, or that on another backbone, unless --model has
-a checkpoint already, and measures held-out scenes, or CamVid's validation images, or the 19 images of COCO's subset
-that it was trained on, as in docs/results.md: so few teach nothing about others (DATA holds `camvid/` and
-`coco_panoptic/`). Times are processor time of one thread in the forward pass, each point of every image in turn.
-`--only-train` leaves the measurement to another call. `--timed` is the time alone, of a network of the paper's size
-with random weights, of whose 100 queries 20 are kept.
+Trains the model of `mask2former-hf demo` with so many decoder layers, or that on another backbone, unless --checkpoint
+has one already, and measures held-out scenes, or CamVid's validation images, or the 19 images of COCO's subset that it
+was trained on, as in docs/results.md: so few teach nothing about others (DATA holds `camvid/` and `coco_panoptic/`);
+by the metric of the checkpoint's task, classes matched by name. Times are processor time of one thread in the forward
+pass, on a GPU those until it is done, each point of every image in turn. `--only-train` leaves the measurement to
+another call. `--timed` is the time alone, of a network of the paper's size with random weights, of whose 100 queries
+20 are kept, and of the product that its last mask logits are.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from mask2former_hf.cli.demo import save, train
 from mask2former_hf.data.coco import CocoPanoptic
 from mask2former_hf.data.scenes import HELD_OUT_SEED, ScenesDataset
 from mask2former_hf.evaluation.evaluator import METRICS, SegmentationEvaluator
+from mask2former_hf.evaluation.matching_classes import with_classes_of
 from mask2former_hf.inference import effort
 from mask2former_hf.inference.effort import at_effort
 from mask2former_hf.inference.loading import load_model, load_processor
@@ -37,6 +39,7 @@ ALL_LAYERS = 0.999  # with the queries that `effort` below 1 keeps
 COCO_SIZE, COCO_QUERIES = {"shortest_edge": 192, "longest_edge": 256}, 60  # docs/results.md's
 COLUMNS = {
     "pq": {"PQ": lambda s: s["all"]["pq"], "things": lambda s: s["things"]["pq"], "stuff": lambda s: s["stuff"]["pq"]},
+    "ap": {"AP": lambda s: s["AP"], "AP50": lambda s: s["AP50"]},
     "miou": {"mIoU": lambda s: s["mIoU"], "pixel accuracy": lambda s: s["pACC"]},
 }
 
@@ -47,26 +50,28 @@ def main():
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--size", type=int, default=64, help="side of a scene")
     parser.add_argument("--images", type=int, default=100)
-    parser.add_argument("--model", type=Path, default=Path("effort_model"))
+    parser.add_argument("--checkpoint", type=Path, default=Path("effort_model"))
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--timed", choices=BACKBONES)
     parser.add_argument("--timed-size", type=int, default=640)
     parser.add_argument("--data", choices=("scenes", "camvid", "coco"), default="scenes")
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--backbone", default=TINY, help="as `train` has it: a name, or a folder with its weights")
-    parser.add_argument("--device", default="cpu", help="of the training")
+    parser.add_argument("--device", default="cpu", help="of training and measurement")
     parser.add_argument("--workers", type=int, default=0, help="processes that prepare CamVid's images")
     parser.add_argument("--only-train", action="store_true")
     arguments = parser.parse_args()
+    if arguments.data != "scenes" and arguments.data_root is None:
+        parser.error(f"--data {arguments.data} needs --data-root, the folder that holds it")
     torch.set_num_threads(1)
     if arguments.timed:
         time_large(arguments.timed, arguments.timed_size)
         return
-    if not (arguments.model / "config.json").is_file():
+    if not (arguments.checkpoint / "config.json").is_file():
         train_model(arguments)
     if arguments.only_train:
         return
-    measure(load_model(arguments.model), load_processor(arguments.model), arguments)
+    measure(load_model(arguments.checkpoint).to(arguments.device), load_processor(arguments.checkpoint), arguments)
 
 
 def train_model(arguments):
@@ -88,7 +93,20 @@ def train_model(arguments):
         batches = DataLoader(dataset, batch_size=4, sampler=sampler, collate_fn=SegmentationCollator(processor))
     model = new_model(arguments.backbone, classes, task, **fields).to(arguments.device)
     train(model, batches, arguments)
-    save(model, processor, arguments.model)
+    save(model, processor, arguments.checkpoint)
+
+
+def held_out(arguments):
+    if arguments.data == "scenes":
+        return ScenesDataset(arguments.images, size=arguments.size, seed=HELD_OUT_SEED)
+    return Data("camvid", arguments.data_root).val if arguments.data == "camvid" else coco(arguments)
+
+
+def clock(device: torch.device) -> float:
+    if device.type != "cuda":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def coco(arguments) -> CocoPanoptic:
@@ -122,20 +140,17 @@ def measure(model, processor, arguments):
     seconds, queries, seen = [0.0] * len(efforts), [0] * len(efforts), []
     for layer in layers:  # which the models share
         layer.register_forward_pre_hook(lambda layer, given: seen.append(given[0].shape[1]))
-    examples = {
-        "scenes": lambda: ScenesDataset(arguments.images, size=arguments.size, seed=HELD_OUT_SEED),
-        "camvid": lambda: Data("camvid", arguments.data_root).val,
-        "coco": lambda: coco(arguments),
-    }[arguments.data]()
+    examples = with_classes_of(model.config, held_out(arguments))
     count = min(arguments.images, len(examples))
     for number in range(count):
         example = examples[number]
         inputs = processor(example.image, input_data_format="channels_last", return_tensors="pt")
+        inputs["pixel_values"] = inputs["pixel_values"].to(model.device)
         for point, (reduced, evaluator) in enumerate(zip(models, evaluators, strict=True)):
             seen.clear()
-            start = time.process_time()
+            start = clock(model.device)
             outputs = reduced(**inputs)
-            seconds[point] += time.process_time() - start
+            seconds[point] += clock(model.device) - start
             queries[point] += seen[-1] if seen else 0
             evaluator.update(outputs, [example], [number])
     print(machine())
@@ -162,6 +177,14 @@ def time_large(backbone: str, size: int, kept: int = 20):
     print(machine(), f"one image of {size} x {size}, {backbone}", sep="\n")
     for share, value in seconds.items():
         print(f"effort {share:.3f}: {1000 * value:.0f} ms, {value / seconds[1]:.2f} of the whole")
+    outputs = model.model(pixels, mask_logits="none")
+    embeddings = model.model.mask_embeddings(outputs.transformer_decoder_intermediate_states[-1])
+    maps = {
+        count: lambda some=embeddings[:, :count]: model.model.mask_maps(some, outputs.pixel_decoder_last_hidden_state)
+        for count in (kept, embeddings.shape[1])
+    }
+    for count, value in interleaved_medians(maps, repeats=9, clock=time.process_time).items():
+        print(f"mask logits of {count} queries: {1000 * value:.0f} ms, {value / seconds[1]:.3f} of the whole")
 
 
 if __name__ == "__main__":
