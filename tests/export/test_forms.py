@@ -1,8 +1,8 @@
-"""The forms that parts have in a graph are those parts: both compared in PyTorch."""
+"""The forms that parts have in a graph are those parts: compared in PyTorch; `test_onnx` has every backbone."""
 
 import pytest
 import torch
-from exports import FAMILIES, SMALL, family_model
+from exports import SMALL, family_model
 from helpers import relative_difference, tiny_model
 from torch import nn
 
@@ -29,11 +29,6 @@ def has_projection(model):
     return type(Network(model).model.model.pixel_level_module.decoder.mask_projection) is not nn.Identity
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_network_of_a_graph_gives_the_logits_of_every_family(family):
-    assert max(differences(family_model(family))) < 1e-5
-
-
 @pytest.mark.parametrize("fields", [{"attended_stride": 16}, {"masked_attention": False}, PIXEL_EMBEDDING])
 def test_the_network_of_a_graph_gives_the_logits_of_other_designs(fields):
     model = tiny_model("resnet", **SMALL, **fields)
@@ -50,3 +45,12 @@ def test_the_projection_of_mask_features_stays_where_a_part_is_not_what_it_was_b
     assert not has_projection(model)
     model.model.transformer_module.decoder.mask_predictor.mask_embedder[-1][0].__class__ = Adapted
     assert has_projection(model) and max(differences(model)) < 1e-5
+
+
+def test_a_trace_of_whole_windows_crops_the_maps_of_other_sizes():
+    model = family_model("swin")  # windows of 4, whole in every stage of 128 x 128
+    with torch.no_grad():
+        traced = torch.jit.trace(Network(model), torch.randn(1, 3, 128, 128), check_trace=False)
+        expected = model(PIXELS)
+        for name, ours in zip(LOGITS, traced(PIXELS), strict=True):
+            assert relative_difference(ours, expected[name]) < 1e-5

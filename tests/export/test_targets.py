@@ -46,18 +46,20 @@ def test_openvino_gives_the_checkpoints_logits_at_every_size(processor, tmp_path
     assert {"model.xml", "model.bin"} <= {path.name for path in (tmp_path / "out").iterdir()}
 
 
-def test_the_exporter_of_transformers_takes_the_model(tmp_path):
+def test_the_exporter_of_transformers_takes_the_model_at_any_size():
     pytest.importorskip("onnxscript")
     exporting = pytest.importorskip("transformers.exporters.exporter_onnx")
     model = tiny_model("resnet", encoder_layers=1, decoder_layers=2, num_queries=4)
-    pixels = torch.randn(2, 3, 64, 96)
+    inputs, config = {"pixel_values": torch.randn(2, 3, 64, 96)}, exporting.OnnxConfig(dynamic=True)
     with use_kernel("reference"):  # ONNX has no operator of our kernels
-        exported = exporting.OnnxExporter().export(model, {"pixel_values": pixels}, config=exporting.OnnxConfig())
-    outputs = exported(pixel_values=pixels)
-    with torch.no_grad():
-        expected = model(pixels)
-    for name in LOGITS:
-        torch.testing.assert_close(torch.as_tensor(outputs[name]), expected[name], rtol=1e-4, atol=1e-4)
+        exported = exporting.OnnxExporter().export(model, inputs, config=config)
+    for size in ((2, 3, 64, 96), (1, 3, 128, 64)):
+        pixels = torch.randn(size)
+        outputs = exported(pixel_values=pixels)
+        with torch.no_grad():
+            expected = model(pixels)
+        for name in LOGITS:
+            torch.testing.assert_close(torch.as_tensor(outputs[name]), expected[name], rtol=1e-4, atol=1e-4)
 
 
 def test_a_compiler_that_fails_is_one_line(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from ..model.cpu_layout import ConvolutionNorm, PointwiseConvolution
 from ..model.deformable_attention import MultiScaleDeformableAttention
 from ..model.modeling_mask2former import Mask2FormerModel
 from ..model.pixel_decoder import Mask2FormerPixelDecoder
+from ..model.swin_speed import GatheredSwinLayer
 from ..model.transformer_decoder import Mask2FormerMaskedAttentionDecoder, Mask2FormerMaskPredictor
 
 
@@ -97,7 +98,7 @@ class ProjectedMasksModel(Mask2FormerModel):
 
 
 FORMS = {
-    SwinLayer: AlwaysCroppedSwinLayer,
+    GatheredSwinLayer: AlwaysCroppedSwinLayer,
     ConvolutionNorm: GraphConvolutionNorm,
     MultiScaleDeformableAttention: GraphDeformableAttention,
 }
