@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
+from ..kernels import for_a_graph
+from ..kernels.choosing import chosen_name
 from ..model.canvas import canvas_of, image_sizes_of
 
 logger = logging.get_logger(__name__)
@@ -35,7 +37,7 @@ class Replay:
     def _forget(self):
         self._addresses = self._current_addresses()
         self._runs = Counter()
-        self._graphs: OrderedDict[torch.Size, tuple] = OrderedDict()
+        self._graphs: OrderedDict[tuple, tuple] = OrderedDict()
         self._pool = None
 
     def _current_addresses(self) -> list[int]:
@@ -54,10 +56,10 @@ class Replay:
             return self._model(pixel_values, pixel_mask=pixel_mask)
         if self._addresses != self._current_addresses():
             self._forget()
-        sizes, shape = image_sizes_of(pixel_mask), pixel_values.shape
-        self._runs[shape] += 1
-        usual = self._runs[shape] <= RUNS_BEFORE or any(canvas_of(size) != shape[-2:] for size in sizes)
-        if usual or (shape not in self._graphs and not _room_for_a_graph(pixel_values.device)):
+        sizes, shape, kind = image_sizes_of(pixel_mask), pixel_values.shape, _kind(pixel_values)
+        self._runs[kind] += 1
+        usual = self._runs[kind] <= RUNS_BEFORE or any(canvas_of(size) != shape[-2:] for size in sizes)
+        if usual or (kind not in self._graphs and not _room_for_a_graph(pixel_values.device)):
             return self._model(pixel_values, pixel_mask=pixel_mask)
         try:
             outputs = self._replay(pixel_values)
@@ -70,13 +72,13 @@ class Replay:
 
     def _replay(self, pixel_values: Tensor):
         """Of pixels that are content up to their edges."""
-        shape = pixel_values.shape
-        if shape not in self._graphs:
-            self._graphs[shape] = self._capture(pixel_values)
+        kind = _kind(pixel_values)
+        if kind not in self._graphs:
+            self._graphs[kind] = self._capture(pixel_values)
             if len(self._graphs) > GRAPHS:
                 self._graphs.popitem(last=False)
-        self._graphs.move_to_end(shape)
-        graph, pixels, outputs = self._graphs[shape]
+        self._graphs.move_to_end(kind)
+        graph, pixels, outputs = self._graphs[kind]
         pixels.copy_(pixel_values)
         graph.replay()
         return outputs
@@ -85,13 +87,19 @@ class Replay:
         with torch.cuda.device(pixel_values.device):
             pixels, stream, graph = pixel_values.clone(), torch.cuda.Stream(), torch.cuda.CUDAGraph()
             stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                self._model(pixels)  # libraries allocate the work space of this stream outside the graph
+            with torch.cuda.stream(stream), for_a_graph():
+                # Libraries allocate the work space of this stream, and kernels of a graph are compiled, outside of it.
+                self._model(pixels)
             torch.cuda.current_stream().wait_stream(stream)
             with torch.cuda.graph(graph, pool=self._pool, stream=stream):
                 outputs = self._model(pixels)
             self._pool = graph.pool()
         return graph, pixels, outputs
+
+
+def _kind(pixel_values: Tensor) -> tuple:
+    """What has a graph of its own: a shape, and what was asked of kernels and products."""
+    return (*pixel_values.shape, chosen_name(), torch.backends.cuda.matmul.allow_tf32)
 
 
 def _room_for_a_graph(device: torch.device) -> bool:

@@ -5,6 +5,8 @@ runs the plain PyTorch formula. Kernels: "cpp" on CPUs (float32, bfloat16), "tri
 bfloat16). "reference" is the PyTorch formula.
 """
 
+import contextlib
+import contextvars
 from collections.abc import Callable
 
 import torch
@@ -19,6 +21,20 @@ from .operators import dtype_under_autocast, fused
 BATCH_NORM_FROM, LAYER_NORM_FROM, GROUP_NORM_FROM = 2**26, 2**24, 2**21
 
 
+_for_a_graph: contextvars.ContextVar[bool] = contextvars.ContextVar("mask2former_hf_for_a_graph", default=False)
+
+
+@contextlib.contextmanager
+def for_a_graph():
+    """Run the model inside with the kernels that it has in a CUDA graph: before one is captured, so that they are
+    compiled by then."""
+    token = _for_a_graph.set(True)
+    try:
+        yield
+    finally:
+        _for_a_graph.reset(token)
+
+
 def leaving_pytorch() -> bool:
     """Whether the model is being traced for another system, which knows no operators of ours."""
     return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
@@ -31,6 +47,7 @@ __all__ = [
     "attend_in_windows_backward",
     "batch_norm_",
     "deformable_attention",
+    "for_a_graph",
     "group_norm_",
     "kernel_report",
     "layer_norm",
@@ -109,7 +126,6 @@ def layer_norm(
     rows = [x] if update is None else [x, update]
     fits = (
         _triton_pays(x, LAYER_NORM_FROM)
-        and _eager(x)
         and norm.normalized_shape == x.shape[-1:]
         and x.shape[-1] <= norms.WIDEST
         and _plain(norm.weight, norm.bias)
@@ -133,11 +149,13 @@ def _cpp_runs(x: Tensor) -> bool:
 
 
 def _triton_pays(x: Tensor, elements: int) -> bool:
-    """Whether Triton's kernels can run, and were asked for by name, or x is large, or a graph is captured, whose
-    launches cost nothing."""
+    """Whether nothing records what is done with x, Triton's kernels can run, and they were asked for by name, or x is
+    large, or a CUDA graph is made, whose launches cost nothing."""
+    if not _eager(x):  # first: a graph of torch must not see what follows
+        return False
     name = chosen_name()
     if name == "auto" and x.device.type == "cuda":
-        pays = x.numel() >= elements or torch.cuda.is_current_stream_capturing()
+        pays = x.numel() >= elements or _for_a_graph.get() or torch.cuda.is_current_stream_capturing()
     else:
         pays = name == "triton"
     return pays and triton_gpu.why_not(x.device, x.dtype) is None

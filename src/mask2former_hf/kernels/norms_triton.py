@@ -83,7 +83,8 @@ def moments_to_scale_kernel(
     mean = tl.reshape(mean, (GROUPS, WIDTH))
     of_group = tl.sum(mean, 1) / WIDTH
     apart = mean - of_group[:, None]
-    variance = (tl.sum(tl.reshape(squares, (GROUPS, WIDTH)), 1) / count + tl.sum(apart * apart, 1)) / WIDTH
+    squares = tl.maximum(tl.reshape(squares, (GROUPS, WIDTH)), 0.0)  # rounding may leave less
+    variance = (tl.sum(squares, 1) / count + tl.sum(apart * apart, 1)) / WIDTH
     scale = tl.reshape(tl.load(weight + c).to(tl.float32), (GROUPS, WIDTH)) * tl.rsqrt(variance + eps)[:, None]
     shift = tl.reshape(tl.load(bias + c).to(tl.float32), (GROUPS, WIDTH)) - of_group[:, None] * scale
     scales += tl.program_id(0) * 2 * C

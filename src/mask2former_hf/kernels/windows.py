@@ -159,7 +159,7 @@ def _tuned_forward():
         triton.Config({"ROWS": rows, "COLUMNS": columns}, num_warps=warps, num_stages=1)
         for rows, columns, warps in FORWARD
     ]
-    return triton.autotune(configs, key=["D", "SIDE"])(kernel)
+    return triton.autotune(configs, key=["D", "SIDE", "PRECISION"])(kernel)
 
 
 def _kernels():

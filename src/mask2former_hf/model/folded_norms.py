@@ -23,10 +23,15 @@ from .onednn import is_x86_with_onednn, runs_eagerly
 DTYPES = (torch.float32, torch.bfloat16)  # on CPUs
 
 
+def _may_run_on_a_gpu(x: Tensor) -> bool:
+    recorded = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return not recorded and x.device.type == "cuda" and batch_norm_ is not None
+
+
 def folds(x: Tensor, convolution: nn.Module, norm: nn.Module) -> bool:
     """Whether the two parts are what they were built as, their result is not recorded, and something can make it."""
     return (
-        (runs_eagerly(x) or x.device.type == "cuda" and not torch.is_grad_enabled())
+        (runs_eagerly(x) or _may_run_on_a_gpu(x))
         and type(convolution) is nn.Conv2d
         and convolution.padding_mode == "zeros"
         and not isinstance(convolution.padding, str)
