@@ -117,9 +117,10 @@ INLINE float exp_of_negative(float x) {
   return scaled_exp(x, static_cast<float>(exponent), as<float>(static_cast<uint32_t>(exponent + 127) << 23));
 }
 INLINE vec exp_of_negative(vec x) {
-  const vec least = vec{} - 87.0f;
+  const vec none = {}, least = none - 87.0f;
   x = x < least ? least : x;
-  const int_vec exponent = __builtin_convertvector((x > least ? x : least) * 1.44269504f - 0.5f, int_vec);
+  const vec bounded = x > least ? (x < none ? x : none) : least;  // beside NaN there may be an infinite x
+  const int_vec exponent = __builtin_convertvector(bounded * 1.44269504f - 0.5f, int_vec);
   return scaled_exp(x, __builtin_convertvector(exponent, vec), as<vec>((exponent + 127) << 23));
 }
 

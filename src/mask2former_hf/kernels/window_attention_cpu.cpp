@@ -155,6 +155,9 @@ INLINE void read_rows(const Attention& p, const int64_t* places, int64_t part, i
 // Work of a thread: some heads in some windows.
 struct Part {
   int64_t chunk, first_head, last_head, first, last;
+  int64_t count() const { return (last - first) * (last_head - first_head); }
+  int64_t window(int64_t i) const { return first + i / (last_head - first_head); }
+  int64_t head(int64_t i) const { return first_head + i % (last_head - first_head); }
 };
 
 // Windows in chunks of at least `multiplications` each, at most `most` chunks.
@@ -173,13 +176,6 @@ struct Parts {
   }
 };
 
-// Calls `attend` for every window and head of a part, a window's heads one after the other.
-template <typename Attend>
-INLINE void each_head(const Attention& p, const Part& part, const Attend& attend) {
-  for (int64_t window = part.first; window < part.last; ++window)
-    for (int64_t head = part.first_head; head < part.last_head; ++head) attend(window, head, p.places + window * p.n);
-}
-
 template <typename T>
 INLINE void forward_part(const Attention& p, const Part& part, T* out) {
   Scratch scratch(p, 5, 1);
@@ -187,7 +183,8 @@ INLINE void forward_part(const Attention& p, const Part& part, T* out) {
   float *query = scratch.take(size), *key = scratch.take(size), *value = scratch.take(size);
   float *keys = scratch.take(size), *attended = scratch.take(size), *scores = scratch.take(p.wide * p.wide);
   float* totals = scratch.take(p.wide);
-  each_head(p, part, [&](int64_t window, int64_t head, const int64_t* places) {
+  for (int64_t i = 0; i < part.count(); ++i) {  // no lambda: its code would not be the processor's version
+    const int64_t window = part.window(i), head = part.head(i), *places = p.places + window * p.n;
     read_rows<T>(p, places, 0, head, p.scale, query);
     read_rows<T>(p, places, 1, head, 1, key);
     read_rows<T>(p, places, 2, head, 1, value);
@@ -195,13 +192,13 @@ INLINE void forward_part(const Attention& p, const Part& part, T* out) {
     multiply({query, p.D, 1}, p.n, p.D, keys, p.wide, scores);
     exponentials(p, window, head, scores, totals);
     multiply({scores, p.wide, 1}, p.n, p.n, value, p.D, attended);
-    for (int64_t i = 0; i < p.n; ++i) {
-      if (places[i] >= p.N) continue;
-      const float scale = 1 / totals[i];
-      T* to = out + (places[i] * p.h + head) * p.D;
-      for (int64_t d = 0; d < p.D; d += 8) store(to + d, load(attended + i * p.D + d) * scale);
+    for (int64_t k = 0; k < p.n; ++k) {
+      if (places[k] >= p.N) continue;
+      const float scale = 1 / totals[k];
+      T* to = out + (places[k] * p.h + head) * p.D;
+      for (int64_t d = 0; d < p.D; d += 8) store(to + d, load(attended + k * p.D + d) * scale);
     }
-  });
+  }
 }
 
 template <typename T>
@@ -254,13 +251,14 @@ INLINE void backward_part(const Attention& p, const WindowGradients<T>& g, const
   float *weights = scratch.take(p.wide * p.wide), *of_scores = scratch.take(p.wide * p.wide);
   float* totals = scratch.take(p.wide);
   float* fill = g.fill + part.chunk * 3 * p.h * p.D;
-  each_head(p, part, [&](int64_t window, int64_t head, const int64_t* places) {
+  for (int64_t i = 0; i < part.count(); ++i) {  // no lambda: its code would not be the processor's version
+    const int64_t window = part.window(i), head = part.head(i), *places = p.places + window * p.n;
     read_rows<T>(p, places, 0, head, p.scale, query);
     read_rows<T>(p, places, 1, head, 1, key);
     read_rows<T>(p, places, 2, head, 1, value);
-    for (int64_t i = 0; i < p.n; ++i)
+    for (int64_t k = 0; k < p.n; ++k)
       for (int64_t d = 0; d < p.D; d += 8)
-        store(incoming + i * p.D + d, places[i] < p.N ? load(g.attended + (places[i] * p.h + head) * p.D + d) : vec{});
+        store(incoming + k * p.D + d, places[k] < p.N ? load(g.attended + (places[k] * p.h + head) * p.D + d) : vec{});
     transpose(key, p.wide, p.D, transposed);
     multiply({query, p.D, 1}, p.n, p.D, transposed, p.wide, weights);
     exponentials(p, window, head, weights, totals);
@@ -273,7 +271,7 @@ INLINE void backward_part(const Attention& p, const WindowGradients<T>& g, const
     write_rows(p, places, 1, head, 1, result, g.projected, fill);
     multiply({weights, 1, p.wide}, p.n, p.n, incoming, p.D, result);
     write_rows(p, places, 2, head, 1, result, g.projected, fill);
-  });
+  }
 }
 
 CLONES void forward_task(const Attention& p, const Part& part, float* out) { forward_part(p, part, out); }
