@@ -112,15 +112,16 @@ INLINE F scaled_exp(F x, F n, F power) {
 // exp for x <= 0 to 2 units in the last place, without a call, so that loops over it become vector code.
 INLINE float exp_of_negative(float x) {
   x = x < -87.0f ? -87.0f : x;  // so that NaN stays NaN
-  const float finite = x > -87.0f ? x : -87.0f;  // for the exponent, an integer: there is none for NaN
+  // For the exponent, an integer: there is none for NaN, nor for the infinity that may stand beside it.
+  const float finite = x > -87.0f ? (x < 0.0f ? x : 0.0f) : -87.0f;
   const int32_t exponent = static_cast<int32_t>(finite * 1.44269504f - 0.5f);  // nearest, as x <= 0
   return scaled_exp(x, static_cast<float>(exponent), as<float>(static_cast<uint32_t>(exponent + 127) << 23));
 }
 INLINE vec exp_of_negative(vec x) {
   const vec none = {}, least = none - 87.0f;
   x = x < least ? least : x;
-  const vec bounded = x > least ? (x < none ? x : none) : least;  // beside NaN there may be an infinite x
-  const int_vec exponent = __builtin_convertvector(bounded * 1.44269504f - 0.5f, int_vec);
+  const vec finite = x > least ? (x < none ? x : none) : least;
+  const int_vec exponent = __builtin_convertvector(finite * 1.44269504f - 0.5f, int_vec);
   return scaled_exp(x, __builtin_convertvector(exponent, vec), as<vec>((exponent + 127) << 23));
 }
 
