@@ -75,7 +75,7 @@ class TrainingSettings:
     )
     random_weights: bool = _setting("start the backbone from random weights", False, "model")
     recipe: str | None = _setting(
-        "settings of one of the original's 59 recipes, as coco-panoptic-r50, or for a ViT, as "
+        "settings of one of the original's 59 recipes, such as coco-panoptic-r50, or for a ViT, such as "
         "coco-panoptic-dinov2-l-adapter",
         group="model",
     )
@@ -186,7 +186,7 @@ class TrainingSettings:
         metavar="BAND",
     )
 
-    steps: int | None = _setting("optimizer steps (required without epochs or a recipe)")
+    steps: int | None = _setting("optimizer steps (one of steps, epochs and a recipe is required)")
     epochs: float | None = _setting("passes over the training data, instead of steps")
     batch_size: int | None = _setting(
         f"images per process and forward pass (default: {DEFAULT_BATCH}, or the recipe's)"
