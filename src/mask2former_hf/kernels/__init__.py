@@ -206,8 +206,8 @@ def attend_in_windows_backward(
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """Gradients of `projected`, and in float32 of `fill` and `bias`, of the (N, C) gradient of what was attended.
 
-    The other arguments are those of `attend_in_windows`, and it is for what that attended: which kernel is chosen by now
-    does not matter. None where "cpp" cannot run.
+    The other arguments are those of `attend_in_windows`, and it is for what that attended, whichever kernel is chosen
+    by now. None where "cpp" cannot run.
     """
     heads = _window_heads(projected, fill, places, bias, seam, scale)
     if heads is None:
