@@ -80,6 +80,26 @@ def test_a_file_of_settings_that_makes_no_sense_is_one_line(tmp_path, capsys, te
     assert len(lines) == 1 and re.search(message, lines[0]) and len(lines[0]) < 1500, lines
 
 
+@pytest.mark.parametrize(
+    "flags, line",
+    [
+        (["nothere"], "nothere: there is no such folder of data, and no such YAML file: correct the path"),
+        (
+            ["--feature-cache", "c1"],
+            "--feature-cache c1: needs --freeze-backbone without a number ('all') and --augmentation none: maps",
+        ),
+        (
+            ["--data", "scenes", "--train-limit", "2", "--val-limit", "1", "--crop", "64", "--memory-budget", "0.001"],
+            "or a smaller --batch-size or --crop\n",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_is_said_in_flags(tmp_path, capsys, flags, line):
+    given = ["--output", str(tmp_path / "out"), "--backbone", "tiny", "--steps", "1", "--cpu"]
+    assert main(["train", *flags, *given]) == 2
+    assert line in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")

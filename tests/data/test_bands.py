@@ -15,7 +15,7 @@ from mask2former_hf.data.pictures import picture, read_picture
 from mask2former_hf.data.scenes import ScenesDataset
 from mask2former_hf.data.statistics import measure_bands
 from mask2former_hf.data.transforms import ResizeShortestEdge
-from mask2former_hf.data.windows import open_raster
+from mask2former_hf.data.windows import last_level, open_raster
 from mask2former_hf.model.image_bands import bands_of
 
 H, W, C = 20, 30, 5
@@ -101,6 +101,12 @@ def test_windows_of_a_raster_are_those_of_its_array(tmp_path):
     assert open_raster(tmp_path / "five.tif") is None  # no photo: the whole file is asked for, and refused
     with pytest.raises(OSError, match="more bands or bits than a photo"):
         read_image(tmp_path / "five.tif")
+
+
+@pytest.mark.parametrize("path", ["https://example.org/map.tif", "HTTP://example.org/map.tif", "s3://maps/map.tif"])
+def test_no_level_of_an_address_is_looked_for(path, monkeypatch):
+    monkeypatch.setattr("mask2former_hf.data.windows.load_rasterio", None)  # GDAL opens addresses
+    assert last_level(path) == last_level(f"/vsicurl/{path}") == 0
 
 
 def test_more_bands_or_pages_than_a_photo_has_are_refused_or_said(tmp_path, caplog, monkeypatch):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from exports import photo
 from helpers import SHARED
 from PIL import Image
@@ -21,6 +22,7 @@ from mask2former_hf.export import tracing
 from mask2former_hf.inference import exported as runtime
 from mask2former_hf.inference.exported import ArrayProcessor
 from mask2former_hf.inference.run_folder import RECORD
+from mask2former_hf.model.argument_checks import check_logits
 
 pytest.importorskip("onnxruntime")
 TASKS = ("panoptic", "instance", "semantic")
@@ -71,6 +73,12 @@ def test_logits_that_are_not_finite_are_refused_as_those_of_the_checkpoint(
         ValueError, match=f"{('class', 'mask')[number]}_logits has values that are not numbers, or are"
     ):
         segmenter(photo())
+
+
+def test_logits_of_no_query_are_taken_as_those_of_the_checkpoint():
+    shapes = (2, 0, 4), (2, 0, 8, 8)
+    check_logits(*map(torch.zeros, shapes))
+    runtime._check_finite(*map(np.zeros, shapes))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ import pytest
 from PIL import Image
 
 from mask2former_hf.data.scenes import ID2LABEL, ScenesDataset
+from mask2former_hf.data.windows import ImageWindows
+from mask2former_hf.inference import segmentation
 from mask2former_hf.inference.drawing import (
     class_colour,
     draw_instances,
@@ -76,3 +78,15 @@ def test_sizes_that_do_not_fit_are_refused():
         side_by_side([Image.new("RGB", (9, 9))] * 2, ["a"])
     with pytest.raises(ValueError, match="image is float64"):
         draw_semantic(np.zeros((9, 9)), np.zeros((9, 9), int), ID2LABEL)
+
+
+def test_a_large_result_is_drawn_smaller(monkeypatch):
+    monkeypatch.setattr(segmentation, "LARGEST_PICTURE", 100)
+    image = np.random.default_rng(0).integers(0, 255, (150, 290, 3), dtype=np.uint8)
+    labels = np.zeros((150, 290), dtype=np.int32)
+    labels[60:120, 100:200] = 1
+    result = segmentation.semantic_result(labels, {0: "", 1: ""})
+    picture = np.asarray(result.plot(image))
+    assert (picture == np.asarray(result.plot(ImageWindows(image)))).all()
+    expected = segmentation.semantic_result(labels[::3, ::3], {0: "", 1: ""}).plot(image[::3, ::3])
+    assert (picture == np.asarray(expected)).all()

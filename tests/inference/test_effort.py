@@ -125,7 +125,9 @@ def test_a_model_without_a_prediction_at_every_layer_is_refused(fields):
 
 @pytest.mark.parametrize("share", [-0.1, 1.5, float("nan"), "0.5"])
 def test_an_effort_is_a_share(model, share):
-    with pytest.raises(ValueError, match="effort="):
+    with pytest.raises(
+        ValueError, match="effort=.*: must be a share of the decoder's layers, from 0 to 1, such as 0.5"
+    ):
         at_effort(model, share)
 
 

@@ -14,7 +14,7 @@ from mask2former_hf import MovingScenes, Segmenter, VideoSegmenter
 from mask2former_hf.cli.main import main
 from mask2former_hf.inference import page
 from mask2former_hf.inference.page_content import TRACK_COLUMNS, track_rows
-from mask2former_hf.inference.page_video import answer_video
+from mask2former_hf.inference.page_video import Runs, answer_video
 from mask2former_hf.inference.video_files import VideoSource
 
 LENGTH = 12  # two windows of a model of clips
@@ -119,6 +119,32 @@ def test_what_was_segmented_before_a_stop_is_shown(kind, segmenters, video):
     assert overlay == 5 and {len(track["segmentations"]) for track in tracks} == {5}
     said, *rest = ask(segmenters[kind], video, stopped=lambda: True)
     assert "Stopped" in said and rest == [None, []]
+
+
+def test_stop_ends_the_runs_that_are_there_and_no_other():
+    runs = Runs()
+    with runs.run("a") as first, runs.run("b") as other:
+        runs.stop("a")
+        runs.ask("a")  # another click
+        with runs.run("a") as second:
+            assert [first(), second(), other()] == [True, False, False]
+            runs.stop("a")
+            assert second()
+        assert runs.is_running("a")
+    assert not runs.is_running("a") and not runs.is_running("b")
+
+
+def test_stop_ends_a_run_that_waits_and_a_closed_page_leaves_nothing():
+    runs = Runs()
+    runs.stop("a")
+    with runs.run("a") as stopped:
+        assert stopped()
+    with runs.run("a") as stopped:
+        assert not stopped()
+        runs.close("a")
+        assert stopped()
+    runs.stop("a"), runs.ask("a"), runs.stop("b"), runs.close("b")
+    assert vars(runs) == vars(Runs())
 
 
 def test_what_cannot_be_segmented_is_a_message_without_a_path(segmenters, video, tmp_path, monkeypatch):

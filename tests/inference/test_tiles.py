@@ -14,7 +14,6 @@ from mask2former_hf.cli.main import main
 from mask2former_hf.data.runs import Runs
 from mask2former_hf.data.scenes import STUFF_LABEL_IDS, ScenesDataset
 from mask2former_hf.data.windows import ImageWindows, RasterWindows
-from mask2former_hf.inference import segmentation
 from mask2former_hf.inference.rules import Rules
 from mask2former_hf.inference.tile_merging import VOID, Thing, TileMerger, TileResult, merge_things, segment_tiles
 from mask2former_hf.inference.tiles import plan_tiles
@@ -389,14 +388,3 @@ def test_predict_in_tiles_writes_what_the_segmenter_gives(network, raster, tmp_p
         assert "--overlap 0.2: only tiles overlap; add --tile, or leave it out" in capsys.readouterr().err
     with pytest.raises(ValueError, match="overlap=0.3: only tiles overlap; give tile"):
         Segmenter.of(model, processor, overlap=0.3)
-
-
-def test_a_large_result_is_drawn_smaller(monkeypatch):
-    monkeypatch.setattr(segmentation, "LARGEST_PICTURE", 100)
-    image, labels = photo((150, 290)), np.zeros((150, 290), dtype=np.int32)
-    labels[60:120, 100:200] = 1
-    result = segmentation.semantic_result(labels, {0: "", 1: ""})
-    picture = np.asarray(result.plot(image))
-    assert (picture == np.asarray(result.plot(ImageWindows(image)))).all()
-    expected = segmentation.semantic_result(labels[::3, ::3], {0: "", 1: ""}).plot(image[::3, ::3])
-    assert (picture == np.asarray(expected)).all()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import tiny_model
 
-from mask2former_hf import Mask2FormerImageProcessor, Segmenter
+from mask2former_hf import Mask2FormerImageProcessor, Segmenter, VideoSegmenter
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork"),
@@ -54,7 +54,20 @@ def segment(segmenter):
     return np.array(rows["score"])
 
 
-@pytest.mark.parametrize("work", [prepare, post_process, segment])
+def segment_in_turn(segmenter):
+    return scores(next(segmenter([IMAGE], threshold=0.0)))
+
+
+def segment_frames(segmenter):
+    (frame,) = VideoSegmenter.of(segmenter.model, segmenter.processor)([IMAGE], threshold=0.0)
+    return scores(frame)
+
+
+def scores(result):
+    return np.array([segment.score for segment in result.segments])
+
+
+@pytest.mark.parametrize("work", [prepare, post_process, segment, segment_in_turn, segment_frames])
 def test_what_a_forked_process_asks_for_is_computed_there_as_here(work, segmenter, threads):
     expected = work(segmenter)
 

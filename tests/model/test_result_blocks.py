@@ -7,7 +7,7 @@ from mask2former_hf.model import postprocessing, result_blocks
 from mask2former_hf.model.mask_resizing import query_chunks, resize_mask_logits
 from mask2former_hf.model.panoptic_rules import contest
 from mask2former_hf.model.postprocessing import panoptic_segmentation, semantic_map, semantic_scores
-from mask2former_hf.model.result_blocks import Blocks, contest_in_blocks
+from mask2former_hf.model.result_blocks import Blocks, classes_in_blocks, contest_in_blocks
 
 SIZES = [  # canvas, image, result
     ((96, 128), (96, 128), (96, 128)),
@@ -86,6 +86,16 @@ def test_the_best_class_is_that_of_all_scores(sizes, resize_masks_first, compute
     assert 0 < sum(computed) < found.numel()
 
 
+def test_a_much_smaller_result_takes_no_more_of_the_image_than_it_is_blended_of():
+    logits, sizes = discs(), ((1024, 768), (1000, 760), (31, 24))
+    class_logits = 5 * torch.randn(len(logits), 6, generator=torch.Generator().manual_seed(1))
+    found = semantic_map(class_logits, logits, *sizes, resize_masks_first=False)
+    assert torch.equal(found, semantic_scores(class_logits, logits, *sizes, resize_masks_first=False).argmax(0))
+    blocks = Blocks(logits, sizes, result_blocks.CLASSES_SIDES)
+    for span in (*blocks.rows, *blocks.columns):
+        assert len(span.to_image) <= 2 * (span.pixels.stop - span.pixels.start)
+
+
 def test_a_block_without_doubt_is_not_computed(computed):
     """Two halves of an image, whose edge is in one column of blocks."""
     logits = torch.full((2, 40, 40), -8.0)
@@ -115,7 +125,7 @@ def test_infinite_logits_are_certain(sizes):
     logits = discs()[:3]
     logits[0], logits[2] = float("inf"), -float("inf")
     assert contest_in_blocks(torch.tensor([0.5, 0.9, 0.9]), logits[[2, 0, 0]], sizes, 0.5).holder.eq(2).all()
-    assert semantic_map(torch.eye(3, 4) * 20, logits, *sizes).eq(0).all()
+    assert classes_in_blocks(torch.eye(3), logits, sizes, True).eq(0).all()
 
 
 def test_masks_with_thresholds_of_their_own_are_looked_at_whole(monkeypatch):

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoBackbone, SwinConfig
 
+from mask2former_hf.kernels import cpu, use_kernel
 from mask2former_hf.model import swin_speed, swin_training
 from mask2former_hf.model.feed_forward import FeedForward
 
@@ -96,6 +97,21 @@ def test_mixed_precision_is_as_near_to_double_as_transformers(backbones, trained
     assert len(trained) == 8
     stock, own = (sum(into) / len(into) for into in errors)
     assert own < 1.1 * stock < 0.2
+
+
+@pytest.mark.skipif(cpu.why_not(torch.device("cpu"), torch.float32) is not None, reason="no compiled kernel")
+def test_a_backward_pass_uses_the_kernel_of_its_forward_pass(backbones, monkeypatch):
+    backbone, pixels = copy.deepcopy(backbones[1]).float().eval(), torch.randn(1, 3, 32, 32)
+    calls, gradients = [], swin_training.attend_in_windows_backward
+    monkeypatch.setattr(
+        swin_training, "attend_in_windows_backward", lambda *given: calls.append(gradients(*given)) or calls[-1]
+    )
+    for before, after, computed in (("reference", "auto", 0), ("auto", "reference", 8)):
+        with use_kernel(before):
+            loss = sum(x.sum() for x in backbone(pixels).feature_maps)
+        with use_kernel(after):
+            loss.backward()
+        assert sum(made is not None for made in calls) == computed
 
 
 @pytest.mark.parametrize("little_work, widths", [(WIDTH, 6), (WIDTH - 1, 10)])

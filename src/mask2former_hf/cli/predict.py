@@ -35,17 +35,7 @@ WORKERS, MOST_WORKERS = 2, 2**10  # more is a slip of the keyboard
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument(
-        "images",
-        nargs="+",
-        metavar="IMAGE",
-        help="image files, folders of images, 'patterns/**/*.jpg', or lists.txt of paths; or one of: a COCO json, a "
-        "data set saved by datasets, hf://datasets/USER/NAME, a video file, webcam:0",
-    )
-    parser.add_argument("--root", metavar="DIR", help="folder where a list's or json's paths begin (default: its own)")
-    parser.add_argument("--split", help="of a data set that has several")
-    parser.add_argument("--column", help="of a data set's images (default: the only one)")
-    parser.add_argument("--video", action="store_true", help="the folder is one video, its images are the frames")
+    _add_image_arguments(parser)
     parser.add_argument("--model", required=True, help="checkpoint folder, Hub id, or folder of an export")
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
     parser.add_argument(
@@ -103,6 +93,20 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--tta", action="store_true", help="average over six sizes and their mirror images")
     add_dtype_argument(parser)
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if it is there, cpu for an export)")
+
+
+def _add_image_arguments(parser: argparse.ArgumentParser):
+    parser.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="image files, folders of images, 'patterns/**/*.jpg', or lists.txt of paths; or one of: a COCO json, a "
+        "data set saved by datasets, hf://datasets/USER/NAME, a video file, webcam:0",
+    )
+    parser.add_argument("--root", metavar="DIR", help="folder where a list's or json's paths begin (default: its own)")
+    parser.add_argument("--split", help="of a data set that has several")
+    parser.add_argument("--column", help="of a data set's images (default: the only one)")
+    parser.add_argument("--video", action="store_true", help="the folder is one video, its images are the frames")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -85,6 +85,8 @@ def _parse(path: Path):
         return yaml.load(Path(path).read_text(encoding="utf-8"), _Loader) or {}  # noqa: S506, a SafeLoader
     except RecursionError:
         raise UserError(f"{path}: values are nested too deeply for a file of settings: write them flat") from None
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such YAML file: correct the path") from None
     except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: of dates such as 2020-13-45, and encodings
         raise UserError(f"{path}: {' '.join(str(error).split())}: correct the file") from error
 

@@ -50,6 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser):
 def settings_of(arguments: argparse.Namespace) -> TrainingSettings:
     """Flags over the YAML file over the defaults."""
     known = {entry.name: entry.default for entry in fields(TrainingSettings)}
+    if arguments.config is not None and not arguments.config.exists():
+        raise UserError(
+            f"{arguments.config}: there is no such folder of data, and no such YAML file: correct the path"
+        )
     if arguments.config is not None and arguments.config.is_dir():
         if arguments.folder is not None:
             raise UserError(f"{arguments.config} and --folder {arguments.folder}: give one folder")

@@ -120,7 +120,7 @@ def open_raster(path: str | os.PathLike, channels: int | None = None, level: int
 
 def last_level(path: str | os.PathLike) -> int:
     """Of a TIFF's pyramid, by its header; 0 for what has none, or cannot be read."""
-    if not is_tiff(path) or importlib.util.find_spec("rasterio") is None:
+    if not (_is_for_rasterio(path) and os.path.exists(path)):  # GDAL would open /vsicurl/ and s3:// as well
         return 0
     rasterio = load_rasterio(path)
     with warnings.catch_warnings():
@@ -132,10 +132,14 @@ def last_level(path: str | os.PathLike) -> int:
             return 0
 
 
+def _is_for_rasterio(path: str | os.PathLike) -> bool:
+    """Whether this is a TIFF by its name, no URL, and rasterio is there."""
+    is_url = str(path).lower().startswith(("http://", "https://"))
+    return not is_url and is_tiff(path) and importlib.util.find_spec("rasterio") is not None
+
+
 def _raster(path: str | os.PathLike, channels: int | None, level: int) -> RasterWindows | None:
-    if str(path).lower().startswith(("http://", "https://")) or not is_tiff(path):
-        return None
-    if importlib.util.find_spec("rasterio") is None:
+    if not _is_for_rasterio(path):
         return None
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path}: no such file")

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -25,13 +25,16 @@ def batch_schema():
     return row_schema().append(pyarrow.field(PROBLEM, pyarrow.string()))
 
 
-def threads_of_batch() -> AbstractContextManager:
-    """How torch, where it is, computes a batch in this process: of an engine that forks, in one thread."""
-    if "torch" not in sys.modules:  # an export's runtime does without
-        return nullcontext()
+@contextmanager
+def one_thread_of_torch_if_forked() -> Iterator[None]:
+    """`model.forked_processes.one_thread_if_forked` where torch is; an export's runtime does without."""
+    if "torch" not in sys.modules:
+        yield
+        return
     from ..model.forked_processes import one_thread_if_forked
 
-    return one_thread_if_forked()
+    with one_thread_if_forked():
+        yield
 
 
 def rows_of_batch(

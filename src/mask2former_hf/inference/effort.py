@@ -5,6 +5,7 @@ Every layer was trained to predict. Letters: B batch, Q queries, q kept queries 
 
 import copy
 import math
+import reprlib
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,12 @@ def at_effort(model: nn.Module, effort: float) -> nn.Module:
         ValueError: for a number outside of [0, 1], and below 1 for a model without a prediction at every layer: of
             another design, or trained without auxiliary loss.
     """
-    check_fractions(effort=effort)
+    try:
+        check_fractions(effort=effort)
+    except ValueError:
+        raise ValueError(
+            f"effort={reprlib.repr(effort)}: must be a share of the decoder's layers, from 0 to 1, such as 0.5"
+        ) from None
     if effort == 1:
         return model
     config = model.config

@@ -244,9 +244,9 @@ def _results(graph, feed: Mapping, image_size, target_size, rules: Rules) -> dic
 
 def _check_finite(class_logits: np.ndarray, mask_logits: np.ndarray):
     """`model.argument_checks.check_logits` without torch."""
-    if not np.isfinite(class_logits.max(-1)).all():
+    if class_logits.size and not np.isfinite(class_logits.max(-1)).all():
         raise ValueError(f"class_logits {NOT_FINITE}")
-    if not np.isfinite([mask_logits.min(), mask_logits.max()]).all():
+    if mask_logits.size and not np.isfinite([mask_logits.min(), mask_logits.max()]).all():
         raise ValueError(f"mask_logits {NOT_FINITE}")
 
 

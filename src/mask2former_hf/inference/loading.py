@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from ..model.configuration_mask2former import Mask2FormerConfig
+from ..model.forked_processes import one_thread_if_forked
 from ..model.image_processing_mask2former import Mask2FormerImageProcessor
 from ..model.modeling_mask2former import Mask2FormerForSegmentation, Mask2FormerForUniversalSegmentation
 from ..model.modeling_mask2former_video import Mask2FormerForVideoSegmentation
@@ -45,6 +46,7 @@ def is_video_checkpoint(name: str) -> bool:
     return Mask2FormerForVideoSegmentation.__name__ in (fields.get("architectures") or ())
 
 
+@one_thread_if_forked()
 def load_model(
     name: str, model_class: type[Mask2FormerForSegmentation] = Mask2FormerForUniversalSegmentation, **fields
 ) -> Mask2FormerForSegmentation:

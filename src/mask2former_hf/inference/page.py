@@ -100,7 +100,7 @@ def make_page(
                     _add_image_tab(gradio, segmenter, tasks, slider, given, most_pixels)
             with gradio.Tab("Video"):
                 videos = given if of_clips and given is not None else _example_videos(segmenter)
-                add_video_tab(gradio, segmenter, tasks, slider, most_frames, most_pixels, videos)
+                page.unload(add_video_tab(gradio, segmenter, tasks, slider, most_frames, most_pixels, videos))
     return page
 
 

@@ -2,8 +2,10 @@
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from threading import Event
 
 from .page_content import TRACK_COLUMNS, message, track_rows
 from .segmenter import Segmenter
@@ -26,8 +28,8 @@ def add_video_tab(
     most_frames: int,
     most_pixels: int,
     examples: list[str],
-):
-    """Fill the part of a page that takes videos.
+) -> Callable:
+    """Fill the part of a page that takes videos; gives what is to be called when a page is closed.
 
     Args:
         gradio: the package.
@@ -49,30 +51,23 @@ def add_video_tab(
             if examples:
                 gradio.Examples(examples, video)
         with gradio.Column(scale=2):
-            said = gradio.HTML(elem_id="video-said")
-            overlay = gradio.Video(
-                interactive=False, label="Result", elem_id="video-overlay", autoplay=True, loop=True
-            )
-            table = gradio.Dataframe(
-                headers=list(TRACK_COLUMNS), datatype="str", interactive=False, label="Objects", elem_id="tracks"
-            )
-            files = gradio.File(file_count="multiple", interactive=False, label="Download", elem_id="video-files")
+            shows = _answer_fields(gradio)
 
-    stopping, begin, mark, end = _stop_marks(gradio)
+    runs = Runs()
+    begin, mark, end, close = _handlers(gradio, runs)
 
     def show(path, task, threshold, request: gradio.Request, progress=gradio.Progress()):  # noqa: B008 (Gradio's way)
         bar = partial(progress.tqdm, desc="segmenting", unit="frames")
-        yield from answer_video(
-            segmenter, path, task, threshold, bar, most_frames, most_pixels, lambda: request.session_hash in stopping
-        )
+        with runs.run(request.session_hash) as stopped:
+            yield from answer_video(segmenter, path, task, threshold, bar, most_frames, most_pixels, stopped)
 
     gradio.on([button.click, video.change], begin, None, stop, queue=False, api_name=False)
     shown = gradio.on(
         [button.click, video.change],
         show,
         [video, task, threshold],
-        [said, overlay, table, files],
-        show_progress_on=overlay,
+        shows,
+        show_progress_on=shows[1],
         concurrency_limit=1,
         concurrency_id=NETWORK,
         api_name="segment_video",
@@ -80,28 +75,72 @@ def add_video_tab(
     shown.then(end, None, stop, queue=False, api_name=False)
     stop.click(mark, None, stop, queue=False, api_name=False)
     task.change(lambda task: gradio.Slider(**slider(task)), task, threshold, api_name=False)
+    return close
 
 
-def _stop_marks(gradio) -> tuple[set[str], Callable, Callable, Callable]:
-    """Sessions whose video is to end, and handlers of its beginning, of the button *Stop*, and of its end.
+class Runs:
+    """Videos that are being segmented, by the session of their page, and which of them are to end.
 
     Gradio's own `cancels` would leave the network running to the end, and show nothing of what was done.
     """
-    sessions = set()
+
+    def __init__(self):
+        self._running: dict[str, list[Event]] = {}
+        self._stopped_early: set[str] = set()  # sessions whose run waits for the network, and is not to begin
+
+    @contextmanager
+    def run(self, session: str) -> Iterator[Callable[[], bool]]:
+        """A run, while it lasts; gives whether it is to end."""
+        ends = Event()
+        if session in self._stopped_early:
+            self._stopped_early.discard(session)
+            ends.set()
+        self._running.setdefault(session, []).append(ends)
+        try:
+            yield ends.is_set
+        finally:
+            self._running[session].remove(ends)
+            if not self._running[session]:
+                del self._running[session]
+
+    def is_running(self, session: str) -> bool:
+        return session in self._running
+
+    def ask(self, session: str):
+        """Another run will begin; those that are there go on, or end, as they would."""
+        self._stopped_early.discard(session)
+
+    def stop(self, session: str):
+        """Let all runs of a session end that are there, or the one that waits."""
+        for ends in list(self._running.get(session, ())):
+            ends.set()
+        if not self.is_running(session):
+            self._stopped_early.add(session)
+
+    def close(self, session: str):
+        """The page was closed."""
+        self.stop(session)
+        self._stopped_early.discard(session)
+
+
+def _handlers(gradio, runs: Runs) -> tuple[Callable, Callable, Callable, Callable]:
+    """Of a run's beginning, of the button *Stop*, of a run's end, and of a page that is closed."""
 
     def begin(request: gradio.Request):
-        sessions.discard(request.session_hash)
+        runs.ask(request.session_hash)
         return gradio.Button(interactive=True)
 
     def stop(request: gradio.Request):
-        sessions.add(request.session_hash)
+        runs.stop(request.session_hash)
         return gradio.Button(interactive=False)
 
     def end(request: gradio.Request):
-        sessions.discard(request.session_hash)
-        return gradio.Button(interactive=False)
+        return gradio.Button(interactive=runs.is_running(request.session_hash))
 
-    return sessions, begin, stop, end
+    def close(request: gradio.Request):
+        runs.close(request.session_hash)
+
+    return begin, stop, end, close
 
 
 class Stopped(ValueError):
@@ -114,6 +153,17 @@ def until_stopped(frames: Iterable, stopped: Callable[[], bool]) -> Iterator:
         if stopped():
             raise Stopped("Stopped")
         yield frame
+
+
+def _answer_fields(gradio) -> list:
+    """What shows an `Answer`."""
+    look = {"interactive": False}
+    return [
+        gradio.HTML(elem_id="video-said"),
+        gradio.Video(label="Result", elem_id="video-overlay", autoplay=True, loop=True, **look),
+        gradio.Dataframe(headers=list(TRACK_COLUMNS), datatype="str", label="Objects", elem_id="tracks", **look),
+        gradio.File(file_count="multiple", label="Download", elem_id="video-files", **look),
+    ]
 
 
 def _video_input(gradio):

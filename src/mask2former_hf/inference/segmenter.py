@@ -18,7 +18,7 @@ from ..data.images import load
 from ..data.windows import ImageWindows, open_raster
 from ..model.channels import check_same_channels, image_channels
 from ..model.number_checks import check_count
-from .batches import batch_schema, rows_of_batch, threads_of_batch
+from .batches import batch_schema, one_thread_of_torch_if_forked, rows_of_batch
 from .exported import ExportedModel, is_exported
 from .known_labels import window_of
 from .photos import Photo, Resizing
@@ -220,7 +220,7 @@ class Segmenter:
             ValueError: for columns that are not there, and images without an id.
         """
         check_count(batch_size=batch_size)
-        with threads_of_batch():
+        with one_thread_of_torch_if_forked():
             return rows_of_batch(self, batch, indices, image, image_id, batch_size, self.rules(**numbers))
 
     @staticmethod
@@ -236,6 +236,7 @@ class Segmenter:
         """The pixels of an image in any of its forms, (H, W, 3) uint8 RGB or the checkpoint's bands."""
         return read(image, channels=self.channels)
 
+    @one_thread_of_torch_if_forked()
     def segment_windows(
         self, image: ImageWindows, rules: Rules, batch_size: int = 1, progress: bool = False
     ) -> Segmentation:
@@ -256,6 +257,7 @@ class Segmenter:
 
         return segment_tiles_alone(self.model, self.processor, tiles, rules, tta=self.tta, replay=self._replaying())
 
+    @one_thread_of_torch_if_forked()
     def segment(self, images: list[np.ndarray], rules: Rules, progress: bool = False) -> list[Segmentation]:
         """The results of a batch of images by given rules, (H, W, 3) uint8 RGB or bands (`read`)."""
         if isinstance(self.model, ExportedModel):
@@ -282,6 +284,7 @@ class Segmenter:
             return None
         return Resizing.of(self.processor)
 
+    @one_thread_of_torch_if_forked()
     def segment_photos(self, photos: list[Photo], rules: Rules) -> list[Segmentation]:
         """The results of a batch, of which all photos are resized, or none."""
         if not photos[0].is_resized:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ..model.argument_checks import check_logits
 from ..model.channels import image_channels, model_channels
+from ..model.forked_processes import one_thread_if_forked
 from ..model.modeling_mask2former_video import Mask2FormerForVideoSegmentation
 from ..model.postprocessing import logits_per_image, stack_instances
 from ..model.video_postprocessing import MAX_TRACKS, best_pairs, resized_masks
@@ -193,6 +194,7 @@ class FrameStream(_Stream):
         super().__init__(model, processor, rules, tracking)
         self.stuff_ids = {}
 
+    @one_thread_if_forked()
     @torch.inference_mode()
     def push(self, frame) -> list[Segmentation]:
         """The result of the next frame, in a list of one."""
@@ -254,6 +256,7 @@ class WindowStream(_Stream):
         """The results of the last frames, seen with as many before them as a window holds."""
         return self._run() if self.waiting else []
 
+    @one_thread_if_forked()
     @torch.inference_mode()
     def _run(self) -> list[Segmentation]:
         frames = [Image.fromarray(frame) for frame in self.frames]

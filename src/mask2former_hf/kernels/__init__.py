@@ -209,7 +209,7 @@ def attend_in_windows(
     Returns:
         (N, C) in projected's dtype.
     """
-    heads = _window_heads(projected, fill, places, bias, seam, scale)
+    heads = _window_heads(projected, fill, places, bias, seam, scale) if _cpp_runs(projected) else None
     return None if heads is None else cpu.window_attention(heads)
 
 
@@ -224,7 +224,8 @@ def attend_in_windows_backward(
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """Gradients of `projected`, and in float32 of `fill` and `bias`, of the (N, C) gradient of what was attended.
 
-    The other arguments are those of `attend_in_windows`; None where that is None.
+    The other arguments are those of `attend_in_windows`, and it is for what that attended, whichever kernel is chosen
+    by now. None where "cpp" cannot run.
     """
     heads = _window_heads(projected, fill, places, bias, seam, scale)
     if heads is None:
@@ -236,7 +237,8 @@ def _window_heads(projected, fill, places, bias, seam, scale) -> cpu.WindowHeads
     h, n, _ = bias.shape
     tensors = [tensor for tensor in (projected, fill, places, bias, seam) if tensor is not None]
     plain = all(type(x) in (Tensor, torch.nn.Parameter) and x.device.type == "cpu" for x in tensors)
-    if not (plain and _cpp_runs(projected)) or projected.shape[1] % (3 * h * 8):
+    runs = plain and _unrecorded() and cpu.why_not(projected.device, projected.dtype) is None
+    if not runs or projected.shape[1] % (3 * h * 8):
         return None
     return cpu.WindowHeads(
         projected.contiguous(),

@@ -308,11 +308,7 @@ class Mask2FormerImageProcessor(PilBackend):
             segmentation, kept = stack_instances(found["masks"], overlap_mask_area_threshold, found["boxes"])
             if len(kept) < len(found["scores"]):
                 found = {name: value[kept] for name, value in found.items()}
-            rows = zip(found["labels"].tolist(), found["scores"].tolist(), strict=True)
-            info = [
-                {"id": i, "label_id": label, "was_fused": False, "score": score}
-                for i, (label, score) in enumerate(rows)
-            ]
+            info = _instances_info(found["labels"].tolist(), found["scores"].tolist())
             if return_coco_annotation:
                 segmentation = masks_to_coco_rle(found["masks"])
             elif return_binary_maps:
@@ -366,3 +362,9 @@ class Mask2FormerImageProcessor(PilBackend):
             )
             results.append({"segmentation": segmentation, "segments_info": segments})
         return results
+
+
+def _instances_info(labels: list[int], scores: list[float]) -> list[dict]:
+    """The "segments_info" of instances, in their order."""
+    rows = enumerate(zip(labels, scores, strict=True))
+    return [{"id": i, "label_id": label, "was_fused": False, "score": score} for i, (label, score) in rows]

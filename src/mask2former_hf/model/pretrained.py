@@ -1,5 +1,6 @@
 """What the models have in common as files and as objects: how they load, start, are saved and are copied."""
 
+from collections import OrderedDict
 from collections.abc import Mapping
 
 import torch
@@ -10,7 +11,8 @@ from transformers.core_model_loading import revert_weight_conversion
 from .configuration_mask2former import Mask2FormerConfig
 from .initialization import initialize
 
-RECORDERS = "transformers.utils.output_capturing"  # the module of transformers whose functions they are
+# Of transformers: the module whose functions record outputs, and the mark of a model that has them.
+RECORDERS, RECORDING = "transformers.utils.output_capturing", "_output_capturing_hooks_installed"
 
 
 class Mask2FormerPreTrainedModel(PreTrainedModel):
@@ -60,16 +62,37 @@ class Mask2FormerPreTrainedModel(PreTrainedModel):
 
     def __reduce_ex__(self, protocol):
         """For pickle, `copy.deepcopy` and `torch.save`, without what transformers' backbones have installed to record
-        their outputs: functions inside functions, which cannot be pickled. A forward that needs them installs them
-        again."""
-        for module in self.modules():
-            vars(module).pop("_output_capturing_hooks_installed", None)
-            for number, hook in list(module._forward_hooks.items()):
-                if hook.__module__ == RECORDERS:
-                    del module._forward_hooks[number]
-        return super().__reduce_ex__(protocol)
+        their outputs: functions inside functions, which cannot be pickled. The copy's first forward that needs them
+        installs them again; this model keeps its own, so that other threads may use it meanwhile."""
+        make, arguments, state, *rest = super().__reduce_ex__(protocol)
+        return make, arguments, _state_without_recorders(state, {}), *rest
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         if not initialize(module, self.config.init_xavier_std):
             super()._init_weights(module)
+
+
+def _state_without_recorders(state: dict, made: dict[int, nn.Module]) -> dict:
+    """The attributes of a module, without recorders in it and below; `made`: what became of modules, by their id."""
+    hooks = [(number, hook) for number, hook in list(state["_forward_hooks"].items()) if hook.__module__ != RECORDERS]
+    parts = {
+        name: None if module is None else _without_recorders(module, made)
+        for name, module in state["_modules"].items()
+    }
+    state = state | {"_forward_hooks": OrderedDict(hooks), "_modules": parts}
+    state.pop(RECORDING, None)
+    return state
+
+
+def _without_recorders(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
+    """The module itself if there are none; else another with the same parameters."""
+    if id(module) not in made:
+        before, after = vars(module), _state_without_recorders(vars(module), made)
+        same_parts = all(after["_modules"][name] is part for name, part in before["_modules"].items())
+        if RECORDING in before or not same_parts or len(after["_forward_hooks"]) < len(before["_forward_hooks"]):
+            made[id(module)] = type(module).__new__(type(module))
+            vars(made[id(module)]).update(after)
+        else:
+            made[id(module)] = module
+    return made[id(module)]

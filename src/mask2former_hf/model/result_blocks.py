@@ -25,8 +25,8 @@ class Span(NamedTuple):
 
     pixels: slice
     cells: slice  # that the pixels are blended of
-    to_image: Tensor  # (pixels of the image, cells)
-    to_result: Tensor  # (pixels, pixels of the image)
+    to_image: Tensor  # (used pixels of the image, cells)
+    to_result: Tensor  # (pixels, used pixels of the image), of which there are at most two for a pixel
     whole: Tensor  # (pixels, cells)
 
 
@@ -92,6 +92,8 @@ def _spans(cells: int, canvas: int, image: int, target: int, least: int, most: i
         stop = min(start + side, target)
         pixel, to_result = _weights(image, target, start, stop)
         cell, to_image = _weights(cells, canvas, pixel, pixel + to_result.shape[1])
+        blended = to_result.any(0)  # a much smaller result takes few pixels of the image
+        to_image, to_result = to_image[blended], to_result[:, blended]
         used = slice(cell, cell + to_image.shape[1])
         spans.append(Span(slice(start, stop), used, to_image, to_result, to_result @ to_image))
     return spans

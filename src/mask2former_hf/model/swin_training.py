@@ -60,7 +60,10 @@ class AttentionHalf(torch.autograd.Function):
             rows = Norm(norm_weight, norm_bias, options.eps)(x)[0].to(dtype)
             projected = product(rows, weight.to(dtype), fill)
             del rows
-            attended = attended_in_windows(projected, fill, position_bias, options)
+            attended = attend_where_tokens_are(projected, fill, options.windows, position_bias, options.scale)
+            ctx.compiled = attended is not None  # kernels.use_kernel may be left before the backward pass
+            if not ctx.compiled:
+                attended = attended_in_windows(projected, fill, position_bias, options)
             output = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, dtype))
             out_weight_cast, out_bias_cast = out_weight.to(dtype), out_bias.to(dtype)
             for some in some_rows(N, C, x.device):
@@ -86,7 +89,7 @@ class AttentionHalf(torch.autograd.Function):
             of_attended = product(of_added, out_weight.to(attended.dtype).T, None)
             del of_added
             of_projected, of_fill, of_position_bias = gradients_in_windows(
-                of_attended, projected, fill, position_bias, options
+                of_attended, projected, fill, position_bias, options, ctx.compiled
             )
             del of_attended
             sums = Sums(ctx.needs_input_grad[3:5])
@@ -121,9 +124,6 @@ def attend_where_tokens_are(
 def attended_in_windows(projected: Tensor, fill: Tensor, position_bias: Tensor, options: WindowedAttention) -> Tensor:
     """(N, 3 C) tokens' queries, keys and values, and (3 C,) those of padding -> (N, C)."""
     windows, C, dtype = options.windows, projected.shape[1] // 3, projected.dtype
-    attended = attend_where_tokens_are(projected, fill, windows, position_bias, options.scale)
-    if attended is not None:
-        return attended
     projected, in_windows = torch.cat([projected, fill[None]]), projected.new_empty(len(windows.places), C)
     for some, scores_bias in options.chunks(position_bias.to(dtype), C):
         query, key, value = split_heads(projected.index_select(0, windows.places[some]), options, C)
@@ -135,12 +135,17 @@ def attended_in_windows(projected: Tensor, fill: Tensor, position_bias: Tensor, 
 
 
 def gradients_in_windows(
-    of_attended: Tensor, projected: Tensor, fill: Tensor, position_bias: Tensor, options: WindowedAttention
+    of_attended: Tensor,
+    projected: Tensor,
+    fill: Tensor,
+    position_bias: Tensor,
+    options: WindowedAttention,
+    compiled: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of (N, C) gradients of what was attended those of queries, keys and values, (N, 3 C), the sum of those of
-    padding, (3 C,), and that of the position bias."""
+    padding, (3 C,), and that of the position bias; `compiled` if it was the kernel that attended."""
     windows, C, dtype = options.windows, of_attended.shape[1], projected.dtype
-    if attend_in_windows_backward is not None:
+    if compiled and attend_in_windows_backward is not None:
         seam = None if windows.seam is None else windows.seam[:, 0]
         heads = (projected, fill, windows.places, position_bias[0], seam, options.scale)
         gradients = attend_in_windows_backward(of_attended, *heads)

@@ -53,7 +53,7 @@ def fit_budget(
         raise ValueError(
             f"memory_budget={settings.memory_budget:g}: a step with batch_size={settings.batch_size} and images of "
             f"{size[0]} x {size[1]} pixels takes at least {least:.3f} GB, with every block computed again; give "
-            f"memory_budget={least:.3f}, or a smaller batch_size or crop"
+            f"memory_budget={least:.3f}, or a smaller batch_size= or crop="
         ) from error
     compute_again(model, choice.again)
     return in_words(settings.memory_budget, fixed, before, measured, choice)

@@ -143,15 +143,11 @@ def _check_frozen(settings: TrainingSettings):
         )
     if settings.lora_target and settings.lora is None:
         raise ValueError("lora_target= needs lora=, the rank of the updates")
-    if settings.feature_cache is None:
-        return
-    if settings.freeze_backbone != ALL:
+    if settings.feature_cache is not None and (settings.freeze_backbone != ALL or settings.augmentation != "none"):
         raise ValueError(
-            f"feature_cache={settings.feature_cache}: needs freeze_backbone= without a number ({ALL!r}), or maps "
-            "change with the backbone"
+            f"feature_cache={settings.feature_cache}: needs freeze_backbone= without a number ({ALL!r}) and "
+            "augmentation=none: maps change with the backbone, and an augmented image is another one every time"
         )
-    if settings.augmentation != "none":
-        raise ValueError("feature_cache= needs augmentation=none: an augmented image is another one every time")
 
 
 def _check_new(settings: TrainingSettings):
