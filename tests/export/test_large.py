@@ -18,7 +18,7 @@ from mask2former_hf.cli.main import main
 from mask2former_hf.export import tracing
 from mask2former_hf.inference.exported import LOGITS
 
-pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxruntime", reason="graphs are run by onnxruntime")
 
 PUSHED = """
 import json, sys

@@ -24,7 +24,7 @@ from mask2former_hf.inference.exported import ArrayProcessor
 from mask2former_hf.inference.run_folder import RECORD
 from mask2former_hf.model.argument_checks import check_logits
 
-pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxruntime", reason="graphs are run by onnxruntime")
 TASKS = ("panoptic", "instance", "semantic")
 PANOPTIC = SHARED / "data" / "coco_panoptic"
 

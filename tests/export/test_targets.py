@@ -15,7 +15,7 @@ from mask2former_hf.cli.main import main
 from mask2former_hf.export import errors, programs
 from mask2former_hf.inference.exported import LOGITS, ExportedModel
 
-pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxruntime", reason="graphs are run by onnxruntime")
 
 
 def test_8_bits_stay_close_to_the_checkpoint(processor, tmp_path):

@@ -4,22 +4,15 @@ On a machine with a GPU the tests run there. Without one they run in Triton's in
 Triton is imported: test_window_attention.py starts this file in its process with the interpreter.
 """
 
-from importlib.util import find_spec
-
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from triton_runs import DEVICE, needs_kernel
 
-from mask2former_hf.kernels import norms, triton_gpu
+from mask2former_hf.kernels import norms
 
-if find_spec("triton") is None:
-    pytest.skip("Triton is not installed (pip install triton)", allow_module_level=True)
-
-GPU = torch.cuda.is_available() and not triton_gpu.interpreted()
-DEVICE = torch.device("cuda" if GPU else "cpu")
-if not GPU and not triton_gpu.interpreted():
-    pytest.skip("no GPU; test_window_attention.py runs these in Triton's interpreter", allow_module_level=True)
+pytestmark = needs_kernel
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 

@@ -7,38 +7,33 @@ Triton is imported: the first test starts this file again in a process of its ow
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 
 import pytest
 import torch
 from deformable_problems import flat, formula, problem
 from helpers import GOLDEN, needs_golden
 from safetensors.torch import load_file
-from triton_ahead import compiled_ahead
+from triton_runs import (
+    DEVICE,
+    GPU,
+    INTERPRETED,
+    compiled_ahead,
+    in_the_first_process,
+    needs_kernel,
+    passed_in_the_interpreter,
+)
 
 from mask2former_hf import kernels
 from mask2former_hf.kernels import cpu, operators, select, triton_gpu, use_kernel
 from mask2former_hf.model.deformable_attention import multi_scale_deformable_attention
 
-if find_spec("triton") is None:
-    pytest.skip("Triton is not installed (pip install triton)", allow_module_level=True)
-
-INTERPRETED = triton_gpu.interpreted()
-GPU = torch.cuda.is_available() and not INTERPRETED
-DEVICE = torch.device("cuda" if GPU else "cpu")
-needs_kernel = pytest.mark.skipif(
-    not GPU and not INTERPRETED, reason="no GPU; the first test runs this one in Triton's interpreter"
-)
 needs_gpu = pytest.mark.skipif(not GPU, reason="no GPU")
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 
-@pytest.mark.skipif(INTERPRETED, reason="this is the process with the interpreter")
+@in_the_first_process
 def test_everything_below_holds_in_tritons_interpreter():
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
-    assert done.returncode == 0 and done.stdout.count(".") > 20, done.stdout[-5000:] + done.stderr[-2000:]
+    assert passed_in_the_interpreter(__file__) > 20
 
 
 def to_device(tensors, dtype=torch.float32):

@@ -4,11 +4,6 @@ On a machine with a GPU the tests run there. Without one they run in Triton's in
 Triton is imported: the first test starts this file again in a process of its own, and that of the norms with it.
 """
 
-import os
-import re
-import subprocess
-import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,30 +12,23 @@ from helpers import relative_difference, tiny_model
 from torch.nn import functional as F
 from transformers import SwinConfig
 from transformers.models.swin.modeling_swin import SwinLayer
-from triton_ahead import compiled_ahead
-
-from mask2former_hf.kernels import triton_gpu, use_kernel, windows
-
-if find_spec("triton") is None:
-    pytest.skip("Triton is not installed (pip install triton)", allow_module_level=True)
-
-INTERPRETED = triton_gpu.interpreted()
-GPU = torch.cuda.is_available() and not INTERPRETED
-DEVICE = torch.device("cuda" if GPU else "cpu")
-needs_kernel = pytest.mark.skipif(
-    not GPU and not INTERPRETED, reason="no GPU; the first test runs this one in Triton's interpreter"
+from triton_runs import (
+    DEVICE,
+    INTERPRETED,
+    compiled_ahead,
+    in_the_first_process,
+    needs_kernel,
+    passed_in_the_interpreter,
 )
+
+from mask2former_hf.kernels import use_kernel, windows
+
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
 
-@pytest.mark.skipif(INTERPRETED, reason="this is the process with the interpreter")
+@in_the_first_process
 def test_everything_below_and_the_norms_hold_in_tritons_interpreter():
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    files = [__file__, str(Path(__file__).with_name("test_norms_on_gpu.py"))]
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *files]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
-    passed = re.search(r"(\d+) passed", done.stdout)
-    assert done.returncode == 0 and passed and int(passed[1]) >= 28, done.stdout[-5000:] + done.stderr[-2000:]
+    assert passed_in_the_interpreter(__file__, str(Path(__file__).with_name("test_norms_on_gpu.py"))) >= 28
 
 
 def transformers_way(projected, fill, position_bias, side, shift, scale):

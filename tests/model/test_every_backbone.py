@@ -112,7 +112,7 @@ ANTIALIASED = ("dinov2_with_registers", "tipsv2_vision_model", "timm vit", "timm
 
 
 def test_one_onnx_graph_has_its_maps_at_every_size(case, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="graphs are run by onnxruntime")
     name, _, model = case
     maps = Maps(model).eval()
     given = (maps, (torch.randn(2, 3, 64, 96),), ["pixels"], list("abcd"))
