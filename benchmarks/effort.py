@@ -1,6 +1,6 @@
 """Quality against time as `effort` falls: one point per decoder layer, and one of all layers with fewer queries.
 
-    python benchmarks/effort.py [--layers 6] [--steps 500] [--size 64] [--images 100] [--checkpoint FOLDER]
+    python benchmarks/effort.py [--layers 6] [--encoder-layers 6 --encoder-exits] [--steps 500] [--checkpoint FOLDER]
     python benchmarks/effort.py --data camvid|coco --data-root DATA [--backbone FOLDER] [--checkpoint FOLDER]
     python benchmarks/effort.py --timed swin-t [--timed-size 640]
 
@@ -47,6 +47,8 @@ COLUMNS = {
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--encoder-layers", type=int, default=TINY_FIELDS["encoder_layers"], help="of a new model")
+    parser.add_argument("--encoder-exits", action="store_true", help="of a new model: see docs/effort.md")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--size", type=int, default=64, help="side of a scene")
     parser.add_argument("--images", type=int, default=100)
@@ -59,13 +61,14 @@ def main():
     parser.add_argument("--backbone", default=TINY, help="as `train` has it: a name, or a folder with its weights")
     parser.add_argument("--device", default="cpu", help="of training and measurement")
     parser.add_argument("--workers", type=int, default=0, help="processes that prepare CamVid's images")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and training images")
     parser.add_argument("--only-train", action="store_true")
     arguments = parser.parse_args()
     if arguments.data != "scenes" and arguments.data_root is None:
         parser.error(f"--data {arguments.data} needs --data-root, the folder that holds it")
     torch.set_num_threads(1)
     if arguments.timed:
-        time_large(arguments.timed, arguments.timed_size)
+        time_large(arguments.timed, arguments.timed_size, arguments.encoder_exits)
         return
     if not (arguments.checkpoint / "config.json").is_file():
         train_model(arguments)
@@ -75,17 +78,23 @@ def main():
 
 
 def train_model(arguments):
-    torch.manual_seed(0)
-    fields = TINY_FIELDS | {"decoder_layers": arguments.layers + 1}  # predictions, which is what the config counts
+    torch.manual_seed(arguments.seed)
+    fields = TINY_FIELDS | {
+        "decoder_layers": arguments.layers + 1,  # predictions, which is what the config counts
+        "encoder_layers": arguments.encoder_layers,
+        "encoder_exits": arguments.encoder_exits,
+    }
     normalisation = normalisation_of(arguments.backbone)
     if arguments.data == "camvid":
         data = Data("camvid", arguments.data_root)
         data.processor = processor = Mask2FormerImageProcessor(size=data.size, **normalisation)
         task, classes = data.task, data.train.classes
-        batches = DataLoader(Drawn(data, arguments.steps), batch_size=None, num_workers=arguments.workers)
+        batches = DataLoader(
+            Drawn(data, arguments.steps, arguments.seed), batch_size=None, num_workers=arguments.workers
+        )
     else:
         task, size = "panoptic", {"height": arguments.size, "width": arguments.size}
-        dataset, sampler = ScenesDataset(4 * arguments.steps, size=arguments.size, seed=0), None
+        dataset, sampler = ScenesDataset(4 * arguments.steps, size=arguments.size, seed=arguments.seed), None
         if arguments.data == "coco":
             dataset, size, fields["num_queries"] = coco(arguments), COCO_SIZE, COCO_QUERIES
             sampler = RandomSampler(dataset, replacement=True, num_samples=4 * arguments.steps)
@@ -120,14 +129,14 @@ def coco(arguments) -> CocoPanoptic:
 class Drawn(Dataset):
     """The batches of a training by their number."""
 
-    def __init__(self, data: Data, steps: int):
-        self.data, self.steps = data, steps
+    def __init__(self, data: Data, steps: int, seed: int):
+        self.data, self.steps, self.seed = data, steps, seed
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, step: int) -> dict:
-        return self.data.batch(step, batch_size=4, seed=0)
+        return self.data.batch(step, batch_size=4, seed=self.seed)
 
 
 @torch.inference_mode()
@@ -154,24 +163,30 @@ def measure(model, processor, arguments):
             queries[point] += seen[-1] if seen else 0
             evaluator.update(outputs, [example], [number])
     print(machine())
-    print(f"| effort | layers | queries of the last | ms | {' | '.join(COLUMNS[metric])} |")
-    print("|---" * (4 + len(COLUMNS[metric])) + "|")
+    with_exits = model.config.encoder_exits
+    columns = ["effort", *(["encoder layers"] * with_exits), "layers", "queries of the last", "ms", *COLUMNS[metric]]
+    print(f"| {' | '.join(columns)} |")
+    print("|---" * len(columns) + "|")
     for point, (share, evaluator) in enumerate(zip(efforts, evaluators, strict=True)):
         values = COLUMNS[metric].values()
         quality = " | ".join(f"{100 * value(evaluator.compute()[metric]):.1f}" for value in values)
-        done = len(models[point].model.transformer_module.decoder.layers)
+        parts = models[point].model
+        done = str(len(parts.transformer_module.decoder.layers))
+        if with_exits:
+            done = f"{len(parts.pixel_level_module.decoder.encoder.layers)} | {done}"
         time_of = f"{queries[point] / count:.1f} | {1000 * seconds[point] / count:.1f}"
         print(f"| {share:.3g} | {done} | {time_of} | {quality} |")
 
 
 @torch.inference_mode()
-def time_large(backbone: str, size: int, kept: int = 20):
+def time_large(backbone: str, size: int, exits: bool, kept: int = 20):
     torch.manual_seed(0)
-    model = Mask2FormerForUniversalSegmentation(Mask2FormerConfig(backbone_config=BACKBONES[backbone]())).eval()
+    config = Mask2FormerConfig(backbone_config=BACKBONES[backbone](), encoder_exits=exits)
+    model = Mask2FormerForUniversalSegmentation(config).eval()
     pixels = torch.randn(1, 3, size, size)
     early = at_effort(model, effort.EARLY)(pixels).class_queries_logits[0]
     effort.HOPELESS = (1 - early.softmax(-1)[:, -1]).sort(descending=True).values[kept - 1 : kept + 1].mean().item()
-    models = {share: at_effort(model, share) for share in (0, 1 / 3, 2 / 3, ALL_LAYERS, 1)}
+    models = {share: at_effort(model, share) for share in (0, 1 / 6, 1 / 3, 1 / 2, 2 / 3, ALL_LAYERS, 1)}
     runs = {share: lambda reduced=reduced: reduced(pixels) for share, reduced in models.items()}
     seconds = interleaved_medians(runs, repeats=5, clock=time.process_time)
     print(machine(), f"one image of {size} x {size}, {backbone}", sep="\n")

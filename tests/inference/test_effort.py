@@ -77,6 +77,19 @@ def close(ours, theirs):
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("share", "encoder", "decoder"), [(0, 1, 0), (1 / 3, 1, 1), (0.5, 2, 2), (0.7, 3, 3)])
+@torch.no_grad()
+def test_with_exits_an_effort_is_a_share_of_the_encoders_layers_too(pixels, share, encoder, decoder):
+    """What a network of so few layers predicts with the same weights."""
+    whole = tiny_model("resnet", encoder_layers=3, encoder_exits=True)
+    small = tiny_model("resnet", encoder_layers=encoder, decoder_layers=decoder + 1)
+    small.load_state_dict(whole.state_dict(), strict=False)
+    reduced, expected = at_effort(whole, share)(pixels), small(pixels)
+    for name in ("class_queries_logits", "masks_queries_logits"):
+        close(reduced[name], expected[name])
+    assert len(whole.model.pixel_level_module.decoder.encoder.layers) == 3
+
+
 def test_a_model_of_less_effort_compiles_as_one_graph(model, pixels):
     graphs = []
     smaller = at_effort(model, 0.8).eval()

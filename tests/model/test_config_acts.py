@@ -73,6 +73,7 @@ OTHERS = {  # read by others than a forward: data pipelines, initialisation, inf
     "weights_license": "dinov3-license",
 }
 RETURNS = {"output_auxiliary_logits"}  # tested with the outputs
+OF_STEPS = {"encoder_exits"}  # in tests/model/test_encoder_exits.py
 
 
 def loss_of(model, **options):
@@ -98,7 +99,7 @@ def test_every_field_is_tested_here():
     general = {field.name for field in dataclasses.fields(transformers.PreTrainedConfig)}
     own = {field.name for field in dataclasses.fields(Mask2FormerConfig)} - general
     built_in = {name.split(".")[0] for name in BUILT_IN}
-    assert own | {"num_labels"} == set(LOSS_FIELDS) | built_in | set(OTHERS) | RETURNS
+    assert own | {"num_labels"} == set(LOSS_FIELDS) | built_in | set(OTHERS) | RETURNS | OF_STEPS
     assert set(BUILT_IN_FIELDS) | {"num_labels", "backbone_config"} == built_in
 
 

@@ -1,6 +1,7 @@
 """An answer in less time: the first layers of a decoder alone, and after a few of them fewer queries.
 
-Every layer was trained to predict. Letters: B batch, Q queries, q kept queries of an image, S = H * W of a level.
+Every layer of the decoder was trained to predict; those of the pixel decoder's encoder only where `encoder_exits` of
+the config says so. Letters: B batch, Q queries, q kept queries of an image, S = H * W of a level.
 """
 
 import copy
@@ -22,12 +23,14 @@ def at_effort(model: nn.Module, effort: float) -> nn.Module:
 
     Training supervises the prediction of the learned queries and of every layer (section 3.2.1 of the paper), so what
     the layer predicts that is now the last is what the whole model has there in its `auxiliary_logits`; but on CPUs
-    some queries are dropped on the way (`SparingDecoder`).
+    some queries are dropped on the way (`SparingDecoder`). A model with `encoder_exits` runs fewer layers of the pixel
+    decoder's encoder, too, for which what follows was trained.
 
     Args:
         model: `Mask2FormerForUniversalSegmentation`.
         effort: share of the decoder's layers, rounded up: of 9 layers 1 runs all, 0.5 five, 0 none, which leaves the
-            prediction of the learned queries. With 1 the result is `model` itself.
+            prediction of the learned queries. With exits the same share of the encoder's layers, but at least one.
+            With 1 the result is `model` itself.
 
     Raises:
         ValueError: for a number outside of [0, 1], and below 1 for a model without a prediction at every layer: of
@@ -48,13 +51,24 @@ def at_effort(model: nn.Module, effort: float) -> nn.Module:
                 f"effort={effort:g}: the checkpoint has {field}={value!r}, and only with {needed!r} the layers of a "
                 "decoder were trained to predict before the last; leave it out"
             )
-    decoder = copy.copy(model.model.transformer_module.decoder)
+    if config.encoder_exits:
+        encoder = model.model.pixel_level_module.decoder.encoder
+        encoder = first_layers(encoder, max(1, _layers(effort, len(encoder.layers))))
+        model = _with_part(model, ("model", "pixel_level_module", "decoder", "encoder"), encoder)
+    decoder = model.model.transformer_module.decoder
     count, early = (_layers(share, len(decoder.layers)) for share in (effort, EARLY))
-    decoder._modules = decoder._modules | {"layers": decoder.layers[:count]}
+    decoder = first_layers(decoder, count)
     if count > early:
         decoder.__class__ = SparingDecoder
         decoder.early, decoder.heads = early, (model.class_predictor,)  # in a tuple, as it is a part of the model
     return _with_part(model, ("model", "transformer_module", "decoder"), decoder)
+
+
+def first_layers(part: nn.Module, count: int) -> nn.Module:
+    """A copy of a part of `layers` that has the first of them alone, and shares them."""
+    part = copy.copy(part)
+    part._modules = part._modules | {"layers": part.layers[:count]}
+    return part
 
 
 def _layers(share: float, layers: int) -> int:

@@ -32,9 +32,11 @@ DESIGN_RULES = {  # what a field must be whatever the others are; none of them i
     "learned_query_features": (lambda value: isinstance(value, bool), "True or False"),
     "matching_on": _one_of(COMPARED),
     "loss_on": _one_of(COMPARED),
+    "encoder_exits": (lambda value: isinstance(value, bool), "True or False"),
 }
-LOSS_FIELDS = ("matching_on", "loss_on")  # act when they are changed; the others become modules
-BUILT_IN_DESIGN = tuple(name for name in DESIGN_RULES if name not in LOSS_FIELDS)
+LOSS_FIELDS = ("matching_on", "loss_on")
+ACTING = (*LOSS_FIELDS, "encoder_exits")  # in training, when they are changed; the others become modules
+BUILT_IN_DESIGN = tuple(name for name in DESIGN_RULES if name not in ACTING)
 _OF_STANDARD = ("transformer_in_feature", "memory_encoder_layers")
 _OF_MASKED = ("masked_attention", "attended_stride", "self_attention_first", "learned_query_features")
 
@@ -65,6 +67,8 @@ def check_design(config):
     rules = []  # field, does it hold, the rule
     if config.pixel_decoder_type != "deformable":
         rules.append(("common_stride", config.common_stride == 4, f"4 with {_said(config, 'pixel_decoder_type')}"))
+        rule = f"left out with {_said(config, 'pixel_decoder_type')}: the layers of deformable attention have exits"
+        rules.append(("encoder_exits", not config.encoder_exits, rule))
     if of_pixels == "per_pixel":
         rules.append(("decoder_type", not standard, f"left out with {_said(config, 'head_type')}, which has none"))
     if of_pixels == "per_pixel_plus":

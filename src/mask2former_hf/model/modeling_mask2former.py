@@ -130,6 +130,8 @@ class Mask2FormerModel(Mask2FormerPreTrainedModel):
         self, pixel_values: Tensor, mask_logits: str, output_hidden_states: bool, output_attentions: bool
     ) -> Mask2FormerModelOutput:
         eager = output_attentions or self.config._attn_implementation == "eager"
+        if self.config.pixel_decoder_type == "deformable":
+            self.pixel_level_module.decoder.encoder.exits = self.config.encoder_exits
         features, mask_features, maps = self.pixel_level_module(pixel_values)
         states = self.transformer_module(maps, mask_features, eager)
         chosen = {"none": [], "last": states.normalised[-1:], "all": states.normalised}[mask_logits]

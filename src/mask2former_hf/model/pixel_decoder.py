@@ -98,14 +98,42 @@ class Mask2FormerPixelDecoderEncoderLayer(GradientCheckpointingLayer):
 
 
 class Mask2FormerPixelDecoderEncoder(nn.Module):
+    """Layers one after the other.
+
+    Attributes:
+        exits: whether a training step runs the first layers alone now and then, by the config's `encoder_exits`.
+    """
+
     def __init__(self, layers: list[nn.Module]):
         super().__init__()
-        self.layers = nn.ModuleList(layers)
+        self.layers, self.exits = nn.ModuleList(layers), False
 
     def forward(self, x: Tensor, positions: Tensor, reference_points: Tensor, spatial_shapes) -> Tensor:
-        for layer in self.layers:
+        layers = list(self.layers)
+        count = drawn_exit(len(layers)) if self.exits and self.training and len(layers) > 1 else len(layers)
+        for layer in layers[:count]:
             x = layer(x, positions, reference_points, spatial_shapes)
-        return x
+        return x if count == len(layers) else with_no_gradient_of(layers[count:], x)
+
+
+@torch.compiler.disable
+def drawn_exit(layers: int) -> int:
+    """How many of the layers a training step runs: in one half of all steps all, in the other any smaller number.
+
+    So what follows learns to read every layer, as in the first step of ECO-M2F (Yao et al., "Efficient Transformer
+    Encoders for Mask2Former-style models", 2024, arXiv:2404.15244), which computes the loss of all of them in every
+    step, and weighs deeper ones more.
+    """
+    drawn = torch.randint(2 * (layers - 1), ()).item()  # of torch's own generator on the CPU, which runs resume
+    return layers if drawn >= layers - 1 else drawn + 1
+
+
+def with_no_gradient_of(unused: list[nn.Module], x: Tensor) -> Tensor:
+    """The same values, and of unused parameters a gradient of 0, for which DistributedDataParallel waits."""
+    parameters = (parameter for layer in unused for parameter in layer.parameters() if parameter.requires_grad)
+    # Those that FSDP shards are of another type, and nobody waits for them.
+    firsts = [parameter.flatten()[:1].sum() for parameter in parameters if type(parameter) is nn.Parameter]
+    return x + 0 * sum(firsts).to(x.dtype) if firsts else x
 
 
 class PixelMaps(NamedTuple):

@@ -2,6 +2,7 @@
 
 import math
 import os
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,8 @@ def fit_budget(
     half = torch.bfloat16 if settings.bf16 else torch.float16 if settings.fp16 else None
     model.to(device)
     batch = batch_like(model, settings.batch_size, size, targets, device)
-    measured = measure(model, batch, half)
+    with the_whole_encoder(model):
+        measured = measure(model, batch, half)
     fixed = fixed_bytes(model) + sum(mask.nbytes for mask in batch["mask_labels"]) + working_bytes(measured)
     budget, before = settings.memory_budget * GB, fixed + measured.peak(frozenset())
     try:
@@ -57,6 +59,17 @@ def fit_budget(
         ) from error
     compute_again(model, choice.again)
     return in_words(settings.memory_budget, fixed, before, measured, choice)
+
+
+@contextmanager
+def the_whole_encoder(model: nn.Module):
+    """No step of a model with exits takes more than one with all layers."""
+    config = model.config
+    exits, config.encoder_exits = config.encoder_exits, False
+    try:
+        yield
+    finally:
+        config.encoder_exits = exits
 
 
 def in_words(budget: float, fixed: int, before: int, measured: Measured, choice: Choice) -> str:

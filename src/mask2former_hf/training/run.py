@@ -296,6 +296,8 @@ def starting_model(settings: TrainingSettings, recipe: Recipe | None, classes, t
     frozen = recipe is not None and recipe.backbone.get("norm") == "FrozenBN" and starts_pretrained(settings)
     if settings.freeze_batch_norm or frozen:
         fields["freeze_batch_norm"] = True
+    if settings.encoder_exits:
+        fields["encoder_exits"] = True
     if settings.model is not None:
         try:
             model = load_model(settings.model, **fields)

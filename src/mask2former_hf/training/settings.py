@@ -204,6 +204,11 @@ class TrainingSettings:
         nargs=2,
         metavar=("START", "END"),
     )
+    encoder_exits: bool = _setting(
+        "train a model that can also answer with fewer layers of the pixel decoder's encoder (--effort), see "
+        "docs/effort.md",
+        False,
+    )
     warmup: int | None = _setting("steps in which all learning rates rise from 0 (default: none)")
     weight_decay: float = _setting(f"(default: {WEIGHT_DECAY:g})", WEIGHT_DECAY)
     clip: float | None = _setting("largest gradient norm " + _by_start("clip"))
