@@ -74,3 +74,4 @@ def test_a_run_trains_exits_from_a_checkpoint_that_had_none_and_says_so_in_its_f
     run.train()
     assert run.model.config.encoder_exits
     assert json.loads((tmp_path / "exits" / "config.json").read_text())["encoder_exits"] is True
+    assert "fewer layers of its encoder" in (tmp_path / "exits" / "README.md").read_text()

@@ -115,6 +115,8 @@ def recipe_lines(run: TrainingRun, what: str) -> list[str]:
     if settings.anneal_masks:
         first, last = (round(share * settings.steps) for share in settings.anneal_masks)
         lines.append(f"attention masks annealed from step {first} to {last}; the trained model computes none")
+    if model.config.encoder_exits:
+        lines.append("every second step or so with fewer layers of the encoder, for answers with --effort below 1")
     trained = "trained" if starts_pretrained(settings) else "random"
     given = f"{', '.join(run.given)} as given, else " if run.given else ""
     lines.append(

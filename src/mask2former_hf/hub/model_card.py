@@ -225,6 +225,13 @@ for frame in VideoSegmenter("{name}")(frames):  # any iterable of images
         if of_clips
         else ""
     )
+    in_less_time = (
+        f"""
+It was trained to answer with fewer layers of its encoder, too: `Segmenter("{name}", effort=0.5)` takes half of them.
+"""
+        if config.encoder_exits and not of_clips
+        else ""
+    )
     code = (
         f"""
 This checkpoint carries the code of mask2former_hf. Without installing it:
@@ -249,7 +256,7 @@ from mask2former_hf import Segmenter
 result = Segmenter("{name}")("photo.jpg")
 result.plot("photo.jpg").save("segments.png")
 ```
-{code}
+{in_less_time}{code}
 {_with_stock(name, config, stuff)}"""
 
 
