@@ -12,6 +12,7 @@ from mask2former_hf.cli.main import main
 from mask2former_hf.inference import effort
 from mask2former_hf.inference.effort import at_effort
 from mask2former_hf.inference.export_files import REPORT
+from mask2former_hf.model.transformer_decoder import Bystanders
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +36,10 @@ def test_an_effort_gives_the_prediction_of_its_last_layer(model, pixels, share, 
 
 
 @torch.no_grad()
-def test_queries_that_are_probably_nothing_stay_what_they_are_after_a_third_of_the_layers(model, monkeypatch):
-    """The others see each other and the image as if there were no more of them, and no image sees another."""
+def test_queries_that_are_probably_nothing_stay_what_they_are_after_the_early_layers(model, monkeypatch):
+    """The others see the image, each other and those as they are then, and no image sees another."""
+    assert at_effort(model, 0.99).model.transformer_module.decoder.early == 2  # half of three, rounded up
+    monkeypatch.setattr(effort, "EARLY", 1 / 3)
     batch = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
     reduced = at_effort(model, 0.99)
     whole = model(batch, output_auxiliary_logits=True, output_hidden_states=True)
@@ -53,7 +56,7 @@ def test_queries_that_are_probably_nothing_stay_what_they_are_after_a_third_of_t
         last = found.transformer_decoder_last_hidden_state[image, rows]
         close(last, by_hand(model.model.transformer_module, whole, image, rows, layers=(1, 2)))
         weights = found.attentions[-1][image]
-        assert (weights[:, ~rows] == 0).all() and (weights[..., ~rows] == 0).all()
+        assert (weights[:, ~rows] == 0).all() and (weights[:, rows] > 0).all()
         close(reduced(batch[image : image + 1]).class_queries_logits[0], found.class_queries_logits[image])
     for bound, layer in ((0.0, 3), (1.1, 1)):
         monkeypatch.setattr(effort, "HOPELESS", bound)
@@ -61,16 +64,45 @@ def test_queries_that_are_probably_nothing_stay_what_they_are_after_a_third_of_t
 
 
 def by_hand(module, whole, image, rows, layers):
-    """States of some queries of an image after some layers, from the hidden states before them."""
+    """States of some queries of an image after some layers, from the hidden states before them; the others stay."""
+    positions, seen = module.queries_embedder.weight, whole.transformer_decoder_hidden_states[layers[0]][image].clone()
     maps = whole.pixel_decoder_hidden_states
     memories, features = module.levels(maps, whole.pixel_decoder_last_hidden_state)
     x = whole.transformer_decoder_hidden_states[layers[0]][image, rows][None]
     for layer in layers:
         allowed = module.decoder.mask_predictor(module.decoder.layernorm(x)) @ features[layer][image] >= 0
         allowed = allowed | ~allowed.any(-1, keepdim=True)
-        inputs = memories[layer][image][None], module.positions(maps[layer]), allowed, True
-        x = module.decoder.layers[layer](x, module.queries_embedder.weight[rows][None], *inputs)[0]
+        part, inputs = module.decoder.layers[layer], (memories[layer][image][None], module.positions(maps[layer]))
+        x = part.cross_attn_layer_norm(x + part.cross_attn(x, positions[rows], *inputs, allowed, True)[0])
+        seen[rows] = x[0]
+        x = part.self_attn_layer_norm(x + attended(part.self_attn, x[0], positions[rows], seen, positions))
+        x = part.final_layer_norm(x + part.fc2(part.activation(part.fc1(x))))
+        seen[rows] = x[0]
     return x[0]
+
+
+def attended(attention, x, own_positions, seen, positions):
+    query, key = attention.q_proj(x + own_positions), attention.k_proj(seen + positions)
+    query, key, value = (
+        t.unflatten(-1, (attention.num_heads, -1)).transpose(0, 1) for t in (query, key, attention.v_proj(seen))
+    )
+    weights = (query @ key.mT / query.shape[-1] ** 0.5).softmax(-1)
+    return attention.out_proj((weights @ value).transpose(0, 1).flatten(1))
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+@torch.no_grad()
+def test_queries_that_stay_are_seen_as_if_they_were_in_the_layer(pre_norm):
+    """If a layer begins with self-attention, it does not matter what would become of them."""
+    model = tiny_model("resnet", self_attention_first=True, pre_norm=pre_norm)
+    layer, states, positions = (
+        model.model.transformer_module.decoder.layers[0],
+        torch.randn(2, 10, 32),
+        torch.randn(10, 32),
+    )
+    others = Bystanders(states[:, 4:], positions[4:].expand(2, -1, -1))
+    inputs = torch.randn(2, 12, 32), torch.randn(12, 32), None, False
+    close(layer(states[:, :4], positions[:4], *inputs, others)[0], layer(states, positions, *inputs)[0][:, :4])
 
 
 def close(ours, theirs):

@@ -51,13 +51,24 @@ class Mask2FormerSelfAttention(nn.Module):
         self.v_proj = nn.Linear(channels, channels)
         self.out_proj = nn.Linear(channels, channels)
 
-    def forward(self, x: Tensor, positions: Tensor, eager: bool) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, positions: Tensor, eager: bool, others: "Bystanders | None" = None
+    ) -> tuple[Tensor, Tensor | None]:
         placed = x + positions
+        query, seen = self.q_proj(placed), placed
+        if others is not None:
+            x = torch.cat((x, others.states), dim=1)
+            seen = torch.cat((placed, others.states + others.positions), dim=1)
         dropout = self.dropout if self.training else 0.0
-        output, weights = attend(
-            self.q_proj(placed), self.k_proj(placed), self.v_proj(x), self.num_heads, None, dropout, eager
-        )
+        output, weights = attend(query, self.k_proj(seen), self.v_proj(x), self.num_heads, None, dropout, eager)
         return self.out_proj(output), weights
+
+
+class Bystanders(NamedTuple):
+    """Queries that the others see, and that stay what they are."""
+
+    states: Tensor  # (B, R, C)
+    positions: Tensor  # (B, R, C)
 
 
 class Mask2FormerMaskedAttention(nn.Module):
@@ -130,6 +141,7 @@ class Mask2FormerDecoderLayer(GradientCheckpointingLayer):
         memory_positions: Tensor,
         allowed: Tensor | None,
         eager: bool,
+        others: Bystanders | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         def branch(x, norm, block):
             output, weights = block(norm(x) if self.pre_norm else x)
@@ -137,7 +149,10 @@ class Mask2FormerDecoderLayer(GradientCheckpointingLayer):
             return x + output if self.pre_norm else norm_of_sum(norm, x, output), weights
 
         def see_each_other(x):
-            return branch(x, self.self_attn_layer_norm, lambda x: self.self_attn(x, positions, eager))
+            norm, seen = self.self_attn_layer_norm, others
+            if self.pre_norm and others is not None:
+                seen = others._replace(states=norm(others.states))
+            return branch(x, norm, lambda x: self.self_attn(x, positions, eager, seen))
 
         if self.self_attention_first:
             x, self_weights = see_each_other(x)
@@ -221,6 +236,7 @@ class Mask2FormerMaskedAttentionDecoder(nn.Module):
         memory_positions: list[Tensor],
         level_mask_features: list[Tensor],
         eager: bool,
+        others: Bystanders | None = None,
     ) -> DecoderStates:
         """Add to the states what some layers make of the last ones."""
         queries = states.hidden[-1]
@@ -231,7 +247,7 @@ class Mask2FormerMaskedAttentionDecoder(nn.Module):
                 if self.training and self.masked_shares is not None:
                     allowed = allowed | self._drawn_free(allowed, self.masked_shares[index])
             queries, self_weights, cross_weights = layer(
-                queries, query_positions, memories[level], memory_positions[level], allowed, eager
+                queries, query_positions, memories[level], memory_positions[level], allowed, eager, others
             )
             states.hidden.append(queries)
             states.normalised.append(normed(self.layernorm, queries))
