@@ -26,7 +26,8 @@ def add_effort_argument(parser: argparse.ArgumentParser):
         "--effort",
         type=float,
         metavar="SHARE",
-        help="share of the decoder's layers to run, 0 to 1, and below 1 on CPUs fewer queries (default: 1, all)",
+        help="share of the decoder's layers to run, 0 to 1, after a training with --encoder-exits of the encoder's; "
+        "below 1 on CPUs also fewer queries (default: 1, all)",
     )
 
 

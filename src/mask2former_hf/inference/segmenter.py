@@ -56,8 +56,8 @@ class Segmenter:
             size that the model was made for, of images that it would shrink; None to take every image whole.
         overlap: share of a tile's side that its neighbour sees too, at least. Objects up to that size are seen whole.
         level: with tile, of the pyramid of TIFFs: 0 is the full image, 1 the first overview. A result has its size.
-        effort: share of the decoder's layers that run, rounded up, below 1 also without queries that are probably
-            nothing (`effort.at_effort`); 1 for all of both.
+        effort: share of the decoder's layers that run, rounded up, and of the encoder's where the checkpoint was
+            trained for it, below 1 also without queries that are probably nothing (`effort.at_effort`); 1 for all.
 
     An export has dtype and layers in the graph, and neither refinement, averages nor tiles.
 
