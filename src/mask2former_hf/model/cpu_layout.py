@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
-from .compiled import group_norm_
+from .compiled import group_norm_, product
 
 
 def chunk_length(elements: int, device: torch.device) -> int:
@@ -78,7 +78,8 @@ def map_of(tokens: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class PointwiseConvolution(nn.Conv2d):
-    """1x1 convolution; in training a matrix product, because oneDNN's backward takes six times as long on CPUs.
+    """1x1 convolution; in training a matrix product, because oneDNN's backward takes six times as long on CPUs, and at
+    inference in bfloat16 one of the package's own.
 
     Its output has channels innermost then, whatever the input has: what follows on CPUs keeps that, and what takes
     tokens need not transpose.
@@ -88,9 +89,10 @@ class PointwiseConvolution(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size=1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
-            return super().forward(x)
         pixels = tokens_of(x)  # (B, H * W, C)
+        if not torch.is_grad_enabled():
+            output = None if product is None else product(pixels, self.weight.flatten(1), self.bias, "none")
+            return super().forward(x) if output is None else map_of(output, x.shape[-2:])
         weight = self.weight.flatten(1).T.expand(x.shape[0], -1, -1)  # (B, C, O)
         output = torch.bmm(pixels, weight) if self.bias is None else torch.baddbmm(self.bias, pixels, weight)
         return map_of(output, x.shape[-2:])
