@@ -1,4 +1,4 @@
-"""Products, attention and layer norm in bfloat16 on CPUs against float64, and where they leave the work to torch."""
+"""Kernels of AVX-512 BF16 and layer norm on CPUs against float64, and where they leave the work to torch."""
 
 import pytest
 import torch
@@ -66,6 +66,25 @@ def test_attention_is_that_of_float64_and_of_nothing_zero(Q, S, share):
     assert (found - exact).abs().max() < 2**-8 * exact.abs().max()
 
 
+@needs_avx512_bf16
+@pytest.mark.parametrize("B, C, H, W, width", [(2, 32, 13, 18, 64), (1, 16, 1, 2, 32)])
+def test_convolutions_with_fewer_multiplications_err_by_a_few_roundings(B, C, H, W, width, monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(kernels, "CONVOLUTION_FROM", 1)
+    layer = nn.Conv2d(C, width, 3, padding=1).bfloat16()
+    (x,) = halves((B, H, W, C))
+    x = x.permute(0, 3, 1, 2)
+    exact = F.conv2d(x.double(), layer.weight.double(), layer.bias.double(), padding=1)
+    with torch.no_grad():
+        found = kernels.convolution(x, layer)
+        spoilt = x.clone(memory_format=torch.preserve_format)
+        spoilt[0, 3, 0, 0] = float("nan")
+        assert kernels.convolution(spoilt, layer)[:, :, 2:, 2:].equal(found[:, :, 2:, 2:])
+    assert found.dtype == torch.bfloat16 and found.is_contiguous(memory_format=torch.channels_last)
+    error = (found - exact).square().mean().sqrt() / exact.std()
+    assert error < 3 * (exact.bfloat16() - exact).square().mean().sqrt() / exact.std()
+
+
 @needs_cpp
 @pytest.mark.parametrize("C", [8, 256, 24])
 @pytest.mark.parametrize("dtype, digits", [(torch.float32, 2e-6), (torch.bfloat16, 2**-8)])
@@ -120,6 +139,8 @@ def test_graphs_autocast_other_layouts_dtypes_and_kernels_are_left_to_torch():
             kernels.product(x[:, :31].contiguous(), weight[:, :31].contiguous(), None, "none"),
             kernels.product(x[:0], weight, None, "none"),
             kernels.attention(wide, wide, wide, 2, None),
+            kernels.convolution(torch.zeros(1, 32, 64, 64).bfloat16(), nn.Conv2d(32, 32, 3, padding=1).bfloat16()),
+            kernels.convolution(torch.zeros(1, 1, 1, 32).bfloat16().permute(0, 3, 1, 2), nn.Conv2d(32, 32, 1)),
             kernels.layer_norm(x.T, norm),
         ]
         with use_kernel("reference"):

@@ -19,6 +19,9 @@ from .operators import dtype_under_autocast, fused
 # Elements from which a kernel saves more of a GPU's time than its launch from Python takes of the host's: 0.1 ms and
 # more (H200, with a host that takes 30 us for an operator of torch).
 BATCH_NORM_FROM, LAYER_NORM_FROM, GROUP_NORM_FROM = 2**26, 2**24, 2**21
+# Pixels from which a convolution with fewer multiplications is worth the changed weights, made in every call: 25 to
+# 40 % less time from there on (80 x 80 and 160 x 160, 128 and 256 channels).
+CONVOLUTION_FROM = 2**12
 
 
 _for_a_graph: contextvars.ContextVar[bool] = contextvars.ContextVar("mask2former_hf_for_a_graph", default=False)
@@ -47,6 +50,7 @@ __all__ = [
     "attend_in_windows_backward",
     "attention",
     "batch_norm_",
+    "convolution",
     "deformable_attention",
     "feed_forward",
     "for_a_graph",
@@ -178,6 +182,30 @@ def feed_forward(x: Tensor, first: torch.nn.Linear, second: torch.nn.Linear, the
     W, C = first.weight.shape
     fits = x.shape[-1] == C and second.weight.shape == (C, W) and C % 2 == W % 2 == 0
     return cpu.feed_forward(x, layers, then) if fits else None
+
+
+def convolution(x: Tensor, convolution: torch.nn.Conv2d) -> Tensor | None:
+    """A 3 x 3 convolution by Winograd's algorithm; None if it was not done.
+
+    It is done as a product is, for large maps (B, C, H, W) with channels innermost, of a multiple of 16 channels to a
+    multiple of 32, with stride and padding 1. Its factors are rounded once more than a product's: the mean error is
+    2.5 times that of a result that is rounded once, 0.4 % of the result's deviation.
+    """
+    weight, bias = convolution.weight, convolution.bias
+    usual = (convolution.kernel_size, convolution.stride, convolution.padding, convolution.dilation)
+    fits = (
+        usual == ((3, 3), (1, 1), (1, 1), (1, 1))
+        and convolution.groups == 1
+        and convolution.padding_mode == "zeros"
+        and len(weight) % 32 == 0
+        and x.dim() == 4
+        and x.shape[1] == weight.shape[1]
+        and x.shape[1] % 16 == 0
+        and x.shape[2] * x.shape[3] >= CONVOLUTION_FROM
+    )
+    if not fits or not _multiplies(x.permute(0, 2, 3, 1), *(y for y in (weight, bias) if y is not None)):
+        return None
+    return cpu.convolution(x, weight, bias)
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int, allowed: Tensor | None) -> Tensor | None:

@@ -40,6 +40,7 @@ def library() -> ctypes.CDLL | str:
         "msda_window_attention_backward",
         "msda_window_attention_bf16",
         "msda_attention",
+        "msda_convolution",
         "msda_feed_forward",
         "msda_product",
         "msda_use_pool",
@@ -179,6 +180,16 @@ def feed_forward(x: Tensor, layers: tuple[Tensor, ...], then: str) -> Tensor:
     library().msda_feed_forward(
         _pointer(x), weights, _pointer(None), sizes, *map(ctypes.c_int64, flags), _pointer(output)
     )
+    return output
+
+
+def convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """See `mask2former_hf.kernels.convolution`, which looks at the tensors."""
+    B, C, H, W = x.shape
+    output = torch.empty(B, len(weight), H, W, dtype=x.dtype, memory_format=torch.channels_last)
+    sizes = (ctypes.c_int64 * 5)(B, H, W, C, len(weight))
+    threads = ctypes.c_int64(torch.get_num_threads())
+    library().msda_convolution(*map(_pointer, (x, weight, bias)), sizes, threads, _pointer(output))
     return output
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
+from .compiled import convolution as compiled_convolution
 from .compiled import group_norm_, product
 
 
@@ -117,12 +118,10 @@ class ConvolutionNorm(nn.Sequential):
 
     def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> (B, O, H', W'); `plus` of the output's shape is added to the norm's result."""
-        convolution, norm = self
+        norm = self[1]
         if x.device.type == "cuda" and not torch.is_grad_enabled():
             x = for_convolutions(x)  # and for the norm's kernel
-        x = convolution(x)
-        if hooked(convolution):
-            x = x.clone(memory_format=torch.preserve_format)  # what the hook has seen stays as it was
+        x = self._convolved(x)
         if group_norm_ is not None and not hooked(norm) and group_norm_(x, norm, plus, self.rectify):
             return x
         if x.device.type == "cpu" and not x.is_contiguous():
@@ -135,3 +134,13 @@ class ConvolutionNorm(nn.Sequential):
         if plus is not None:
             x.add_(plus)  # neither term is needed for a gradient
         return F.relu(x, inplace=True) if self.rectify else x
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        convolution = self[0]
+        if hooked(convolution):
+            return convolution(x).clone(memory_format=torch.preserve_format)  # what the hook has seen stays as it was
+        if compiled_convolution is not None and type(convolution) is nn.Conv2d:
+            output = compiled_convolution(x, convolution)
+            if output is not None:
+                return output
+        return convolution(x)
