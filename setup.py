@@ -9,8 +9,9 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 FOLDER = "src/mask2former_hf/kernels"
-SOURCES = [f"{FOLDER}/{name}_cpu.cpp" for name in ("msda", "group_norm", "window_attention")]
-HEADERS = [f"{FOLDER}/{name}.h" for name in ("cpu_vectors", "msda_samples")]
+KERNELS = ("msda", "group_norm", "layer_norm", "window_attention", "attention", "convolution", "products")
+SOURCES = [f"{FOLDER}/{name}_cpu.cpp" for name in KERNELS]
+HEADERS = [f"{FOLDER}/{name}.h" for name in ("cpu_vectors", "msda_samples", "bf16_cpu")]
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
 
@@ -23,8 +24,9 @@ class BuildKernel(build_ext):
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)  # one of an earlier source would not fit
         compiler = os.environ.get("CXX", "c++").split()
-        # Not every platform can choose between versions of a function when it loads them.
-        for extra in ([], ["-DMSDA_NO_CLONES"]):
+        # Not every compiler knows AVX-512 BF16, nor can every platform choose between versions of a function when it
+        # loads them.
+        for extra in ([], ["-DMSDA_NO_BF16"], ["-DMSDA_NO_BF16", "-DMSDA_NO_CLONES"]):
             command = [*compiler, *FLAGS, *extra, *SOURCES, "-o", str(target)]
             try:
                 subprocess.run(command, check=True, capture_output=True, text=True)

@@ -3,12 +3,15 @@
     python benchmarks/inference.py [--size 640] [--batch 1] [--repeats 5] [--backbones r50 swin-t]
         [--device cpu] [--dtype float32] [--variants stock ours compiled graph] [--processor-time] [--json FILE]
 
-"compiled" is ours under `torch.compile`, "graph" ours as a CUDA graph. Differences are those of class and mask logits
-from stock's in float32, in units of the largest. On a GPU the way of an image is timed as well: decoding and resizing
-on the host, the network, its panoptic result, and `Segmenter` with a model and with a checkpoint, which it replays.
+"compiled" is ours under `torch.compile`, "graph" ours as a CUDA graph, "float32" stock in float32 whatever the dtype:
+if it runs, others are held against it, else against stock in their dtype. Differences are those of class and mask
+logits from stock's in float32, in units of the largest. On a GPU the way of an image is timed as well: decoding and
+resizing on the host, the network, its panoptic result, and `Segmenter` with a model and with a checkpoint, which it
+replays.
 """
 
 import argparse
+import copy
 import io
 import statistics
 import tempfile
@@ -71,7 +74,8 @@ def compare(stock, ours, batch: int, dtype: torch.dtype, arguments):
     pixels = torch.randn(batch, 3, arguments.size, arguments.size, device=arguments.device)
     with torch.inference_mode():
         expected = stock.float()(pixels)
-    pixels, models = pixels.to(dtype), {"stock": stock.to(dtype), "ours": ours.to(dtype)}
+    models = {"float32": copy.deepcopy(stock)} if "float32" in arguments.variants else {}
+    pixels, models = pixels.to(dtype), models | {"stock": stock.to(dtype), "ours": ours.to(dtype)}
     outputs, runs = {}, {}
     for name in arguments.variants:
         try:
@@ -81,11 +85,12 @@ def compare(stock, ours, batch: int, dtype: torch.dtype, arguments):
             runs.pop(name, None)
     clock = time.process_time if arguments.processor_time else time.perf_counter
     seconds = interleaved_medians(runs, arguments.repeats, clock=clock)
+    baseline = seconds.get("float32", seconds.get("stock", float("nan")))
     for name, value in seconds.items():
         yield {
             "variant": name,
             "seconds": value,
-            "ratio": seconds.get("stock", float("nan")) / value,
+            "ratio": baseline / value,
             **{key: difference(outputs[name][key], expected[key]) for key in OUTPUTS},
         }
 
@@ -119,6 +124,7 @@ def graph(models, pixels):
 
 
 VARIANTS = {
+    "float32": lambda models, pixels: plain(models["float32"], pixels.float()),
     "stock": lambda models, pixels: plain(models["stock"], pixels),
     "ours": lambda models, pixels: plain(models["ours"], pixels),
     "compiled": compiled,

@@ -40,7 +40,9 @@ def formula(projected, fill, places, bias, seam, scale):
 @needs_cpp
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-6), (torch.bfloat16, 2**-8)])
 @pytest.mark.parametrize(
-    "sizes", [(19, 7, 3, 32, 40, 5), (9, 4, 2, 8, 3, 9), (2, 12, 1, 40, 0, 0), (1, 1, 2, 16, 0, 0)], ids=str
+    "sizes",
+    [(19, 7, 3, 32, 40, 5), (9, 4, 2, 8, 3, 9), (2, 12, 1, 40, 0, 0), (3, 12, 2, 32, 9, 1), (1, 1, 2, 16, 0, 0)],
+    ids=str,
 )
 def test_values_and_gradients_are_those_of_the_formula_in_float64(sizes, dtype, tolerance):
     given = problem(*sizes, dtype=dtype)

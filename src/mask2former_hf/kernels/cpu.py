@@ -15,6 +15,7 @@ INTERFACE_VERSION = 3
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 LIBRARY = Path(__file__).with_name(f"_msda_cpu{SUFFIX}")
 DTYPES = (torch.float32, torch.bfloat16)
+HEAD, LONGEST_WINDOW = 32, 144  # channels and tokens of attentions in AVX-512 BF16
 
 
 @cache
@@ -24,7 +25,7 @@ def library() -> ctypes.CDLL | str:
         return f"{LIBRARY.name} was not built (install with a C++ compiler: pip install --force-reinstall .)"
     try:
         loaded = ctypes.CDLL(str(LIBRARY))
-        for name in ("msda_interface_version", "msda_max_samples"):
+        for name in ("msda_interface_version", "msda_max_samples", "msda_multiplies_bfloat16"):
             getattr(loaded, name).restype = ctypes.c_int64
         if loaded.msda_interface_version() != INTERFACE_VERSION:
             return f"{LIBRARY.name} belongs to another version of this package; reinstall it"
@@ -34,11 +35,34 @@ def library() -> ctypes.CDLL | str:
         "msda_forward",
         "msda_backward",
         "msda_group_norm",
+        "msda_layer_norm",
         "msda_window_attention",
         "msda_window_attention_backward",
+        "msda_window_attention_bf16",
+        "msda_attention",
+        "msda_convolution",
+        "msda_feed_forward",
+        "msda_product",
+        "msda_use_pool",
     ):
         getattr(loaded, name).restype = None
+    loaded.msda_use_pool(_pool_of_threads())
     return loaded
+
+
+def _pool_of_threads() -> ctypes.c_void_p:
+    """OpenMP's entry to the threads that torch's operators use, null where torch's OpenMP has another."""
+    entry = None
+    if sys.platform == "linux":
+        entry = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
+    return ctypes.cast(entry, ctypes.c_void_p)
+
+
+@cache
+def multiplies_bfloat16() -> bool:
+    """Whether products and attentions of bfloat16 can run: where the processor has AVX-512 BF16."""
+    loaded = library()
+    return not isinstance(loaded, str) and bool(loaded.msda_multiplies_bfloat16())
 
 
 def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -114,10 +138,81 @@ class WindowHeads(NamedTuple):
     scale: float  # of the scores
 
 
+def layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, update: Tensor | None, keep_sum: bool
+) -> tuple[Tensor | None, Tensor]:
+    """See `mask2former_hf.kernels.layer_norm`, which looks at the tensors."""
+    C = x.shape[-1]
+    weight, bias = weight.float().contiguous(), bias.float().contiguous()
+    output, total = torch.empty_like(x), torch.empty_like(x) if keep_sum else None
+    sizes = (ctypes.c_int64 * 2)(x.numel() // C, C)
+    flags = (x.dtype == torch.bfloat16, torch.get_num_threads())
+    library().msda_layer_norm(
+        *map(_pointer, (x, update, weight, bias)), sizes, ctypes.c_double(epsilon), *map(ctypes.c_int64, flags),
+        *map(_pointer, (total, output)),
+    )  # fmt: skip
+    return total, output
+
+
+THEN = ("none", "relu", "gelu")  # by their numbers in products_cpu.cpp
+
+
+def product(
+    x: Tensor, weight: Tensor, bias: Tensor | None, then: str, plus: Tensor | None, scale: Tensor | None
+) -> Tensor:
+    """See `mask2former_hf.kernels.product`, which looks at the tensors."""
+    N, K = weight.shape
+    output = x.new_empty(*x.shape[:-1], N)
+    sizes = (ctypes.c_int64 * 3)(x.numel() // K, N, K)
+    flags = (THEN.index(then), torch.get_num_threads())
+    library().msda_product(
+        *map(_pointer, (x, weight, scale, bias, plus)), sizes, *map(ctypes.c_int64, flags), _pointer(output)
+    )
+    return output
+
+
+def feed_forward(x: Tensor, layers: tuple[Tensor, ...], then: str) -> Tensor:
+    """See `mask2former_hf.kernels.feed_forward`, which looks at the tensors."""
+    output, (W, C) = torch.empty_like(x), layers[0].shape
+    sizes = (ctypes.c_int64 * 3)(x.numel() // C, W, C)
+    weights = (ctypes.c_void_p * 4)(*(layer.data_ptr() for layer in layers))
+    flags = (THEN.index(then), torch.get_num_threads())
+    library().msda_feed_forward(
+        _pointer(x), weights, _pointer(None), sizes, *map(ctypes.c_int64, flags), _pointer(output)
+    )
+    return output
+
+
+def convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """See `mask2former_hf.kernels.convolution`, which looks at the tensors."""
+    B, C, H, W = x.shape
+    output = torch.empty(B, len(weight), H, W, dtype=x.dtype, memory_format=torch.channels_last)
+    sizes = (ctypes.c_int64 * 5)(B, H, W, C, len(weight))
+    threads = ctypes.c_int64(torch.get_num_threads())
+    library().msda_convolution(*map(_pointer, (x, weight, bias)), sizes, threads, _pointer(output))
+    return output
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int, allowed: Tensor | None) -> Tensor:
+    """See `mask2former_hf.kernels.attention`, which looks at the tensors."""
+    (B, Q, _), S = query.shape, key.shape[1]
+    output = torch.empty_like(query)
+    sizes = (ctypes.c_int64 * 4)(B, Q, S, num_heads)
+    threads = ctypes.c_int64(torch.get_num_threads())
+    library().msda_attention(*map(_pointer, (query, key, value, allowed)), sizes, threads, _pointer(output))
+    return output
+
+
 def window_attention(heads: WindowHeads) -> Tensor:
     """(N, C) what every token has attended to."""
     output = heads.projected.new_empty(len(heads.projected), heads.projected.shape[1] // 3)
-    library().msda_window_attention(*_window_arguments(heads), _pointer(output))
+    arguments = _window_arguments(heads)
+    fits = heads.projected.dtype == torch.bfloat16 and output.shape[1] == HEAD * len(heads.bias)
+    if fits and heads.places.shape[1] <= LONGEST_WINDOW and multiplies_bfloat16():
+        *arguments, _, threads = arguments
+        library().msda_window_attention_bf16(*arguments, threads, _pointer(output))
+    else:
+        library().msda_window_attention(*arguments, _pointer(output))
     return output
 
 

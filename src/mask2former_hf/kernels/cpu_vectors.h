@@ -20,6 +20,10 @@
 #define CLONES
 #endif
 
+// OpenMP's entry to a pool of threads, GOMP_parallel, where the process has one: msda_use_pool().
+typedef void (*PoolEntry)(void (*)(void*), void*, unsigned, unsigned);
+__attribute__((visibility("hidden"))) inline PoolEntry msda_pool = nullptr;
+
 namespace {
 
 typedef float vec __attribute__((vector_size(32), aligned(4)));
@@ -132,7 +136,21 @@ struct Progress {
   std::condition_variable all_finished;
 };
 
-// Tasks 0 .. count - 1 on up to `threads` threads. Threads are started for the call: that costs about 20 us and leaves
+template <typename Task>
+struct Shared {
+  const Task* task;
+  int64_t count;
+  std::atomic<int64_t> next{0};
+  static void work(void* data) {
+    auto& own = *static_cast<Shared*>(data);
+    for (int64_t i = own.next++; i < own.count; i = own.next++) (*own.task)(i);
+  }
+};
+
+// Tasks 0 .. count - 1 on up to `threads` threads. In torch's pool where there is one: its idle threads wait by
+// spinning, so beside them a thread of our own would share a core (a window attention took 60 instead of 52 ms). A
+// fork may not use the pool, as it may not use torch's operators: it has one thread (model/forked_processes.py).
+// Elsewhere threads are started for the call: that costs about 20 us and leaves
 // nothing behind that a fork or a second Python thread could trip over, as a pool (OpenMP's included) would. Waiting is
 // sleeping, and only for tasks that somebody has begun: on a busy machine a new thread may get a core long after the
 // others have done its share (10 ms, measured), so threads are detached, and a late one finds no task and ends.
@@ -141,6 +159,11 @@ void parallel(int64_t count, int64_t threads, const Task& task) {
   threads = std::min(threads, count);
   if (threads < 2) {
     for (int64_t i = 0; i < count; ++i) task(i);
+    return;
+  }
+  if (msda_pool) {
+    Shared<Task> shared{&task, count};
+    msda_pool(Shared<Task>::work, &shared, static_cast<unsigned>(threads), 0);
     return;
   }
   const auto progress = std::make_shared<Progress>();

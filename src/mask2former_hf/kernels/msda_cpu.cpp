@@ -271,6 +271,9 @@ extern "C" {
 int64_t msda_interface_version() { return 3; }
 int64_t msda_max_samples() { return kMaxSamples; }
 
+// GOMP_parallel of the process' OpenMP, or null for threads of our own.
+void msda_use_pool(void* entry) { msda_pool = reinterpret_cast<PoolEntry>(entry); }
+
 void msda_forward(const void* value, const void* positions, const void* weights, const float* reference,
                   const uint8_t* padding, const int64_t* shapes, const int64_t* sizes, int64_t fused,
                   int64_t bfloat16, int64_t bfloat16_positions, int64_t threads, void* out) {

@@ -1,8 +1,8 @@
 """The seam to the compiled kernels: the whole package has them; a checkpoint's own code runs without them.
 
 A name is None where there is no kernel at all: each for itself, as a checkpoint's code may be newer or older than the
-package that is installed. Where none applies to some tensors, the attentions and `layer_norm` return None, the norms
-that change their input False, and nothing was computed.
+package that is installed. Where none applies to some tensors, the norms that change their input return False, the
+others None, and nothing was computed.
 """
 
 try:
@@ -13,7 +13,11 @@ except ImportError:
 deformable_attention = getattr(kernels, "deformable_attention", None)
 batch_norm_ = getattr(kernels, "batch_norm_", None)
 group_norm_ = getattr(kernels, "group_norm_", None)
+attention = getattr(kernels, "attention", None)
 attend_in_windows = getattr(kernels, "attend_in_windows", None)
 attend_in_windows_backward = getattr(kernels, "attend_in_windows_backward", None)
+convolution = getattr(kernels, "convolution", None)
+feed_forward = getattr(kernels, "feed_forward", None)
 layer_norm = getattr(kernels, "layer_norm", None)
+product = getattr(kernels, "product", None)
 window_attention = getattr(kernels, "window_attention", None)

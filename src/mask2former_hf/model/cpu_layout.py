@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
-from .compiled import group_norm_
+from .compiled import convolution as compiled_convolution
+from .compiled import group_norm_, product
 
 
 def chunk_length(elements: int, device: torch.device) -> int:
@@ -78,7 +79,8 @@ def map_of(tokens: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class PointwiseConvolution(nn.Conv2d):
-    """1x1 convolution; in training a matrix product, because oneDNN's backward takes six times as long on CPUs.
+    """1x1 convolution; in training a matrix product, because oneDNN's backward takes six times as long on CPUs, and at
+    inference in bfloat16 one of the package's own.
 
     Its output has channels innermost then, whatever the input has: what follows on CPUs keeps that, and what takes
     tokens need not transpose.
@@ -88,9 +90,10 @@ class PointwiseConvolution(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size=1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
-            return super().forward(x)
         pixels = tokens_of(x)  # (B, H * W, C)
+        if not torch.is_grad_enabled():
+            output = None if product is None else product(pixels, self.weight.flatten(1), self.bias, "none")
+            return super().forward(x) if output is None else map_of(output, x.shape[-2:])
         weight = self.weight.flatten(1).T.expand(x.shape[0], -1, -1)  # (B, C, O)
         output = torch.bmm(pixels, weight) if self.bias is None else torch.baddbmm(self.bias, pixels, weight)
         return map_of(output, x.shape[-2:])
@@ -115,12 +118,10 @@ class ConvolutionNorm(nn.Sequential):
 
     def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> (B, O, H', W'); `plus` of the output's shape is added to the norm's result."""
-        convolution, norm = self
+        norm = self[1]
         if x.device.type == "cuda" and not torch.is_grad_enabled():
             x = for_convolutions(x)  # and for the norm's kernel
-        x = convolution(x)
-        if hooked(convolution):
-            x = x.clone(memory_format=torch.preserve_format)  # what the hook has seen stays as it was
+        x = self._convolved(x)
         if group_norm_ is not None and not hooked(norm) and group_norm_(x, norm, plus, self.rectify):
             return x
         if x.device.type == "cpu" and not x.is_contiguous():
@@ -133,3 +134,13 @@ class ConvolutionNorm(nn.Sequential):
         if plus is not None:
             x.add_(plus)  # neither term is needed for a gradient
         return F.relu(x, inplace=True) if self.rectify else x
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        convolution = self[0]
+        if hooked(convolution):
+            return convolution(x).clone(memory_format=torch.preserve_format)  # what the hook has seen stays as it was
+        if compiled_convolution is not None and type(convolution) is nn.Conv2d:
+            output = compiled_convolution(x, convolution)
+            if output is not None:
+                return output
+        return convolution(x)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .compiled import batch_norm_
-from .cpu_layout import hooked, plain
+from .compiled import batch_norm_, product
+from .cpu_layout import hooked, map_of, plain, tokens_of
 from .onednn import is_x86_with_onednn, runs_eagerly
 
 DTYPES = (torch.float32, torch.bfloat16)  # on CPUs
@@ -59,10 +59,24 @@ def folded(
     shift = norm.bias.float() - norm.running_mean.float() * scale
     if convolution.bias is not None:
         shift = shift + convolution.bias.float() * scale
+    if convolution.kernel_size == convolution.stride == (1, 1) and convolution.padding == (0, 0):
+        found = _pointwise(x, convolution, scale, shift.to(x.dtype), rectify, plus)
+        if found is not None:
+            return found
     weight = torch.empty_like(convolution.weight)
     torch.mul(convolution.weight, scale[:, None, None, None], out=weight)  # rounded once
     geometry = (convolution.padding, convolution.stride, convolution.dilation, convolution.groups)
     return one_operator(x, weight, shift.to(x.dtype), geometry, rectify, plus)
+
+
+def _pointwise(x: Tensor, convolution: nn.Conv2d, scale: Tensor, shift: Tensor, rectify: bool, plus: Tensor | None):
+    """A product, which scales its own sums: the weights need not be changed. None if there is none for the dtype."""
+    if product is None or convolution.groups != 1:
+        return None
+    rows = None if plus is None else tokens_of(plus)
+    then = "relu" if rectify else "none"
+    output = product(tokens_of(x), convolution.weight.flatten(1), shift, then, rows, scale)
+    return None if output is None else map_of(output, x.shape[-2:])
 
 
 def finished(x: Tensor, norm: nn.BatchNorm2d, rectify: bool, plus: Tensor | None) -> Tensor:

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .compiled import feed_forward as compiled_feed_forward
+from .compiled import product as compiled_product
 from .cpu_layout import hooked, plain
 
 AFTER = {"none": lambda x: x, "relu": F.relu_, "gelu": F.gelu}
@@ -33,6 +35,10 @@ def linear(layer: nn.Linear, x: Tensor, then: str = "none") -> Tensor:
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none") -> Tensor:
     """F.linear(x, weight, bias), `then` "none", "relu" or "gelu"."""
+    if compiled_product is not None and x.dtype == weight.dtype == torch.bfloat16:
+        output = compiled_product(x, weight, bias, then)
+        if output is not None:
+            return output
     if runs_eagerly(x) and plain(weight, bias) and x.dtype == weight.dtype and products_are_faster(x.dtype):
         if then == "gelu" and x.dtype == torch.float32:
             return F.gelu(product(x, weight, bias))
@@ -41,6 +47,13 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none") 
         rows = RecordedProduct.apply(x.flatten(0, -2), weight, bias)
         return AFTER[then](rows).view(*x.shape[:-1], len(weight))
     return AFTER[then](F.linear(x, weight, bias))
+
+
+def feed_forward(first: nn.Linear, second: nn.Linear, x: Tensor, then: str) -> Tensor | None:
+    """Both layers at once, `then` in between, so that the wide rows stay in the caches; None if it was not done."""
+    if compiled_feed_forward is None or type(first) is not nn.Linear or type(second) is not nn.Linear:
+        return None
+    return None if hooked(first) or hooked(second) else compiled_feed_forward(x, first, second, then)
 
 
 def product_dtype(x: Tensor) -> torch.dtype:

@@ -28,7 +28,7 @@ from .deformable_attention import MultiScaleDeformableAttention, cell_centres
 from .design_rules import BACKBONE_MAPS, STRIDES
 from .feed_forward import FeedForward
 from .layer_norms import norm_of_sum
-from .onednn import linear, records_eagerly
+from .onednn import feed_forward, linear, records_eagerly
 
 NUM_LEVELS = 3  # strides 32, 16, 8, in this order everywhere
 NUM_POINTS = 4  # samples per query, head and level in the pixel decoder
@@ -78,6 +78,9 @@ class Mask2FormerPixelDecoderEncoderLayer(GradientCheckpointingLayer):
             layers = (self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
             fed = FeedForward.apply(rows, None, None, *layers, ("relu", 0.0, 1.0, True))
             return self.final_layer_norm(fed.view_as(x))
+        update = feed_forward(self.fc1, self.fc2, rows, "relu") if self._is_plain() else None
+        if update is not None:
+            return norm_of_sum(self.final_layer_norm, x, update.view_as(x))
         # On rows, because a linear layer's output in three dimensions is a view, and autograd copies a view that is
         # changed in place.
         update = in_blocks(self.feed_forward, rows, self.fc1.out_features)
@@ -193,7 +196,7 @@ class Mask2FormerPixelDecoder(nn.Module):
         )  # (S, C)
         reference_points = torch.cat([cell_centres(size, device) for size in sizes])  # (S, 2)
         tokens = torch.cat([tokens_of(x) for x in maps], dim=1)  # (B, S, C)
-        tokens = self.encoder(tokens, positions, reference_points, sizes)
+        tokens = self.encoder(tokens, positions.to(tokens.dtype), reference_points, sizes)
         parts = tokens.split([H * W for H, W in sizes], dim=1)
         maps = [map_of(part, size) for part, size in zip(parts, sizes, strict=True)]
         finest = maps[-1]

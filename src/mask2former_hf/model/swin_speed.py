@@ -22,7 +22,7 @@ from transformers.models.swin.modeling_swin import SwinLayer, SwinMLP, SwinStage
 from .compiled import window_attention
 from .cpu_layout import hooked, plain
 from .layer_norms import normed, sum_and_norm
-from .onednn import linear, product, product_dtype
+from .onednn import feed_forward, linear, product, product_dtype
 from .swin_training import attend_where_tokens_are, attention_half, feed_forward_half, for_kept_images
 
 OTHER_REGION = -100.0  # what transformers adds to the scores of tokens that the shift made neighbours
@@ -228,7 +228,8 @@ class OneDnnSwinMLP(SwinMLP):
     def forward(self, hidden_states: Tensor) -> Tensor:
         if hooked(self.activation_fn):
             return super().forward(hidden_states)
-        return linear(self.fc2, linear(self.fc1, hidden_states, then="gelu"))
+        output = feed_forward(self.fc1, self.fc2, hidden_states, "gelu")
+        return output if output is not None else linear(self.fc2, linear(self.fc1, hidden_states, then="gelu"))
 
 
 class InnermostSwinStage(SwinStage):

@@ -13,10 +13,11 @@ from torch.nn import functional as F
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .compiled import attention as compiled_attention
 from .configuration_mask2former import Mask2FormerConfig
 from .cpu_layout import channels_last_on_cpu, tokens_of
 from .layer_norms import norm_of_sum, normed
-from .onednn import product, times_features
+from .onednn import linear, product, times_features
 from .pixel_decoder import NUM_LEVELS, sine_position_embedding
 
 
@@ -28,6 +29,10 @@ def attend(
     Returns:
         (B, Q, C), and with `eager` the (B, h, Q, S) weights.
     """
+    if compiled_attention is not None and not eager and not dropout:
+        output = compiled_attention(query, key, value, num_heads, allowed)
+        if output is not None:
+            return output, None
     query, key, value = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))  # (B, h, ., D)
     allowed = None if allowed is None else allowed.unsqueeze(1)
     weights = None
@@ -55,13 +60,14 @@ class Mask2FormerSelfAttention(nn.Module):
         self, x: Tensor, positions: Tensor, eager: bool, others: "Bystanders | None" = None
     ) -> tuple[Tensor, Tensor | None]:
         placed = x + positions
-        query, seen = self.q_proj(placed), placed
+        query, seen = linear(self.q_proj, placed), placed
         if others is not None:
             x = torch.cat((x, others.states), dim=1)
             seen = torch.cat((placed, others.states + others.positions), dim=1)
         dropout = self.dropout if self.training else 0.0
-        output, weights = attend(query, self.k_proj(seen), self.v_proj(x), self.num_heads, None, dropout, eager)
-        return self.out_proj(output), weights
+        key, value = linear(self.k_proj, seen), linear(self.v_proj, x)
+        output, weights = attend(query, key, value, self.num_heads, None, dropout, eager)
+        return linear(self.out_proj, output), weights
 
 
 class Bystanders(NamedTuple):
@@ -102,7 +108,7 @@ class Mask2FormerMaskedAttention(nn.Module):
         )
         dropout = self.dropout if self.training else 0.0
         output, weights = attend(query, key, value, self.num_heads, allowed, dropout, eager)
-        return self.out_proj(output), weights
+        return linear(self.out_proj, output), weights
 
 
 class Mask2FormerDecoderLayer(GradientCheckpointingLayer):
@@ -163,8 +169,11 @@ class Mask2FormerDecoderLayer(GradientCheckpointingLayer):
         )
         if not self.self_attention_first:
             x, self_weights = see_each_other(x)
-        x, _ = branch(x, self.final_layer_norm, lambda x: (self.fc2(self.dropout(self.activation(self.fc1(x)))), None))
+        x, _ = branch(x, self.final_layer_norm, lambda x: (self._feed_forward(x), None))
         return x, self_weights, cross_weights
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return linear(self.fc2, self.dropout(self.activation(linear(self.fc1, x))))
 
 
 class Mask2FormerMaskPredictor(nn.Module):

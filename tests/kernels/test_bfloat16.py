@@ -1,0 +1,151 @@
+"""Kernels of AVX-512 BF16 and layer norm on CPUs against float64, and where they leave the work to torch."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from mask2former_hf import kernels
+from mask2former_hf.kernels import cpu, use_kernel
+
+needs_avx512_bf16 = pytest.mark.skipif(not cpu.multiplies_bfloat16(), reason="no AVX-512 BF16, or no compiled kernel")
+needs_cpp = pytest.mark.skipif(isinstance(cpu.library(), str), reason="no compiled kernel")
+THEN = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu}
+
+
+def halves(*shapes):
+    return [torch.randn(shape).bfloat16() for shape in shapes]
+
+
+def close(found, exact, digits=2**-8):
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), exact, rtol=digits, atol=2e-6 * exact.abs().max().item())
+
+
+@needs_avx512_bf16
+@pytest.mark.parametrize("then", THEN)
+@pytest.mark.parametrize("M, N, K", [(37, 50, 34), (2, 7, 2), (300, 96, 96), (700, 33, 258)])
+def test_products_are_rounded_once(M, N, K, then):
+    torch.manual_seed(0)
+    x, weight, bias, plus = halves((1, M, K), (N, K), (N,), (1, M, N))
+    scale = torch.rand(N) + 0.5
+    product = x.double() @ weight.double().T
+    with torch.no_grad():
+        close(kernels.product(x, weight, None, then), THEN[then](product))
+        exact = THEN[then](product * scale.double() + bias.double() + plus.double())
+        close(kernels.product(x, weight, bias, then, plus, scale), exact)
+
+
+@needs_avx512_bf16
+@pytest.mark.parametrize("then", ["relu", "gelu"])
+@pytest.mark.parametrize("rows, C, W", [(500, 64, 256), (3, 6, 10)])
+def test_a_feed_forward_block_is_its_two_products(rows, C, W, then):
+    torch.manual_seed(0)
+    first, second = (nn.Linear(*sizes).bfloat16() for sizes in ((C, W), (W, C)))
+    (x,) = halves((2, rows, C))
+    with torch.no_grad():
+        between = kernels.product(x, first.weight, first.bias, then)
+        expected = kernels.product(between, second.weight, second.bias, "none")
+        assert torch.equal(kernels.feed_forward(x, first, second, then), expected)
+
+
+@needs_avx512_bf16
+@pytest.mark.parametrize("Q, S, share", [(20, 400, 0.02), (7, 133, 0.5), (9, 64, None)])
+def test_attention_is_that_of_float64_and_of_nothing_zero(Q, S, share):
+    torch.manual_seed(0)
+    query, key, value = halves((2, Q, 64), (2, S, 64), (2, S, 64))
+    allowed = None if share is None else torch.rand(2, Q, S) < share
+    if allowed is not None:
+        allowed[0, 3] = False
+    heads = [x.double().unflatten(-1, (2, 32)).transpose(1, 2) for x in (query, key, value)]
+    exact = F.scaled_dot_product_attention(*heads, None if allowed is None else allowed[:, None])
+    with torch.no_grad():
+        found = kernels.attention(query, key, value, 2, allowed)
+    exact = exact.transpose(1, 2).flatten(2).nan_to_num()
+    assert found.isfinite().all() and (allowed is None or not found[0, 3].any())
+    assert (found - exact).abs().max() < 2**-8 * exact.abs().max()
+
+
+@needs_avx512_bf16
+@pytest.mark.parametrize("B, C, H, W, width", [(2, 32, 13, 18, 64), (1, 16, 1, 2, 32)])
+def test_convolutions_with_fewer_multiplications_err_by_a_few_roundings(B, C, H, W, width, monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(kernels, "CONVOLUTION_FROM", 1)
+    layer = nn.Conv2d(C, width, 3, padding=1).bfloat16()
+    (x,) = halves((B, H, W, C))
+    x = x.permute(0, 3, 1, 2)
+    exact = F.conv2d(x.double(), layer.weight.double(), layer.bias.double(), padding=1)
+    with torch.no_grad():
+        found = kernels.convolution(x, layer)
+        spoilt = x.clone(memory_format=torch.preserve_format)
+        spoilt[0, 3, 0, 0] = float("nan")
+        assert kernels.convolution(spoilt, layer)[:, :, 2:, 2:].equal(found[:, :, 2:, 2:])
+    assert found.dtype == torch.bfloat16 and found.is_contiguous(memory_format=torch.channels_last)
+    error = (found - exact).square().mean().sqrt() / exact.std()
+    assert error < 3 * (exact.bfloat16() - exact).square().mean().sqrt() / exact.std()
+
+
+@needs_cpp
+@pytest.mark.parametrize("C", [8, 256, 24])
+@pytest.mark.parametrize("dtype, digits", [(torch.float32, 2e-6), (torch.bfloat16, 2**-8)])
+def test_layer_norms_of_sums_are_those_of_float64_also_far_from_zero(C, dtype, digits):
+    torch.manual_seed(0)
+    norm = nn.LayerNorm(C)
+    nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+    x, update = (torch.randn(2, 70, C) + 10).to(dtype), torch.randn(2, 70, C).to(dtype)
+    norm.to(dtype)
+    with torch.no_grad():
+        total, found = kernels.layer_norm(x, norm, update, keep_sum=True)
+        assert torch.equal(total, x + update)
+        for given, summed in ((found, x.double() + update.double()), (kernels.layer_norm(x, norm)[1], x.double())):
+            exact = F.layer_norm(summed, (C,), norm.weight.double(), norm.bias.double())
+            torch.testing.assert_close(given.double(), exact, rtol=digits, atol=20 * 2e-7 * exact.abs().max().item())
+
+
+@needs_avx512_bf16
+def test_the_number_of_threads_changes_no_bit():
+    torch.manual_seed(0)
+    x, weight, allowed = *halves((1, 600, 128), (160, 128)), torch.rand(1, 600, 600) < 0.1
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            with torch.no_grad():
+                found.append((kernels.product(x, weight, None, "gelu"), kernels.attention(x, x, x, 4, allowed)))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
+@needs_avx512_bf16
+def test_a_number_that_is_none_spoils_its_row_alone():
+    x, weight = halves((5, 32), (32, 32))
+    x[3, 7] = float("nan")
+    with torch.no_grad():
+        for then in THEN:
+            found = kernels.product(x, weight, None, then)
+            assert found[3].isnan().all() and found[[0, 1, 2, 4]].isfinite().all()
+        attended = kernels.attention(x[None], x[None, :3], x[None, :3], 1, None)[0]
+    assert attended[3].isnan().all() and attended[[0, 1, 2, 4]].isfinite().all()
+
+
+def test_graphs_autocast_other_layouts_dtypes_and_kernels_are_left_to_torch():
+    x, weight = halves((8, 32), (32, 32))
+    norm, wide = nn.LayerNorm(32).bfloat16(), x[None]
+    with torch.no_grad():
+        left = [
+            kernels.product(x.float(), weight.float(), None, "none"),
+            kernels.product(x.T, weight[:, :8], None, "none"),
+            kernels.product(x[:, :31].contiguous(), weight[:, :31].contiguous(), None, "none"),
+            kernels.product(x[:0], weight, None, "none"),
+            kernels.attention(wide, wide, wide, 2, None),
+            kernels.convolution(torch.zeros(1, 32, 64, 64).bfloat16(), nn.Conv2d(32, 32, 3, padding=1).bfloat16()),
+            kernels.convolution(torch.zeros(1, 1, 1, 32).bfloat16().permute(0, 3, 1, 2), nn.Conv2d(32, 32, 1)),
+            kernels.layer_norm(x.T, norm),
+        ]
+        with use_kernel("reference"):
+            left += [kernels.product(x, weight, None, "none"), kernels.layer_norm(x, norm)]
+        with torch.autocast("cpu", torch.bfloat16):
+            left += [kernels.product(x, weight, None, "none"), kernels.layer_norm(x, norm)]
+    left += [kernels.product(x, weight, None, "none"), kernels.layer_norm(x, norm)]
+    assert all(found is None for found in left)
