@@ -51,7 +51,7 @@ def measure(backbone: str, folder: Path, arguments) -> dict[str, float]:
     noise = np.random.default_rng(0).integers(0, 256, (4, arguments.size, arguments.size, 3), dtype=np.uint8)
     has_openvino = importlib.util.find_spec("openvino") is not None
     export_model(ours, processor, folder / "float32", openvino=has_openvino)
-    export_model(ours, processor, folder / "int8", dtype="int8", calibration=list(noise))
+    export_model(ours, processor, folder / "int8", dtype="int8", calibration=list(noise), openvino=has_openvino)
     pixels = torch.randn(1, 3, arguments.size, arguments.size)
 
     def torch_run(model):
@@ -62,12 +62,11 @@ def measure(backbone: str, folder: Path, arguments) -> dict[str, float]:
     if not arguments.no_compile:
         compiled = torch.compile(ours)
         runs["ours, compiled"] = lambda: torch_run(compiled)
-    exports = {
-        f"ONNX Runtime, {dtype}": ExportedModel(folder / dtype, threads=arguments.threads)
-        for dtype in ("float32", "int8")
-    }
-    if has_openvino:
-        exports["OpenVINO, float32"] = OpenVinoModel(folder / "float32", arguments.threads)
+    exports = {}
+    for dtype in ("float32", "int8"):
+        exports[f"ONNX Runtime, {dtype}"] = ExportedModel(folder / dtype, threads=arguments.threads)
+        if has_openvino:
+            exports[f"OpenVINO, {dtype}"] = OpenVinoModel(folder / dtype, arguments.threads)
     runs |= {name: lambda own=own: own.logits(pixels.numpy()) for name, own in exports.items()}
     clock = time.process_time if arguments.processor_time else time.perf_counter
     return interleaved_medians(runs, arguments.repeats, clock=clock)

@@ -13,6 +13,7 @@ from PIL import Image
 from mask2former_hf import Segmenter, export_model, use_kernel
 from mask2former_hf.cli.main import main
 from mask2former_hf.export import errors, programs
+from mask2former_hf.export.openvino import OpenVinoModel
 from mask2former_hf.inference.exported import LOGITS, ExportedModel
 
 pytest.importorskip("onnxruntime", reason="graphs are run by onnxruntime")
@@ -44,6 +45,22 @@ def test_openvino_gives_the_checkpoints_logits_at_every_size(processor, tmp_path
     report = export_model(family_model("swin"), processor, tmp_path / "out", openvino=True)
     assert len(report["openvino"]) == 3 and all(row[name] < 1e-4 for row in report["openvino"] for name in LOGITS)
     assert {"model.xml", "model.bin"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert (tmp_path / "out" / "README.md").read_text().count("| OpenVINO |") == 3
+
+
+def test_openvino_multiplies_in_8_bits_where_the_graph_does(processor, tmp_path):
+    pytest.importorskip("openvino")
+    calibration = [photo(seed=n) for n in range(4)]
+    export_model(
+        family_model("resnet"), processor, tmp_path / "out", dtype="int8", calibration=calibration, openvino=True
+    )
+    exported, network = ExportedModel(tmp_path / "out"), OpenVinoModel(tmp_path / "out")
+    pixels, _ = exported.processor(photo())
+    for ours, theirs in zip(network.logits(pixels), exported.logits(pixels), strict=True):
+        assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.9
+    operators = [op.get_rt_info() for op in network.compiled(pixels.shape).get_runtime_model().get_ops()]
+    kernels = [op["primitiveType"].astype(str) for op in operators if op["layerType"].astype(str) == "Convolution"]
+    assert kernels and all(kernel.endswith("I8") for kernel in kernels)  # else it had unpacked them to float32
 
 
 def test_the_exporter_of_transformers_takes_the_model_at_any_size():

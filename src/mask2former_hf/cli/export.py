@@ -67,8 +67,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(_with_flags(str(error))) from error
     finally:
         steps.close()
-    worst = max(row[name] for row in report["differences"] for name in LOGITS)
-    print(f"{arguments.output}: logits differ from the checkpoint's by {worst:.1e} of the largest")
+    for rows, runtime in (("differences", ""), ("openvino", " in OpenVINO")):
+        if rows in report:
+            worst = max(row[name] for row in report[rows] for name in LOGITS)
+            print(f"{arguments.output}: logits{runtime} differ from the checkpoint's by {worst:.1e} of the largest")
     if arguments.to == "onnx":
         print(f"Next: mask2former-hf predict IMAGE --model {arguments.output} --output of_the_export")
     return 0

@@ -34,8 +34,9 @@ def _card(config, report: dict, beside: list[str]) -> str:
         ("Written by", versions),
     ]
     checked = [
-        (" x ".join(map(str, row["input"])), *(f"{row[output]:.1e}" for output in LOGITS))
-        for row in report["differences"]
+        (runtime, " x ".join(map(str, row["input"])), *(f"{row[output]:.1e}" for output in LOGITS))
+        for runtime, name in (("ONNX Runtime", "differences"), ("OpenVINO", "openvino"))
+        for row in report.get(name, ())
     ]
     outputs = f"{RESULTS[task]}; and the logits" if task else "`class_queries_logits`, `masks_queries_logits`"
     files = [
@@ -49,6 +50,8 @@ def _card(config, report: dict, beside: list[str]) -> str:
         )
     files[0] += f". Gives {outputs}."
     files += [f"* `{name}`: weights that `{name.removesuffix(WEIGHTS)}` looks for beside it." for name in beside]
+    if "openvino" in report:
+        files.append("* `model.xml`, `model.bin`: `model.onnx` in OpenVINO's form, fastest if compiled for one shape.")
     if not task:
         files += [f"* `{own}.onnx`: from the logits of one image: {text}." for own, text in RESULTS.items()]
     return f"""# An exported Mask2Former
@@ -74,7 +77,7 @@ result = Segmenter("FOLDER")("photo.jpg")
 
 Largest difference of the logits to the checkpoint, in units of the largest, for noise of these shapes:
 
-{_table(("pixel_values", "class logits", "mask logits"), checked)}
+{_table(("runtime", "pixel_values", "class logits", "mask logits"), checked)}
 """
 
 
