@@ -77,25 +77,6 @@ def map_of(tokens: Tensor, size: tuple[int, int]) -> Tensor:
     return tokens.view(tokens.shape[0], *size, tokens.shape[2]).permute(0, 3, 1, 2)
 
 
-class PointwiseConvolution(nn.Conv2d):
-    """1x1 convolution; in training a matrix product, because oneDNN's backward takes six times as long on CPUs.
-
-    Its output has channels innermost then, whatever the input has: what follows on CPUs keeps that, and what takes
-    tokens need not transpose.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, bias: bool = True):
-        super().__init__(in_channels, out_channels, kernel_size=1, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
-            return super().forward(x)
-        pixels = tokens_of(x)  # (B, H * W, C)
-        weight = self.weight.flatten(1).T.expand(x.shape[0], -1, -1)  # (B, C, O)
-        output = torch.bmm(pixels, weight) if self.bias is None else torch.baddbmm(self.bias, pixels, weight)
-        return map_of(output, x.shape[-2:])
-
-
 class ConvolutionNorm(nn.Sequential):
     """Convolution and group norm, if asked for with a sum or a ReLU after them, in the memory of their own results.
 
