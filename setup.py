@@ -9,7 +9,9 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 FOLDER = "src/mask2former_hf/kernels"
-SOURCES = [f"{FOLDER}/{name}_cpu.cpp" for name in ("msda", "group_norm", "window_attention")]
+SOURCES = [
+    f"{FOLDER}/{name}_cpu.cpp" for name in ("msda", "group_norm", "window_attention", "mask_points", "activations")
+]
 HEADERS = [f"{FOLDER}/{name}.h" for name in ("cpu_vectors", "msda_samples")]
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]

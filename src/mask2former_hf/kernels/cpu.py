@@ -28,16 +28,19 @@ def library() -> ctypes.CDLL | str:
             getattr(loaded, name).restype = ctypes.c_int64
         if loaded.msda_interface_version() != INTERFACE_VERSION:
             return f"{LIBRARY.name} belongs to another version of this package; reinstall it"
+        for name in (
+            "msda_forward",
+            "msda_backward",
+            "msda_group_norm",
+            "msda_window_attention",
+            "msda_window_attention_backward",
+            "msda_uniform",
+            "msda_uncertain_points",
+            "msda_activation_backward",
+        ):
+            getattr(loaded, name).restype = None
     except (OSError, AttributeError) as error:
         return f"{LIBRARY.name} cannot be loaded ({error})"
-    for name in (
-        "msda_forward",
-        "msda_backward",
-        "msda_group_norm",
-        "msda_window_attention",
-        "msda_window_attention_backward",
-    ):
-        getattr(loaded, name).restype = None
     return loaded
 
 

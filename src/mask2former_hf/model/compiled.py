@@ -10,10 +10,13 @@ try:
 except ImportError:
     kernels = None
 
+activation_backward = getattr(kernels, "activation_backward", None)
 deformable_attention = getattr(kernels, "deformable_attention", None)
 batch_norm_ = getattr(kernels, "batch_norm_", None)
 group_norm_ = getattr(kernels, "group_norm_", None)
 attend_in_windows = getattr(kernels, "attend_in_windows", None)
 attend_in_windows_backward = getattr(kernels, "attend_in_windows_backward", None)
 layer_norm = getattr(kernels, "layer_norm", None)
+uncertain_points = getattr(kernels, "uncertain_points", None)
+uniform_points = getattr(kernels, "uniform_points", None)
 window_attention = getattr(kernels, "window_attention", None)
