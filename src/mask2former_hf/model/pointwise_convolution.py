@@ -11,7 +11,7 @@ class PointwiseConvolution(nn.Conv2d):
     """1x1 convolution; in training a matrix product, because oneDNN's backward takes six times as long on CPUs.
 
     Its output has channels innermost then, whatever the input has: what follows on CPUs keeps that, and what takes
-    tokens need not transpose. Of all images' pixels together it takes half the time of a batched product (float32).
+    tokens need not transpose.
     """
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = True):
