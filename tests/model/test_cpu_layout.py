@@ -6,7 +6,8 @@ from helpers import tiny_model
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from mask2former_hf.model.cpu_layout import ConvolutionNorm, PointwiseConvolution, chunk_length, in_blocks, map_of
+from mask2former_hf.model.cpu_layout import ConvolutionNorm, chunk_length, in_blocks, map_of
+from mask2former_hf.model.pointwise_convolution import PointwiseConvolution
 
 
 def test_chunks_are_16_mb_on_cpus_and_larger_elsewhere_and_never_empty():

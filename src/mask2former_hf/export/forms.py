@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.models.swin.modeling_swin import SwinLayer
 
-from ..model.cpu_layout import ConvolutionNorm, PointwiseConvolution
+from ..model.cpu_layout import ConvolutionNorm
 from ..model.deformable_attention import MultiScaleDeformableAttention
 from ..model.modeling_mask2former import Mask2FormerModel
 from ..model.pixel_decoder import Mask2FormerPixelDecoder
+from ..model.pointwise_convolution import PointwiseConvolution
 from ..model.swin_speed import GatheredSwinLayer
 from ..model.transformer_decoder import Mask2FormerMaskedAttentionDecoder, Mask2FormerMaskPredictor
 

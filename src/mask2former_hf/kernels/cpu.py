@@ -29,24 +29,27 @@ def library() -> ctypes.CDLL | str:
             getattr(loaded, name).restype = ctypes.c_int64
         if loaded.msda_interface_version() != INTERFACE_VERSION:
             return f"{LIBRARY.name} belongs to another version of this package; reinstall it"
+        for name in (
+            "msda_forward",
+            "msda_backward",
+            "msda_group_norm",
+            "msda_layer_norm",
+            "msda_window_attention",
+            "msda_window_attention_backward",
+            "msda_window_attention_bf16",
+            "msda_attention",
+            "msda_convolution",
+            "msda_feed_forward",
+            "msda_product",
+            "msda_use_pool",
+            "msda_uniform",
+            "msda_uncertain_points",
+            "msda_activation_backward",
+        ):
+            getattr(loaded, name).restype = None
+        loaded.msda_use_pool(_pool_of_threads())
     except (OSError, AttributeError) as error:
         return f"{LIBRARY.name} cannot be loaded ({error})"
-    for name in (
-        "msda_forward",
-        "msda_backward",
-        "msda_group_norm",
-        "msda_layer_norm",
-        "msda_window_attention",
-        "msda_window_attention_backward",
-        "msda_window_attention_bf16",
-        "msda_attention",
-        "msda_convolution",
-        "msda_feed_forward",
-        "msda_product",
-        "msda_use_pool",
-    ):
-        getattr(loaded, name).restype = None
-    loaded.msda_use_pool(_pool_of_threads())
     return loaded
 
 

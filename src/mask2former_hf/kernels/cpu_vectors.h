@@ -91,6 +91,20 @@ INLINE void store_pair(uint16_t* p, const Pair& x) {
 #endif
 }
 
+#ifdef __clang__
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, int_vec{__VA_ARGS__})
+#endif
+
+// Sums of four vectors in the first four lanes: six shuffles, where four sums one by one take a step for every lane.
+INLINE vec four_sums(vec a, vec b, vec c, vec d) {
+  const vec x = SHUFFLE(a, b, 0, 8, 1, 9, 4, 12, 5, 13) + SHUFFLE(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
+  const vec y = SHUFFLE(c, d, 0, 8, 1, 9, 4, 12, 5, 13) + SHUFFLE(c, d, 2, 10, 3, 11, 6, 14, 7, 15);
+  const vec z = SHUFFLE(x, y, 0, 1, 8, 9, 4, 5, 12, 13) + SHUFFLE(x, y, 2, 3, 10, 11, 6, 7, 14, 15);
+  return z + SHUFFLE(z, z, 4, 5, 6, 7, 0, 1, 2, 3);
+}
+
 INLINE float sum(vec x) { return ((x[0] + x[4]) + (x[1] + x[5])) + ((x[2] + x[6]) + (x[3] + x[7])); }
 
 INLINE float largest_of(vec x) {

@@ -93,65 +93,75 @@ INLINE void forward_head(const Problem& p, const Levels& levels, const Head<T>& 
   }
 }
 
+// Dot products of the incoming gradient with the rows of a sample's corners, 0 outside; the gradients of those rows are
+// added to their sums.
+template <typename T, int D8>
+INLINE void scatter_corners(const Head<T>& rows, int64_t D, const T* incoming, const vec* in, float* sums, int64_t j,
+                            const Samples& s, float* dot) {
+  vec totals[4] = {};
+  for (int c = 0; c < 4; ++c) {
+    const T* row = rows.value + s.row[c][j] * rows.stride;
+    float* to = sums + s.row[c][j] * D;
+    const float weight = s.weight[c][j];
+    for (int d = 0; d < D8; ++d) {
+      totals[c] += in[d] * load(row + 8 * d);
+      store(to + 8 * d, load(to + 8 * d) + weight * in[d]);
+    }
+    dot[c] = 0;
+    for (int64_t d = 8 * D8; d < D; ++d) {
+      dot[c] += load_one(incoming + d) * load_one(row + d);
+      to[d] += weight * load_one(incoming + d);
+    }
+  }
+  const vec dots = four_sums(totals[0], totals[1], totals[2], totals[3]);
+  for (int c = 0; c < 4; ++c) dot[c] = s.inside[c][j] * (dot[c] + dots[c]);
+}
+
 // Gradients of one query's samples, at lane `at` and on, and what they add to the sums of the head's value gradients.
-template <typename T, typename P, int D8>
+template <typename T, typename P, int D8, int COUNT>
 INLINE void scatter(const Problem& p, const Gradients& g, const Head<T>& rows, float* sums, int64_t item, int64_t at,
                     const Samples& s) {
-  const int64_t D = D8 ? 8 * D8 : p.D, count = p.L * p.P;
+  const int64_t D = D8 ? 8 * D8 : p.D, count = COUNT ? COUNT : p.L * p.P;
   const T* incoming = static_cast<const T*>(g.output) + item * D;
   vec in[D8 + 1];
   for (int d = 0; d < D8; ++d) in[d] = load(incoming + 8 * d);
-  float attention_gradient[kMaxSamples], weighted = 0;
+  float dots[4][kMaxSamples], attention_gradient[kMaxSamples], along_x[kMaxSamples], along_y[kMaxSamples], weighted = 0;
   for (int64_t i = 0; i < count; ++i) {
-    const int64_t j = at + i;
-    const float x = s.x[j], y = s.y[j];
-    float dot[4];  // <incoming, corner's row>
-    for (int c = 0; c < 4; ++c) {
-      const T* row = rows.value + s.row[c][j] * rows.stride;
-      float* to = sums + s.row[c][j] * D;
-      const float weight = s.weight[c][j];
-      if constexpr (D8 > 0) {
-        vec total = {};
-        for (int d = 0; d < D8; ++d) {
-          total += in[d] * load(row + 8 * d);
-          store(to + 8 * d, load(to + 8 * d) + weight * in[d]);
-        }
-        dot[c] = s.inside[c][j] * sum(total);
-      } else {
-        float total = 0;
-        for (int64_t d = 0; d < D; ++d) {
-          total += load_one(incoming + d) * load_one(row + d);
-          to[d] += weight * load_one(incoming + d);
-        }
-        dot[c] = s.inside[c][j] * total;
-      }
-    }
-    attention_gradient[i] = (1 - y) * ((1 - x) * dot[0] + x * dot[1]) + y * ((1 - x) * dot[2] + x * dot[3]);
-    weighted += s.attention[j] * attention_gradient[i];
-    const float along_x = (1 - y) * (dot[1] - dot[0]) + y * (dot[3] - dot[2]);
-    const float along_y = (1 - x) * (dot[2] - dot[0]) + x * (dot[3] - dot[1]);
-    const int64_t l = i / p.P;
-    P* position = static_cast<P*>(g.positions) + (item * count + i) * 2;
-    store_one(position, s.attention[j] * along_x * (p.fused ? 1 : p.shapes[2 * l + 1]));
-    store_one(position + 1, s.attention[j] * along_y * (p.fused ? 1 : p.shapes[2 * l]));
+    float dot[4];
+    scatter_corners<T, D8>(rows, D, incoming, in, sums, at + i, s, dot);
+    for (int c = 0; c < 4; ++c) dots[c][i] = dot[c];
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const float x = s.x[at + i], y = s.y[at + i], attention = s.attention[at + i];
+    const float a = dots[0][i], b = dots[1][i], c = dots[2][i], d = dots[3][i];
+    attention_gradient[i] = (1 - y) * ((1 - x) * a + x * b) + y * ((1 - x) * c + x * d);
+    along_x[i] = attention * ((1 - y) * (b - a) + y * (d - c));
+    along_y[i] = attention * ((1 - x) * (c - a) + x * (d - b));
+  }
+  for (int64_t i = 0; i < count; ++i) weighted += s.attention[at + i] * attention_gradient[i];
+  P* position = static_cast<P*>(g.positions) + item * count * 2;
+  for (int64_t i = 0; i < count; ++i, position += 2) {
+    const int64_t l = p.fused ? 0 : i / p.P;
+    store_one(position, along_x[i] * (p.fused ? 1 : p.shapes[2 * l + 1]));
+    store_one(position + 1, along_y[i] * (p.fused ? 1 : p.shapes[2 * l]));
   }
   P* weights = static_cast<P*>(g.weights) + item * count;
   for (int64_t i = 0; i < count; ++i)
     store_one(weights + i, p.fused ? s.attention[at + i] * (attention_gradient[i] - weighted) : attention_gradient[i]);
 }
 
-template <typename T, int D8>
+template <typename T, int D8, int COUNT>
 INLINE void backward_head(const Problem& p, const Levels& levels, const Gradients& g, const Head<T>& rows, int64_t b,
                           int64_t head) {
-  const int64_t D = D8 ? 8 * D8 : p.D, padded = padded_to_eight(p.L * p.P);
+  const int64_t D = D8 ? 8 * D8 : p.D, padded = padded_to_eight(COUNT ? COUNT : p.L * p.P);
   float* sums = g.sums + (b * p.h + head) * p.S * D;
   Samples s;
   for (int64_t q = 0; q < p.Q; q += kLanes / padded) {
     const int64_t n = std::min(kLanes / padded, p.Q - q), item = (b * p.Q + q) * p.h + head;
-    prepare<0, true>(p, levels, b, q, n, head, s);
+    prepare<COUNT, true>(p, levels, b, q, n, head, s);
     for (int64_t k = 0; k < n; ++k)
-      p.bfloat16_positions ? scatter<T, uint16_t, D8>(p, g, rows, sums, item + k * p.h, k * padded, s)
-                           : scatter<T, float, D8>(p, g, rows, sums, item + k * p.h, k * padded, s);
+      p.bfloat16_positions ? scatter<T, uint16_t, D8, COUNT>(p, g, rows, sums, item + k * p.h, k * padded, s)
+                           : scatter<T, float, D8, COUNT>(p, g, rows, sums, item + k * p.h, k * padded, s);
   }
   T* to = static_cast<T*>(g.value) + (b * p.S * p.h + head) * D;
   for (int64_t row = 0; row < p.S; ++row, to += p.h * D, sums += D) {
@@ -190,7 +200,8 @@ CLONES void forward_task(const Problem& p, const Levels& levels, const Head<uint
 template <typename T>
 INLINE void backward_rows(const Problem& p, const Levels& levels, const Gradients& g, const Head<T>& rows, int64_t b,
                           int64_t head) {
-#define CALL(N) backward_head<T, N>(p, levels, g, rows, b, head)
+  if (p.D == 32 && p.L * p.P == 12) return backward_head<T, 4, 12>(p, levels, g, rows, b, head);
+#define CALL(N) backward_head<T, N, 0>(p, levels, g, rows, b, head)
   FOR_HEAD_DIM(CALL)
 #undef CALL
 }

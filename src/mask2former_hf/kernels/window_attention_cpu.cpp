@@ -37,12 +37,6 @@ struct Attention {
   const int64_t wide = (n + 7) / 8 * 8;  // scores of a row, in memory
 };
 
-#ifdef __clang__
-#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, int_vec{__VA_ARGS__})
-#endif
-
 // 8 x 8 numbers, rows `from_stride` apart, to their transpose.
 INLINE void transpose_block(const float* from, int64_t from_stride, float* to, int64_t to_stride) {
   vec x[8], y[8];

@@ -10,6 +10,7 @@ try:
 except ImportError:
     kernels = None
 
+activation_backward = getattr(kernels, "activation_backward", None)
 deformable_attention = getattr(kernels, "deformable_attention", None)
 batch_norm_ = getattr(kernels, "batch_norm_", None)
 group_norm_ = getattr(kernels, "group_norm_", None)
@@ -20,4 +21,6 @@ convolution = getattr(kernels, "convolution", None)
 feed_forward = getattr(kernels, "feed_forward", None)
 layer_norm = getattr(kernels, "layer_norm", None)
 product = getattr(kernels, "product", None)
+uncertain_points = getattr(kernels, "uncertain_points", None)
+uniform_points = getattr(kernels, "uniform_points", None)
 window_attention = getattr(kernels, "window_attention", None)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
 from .compiled import convolution as compiled_convolution
-from .compiled import group_norm_, product
+from .compiled import group_norm_
 
 
 def chunk_length(elements: int, device: torch.device) -> int:
@@ -76,27 +76,6 @@ def map_of(tokens: Tensor, size: tuple[int, int]) -> Tensor:
     gives a transposed tensor, resizing takes it for something else, and its result is transposed twice.
     """
     return tokens.view(tokens.shape[0], *size, tokens.shape[2]).permute(0, 3, 1, 2)
-
-
-class PointwiseConvolution(nn.Conv2d):
-    """1x1 convolution; in training a matrix product, because oneDNN's backward takes six times as long on CPUs, and at
-    inference in bfloat16 one of the package's own.
-
-    Its output has channels innermost then, whatever the input has: what follows on CPUs keeps that, and what takes
-    tokens need not transpose.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, bias: bool = True):
-        super().__init__(in_channels, out_channels, kernel_size=1, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        pixels = tokens_of(x)  # (B, H * W, C)
-        if not torch.is_grad_enabled():
-            output = None if product is None else product(pixels, self.weight.flatten(1), self.bias, "none")
-            return super().forward(x) if output is None else map_of(output, x.shape[-2:])
-        weight = self.weight.flatten(1).T.expand(x.shape[0], -1, -1)  # (B, C, O)
-        output = torch.bmm(pixels, weight) if self.bias is None else torch.baddbmm(self.bias, pixels, weight)
-        return map_of(output, x.shape[-2:])
 
 
 class ConvolutionNorm(nn.Sequential):

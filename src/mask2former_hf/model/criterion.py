@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .cpu_layout import chunk_length
-from .mask_logits import DenseMasks, LazyMasks, every_cell, most_uncertain, sample_maps, sample_masks
+from .mask_logits import DenseMasks, LazyMasks, every_cell, random_points, sample_maps, sample_masks, uncertain_points
 from .mask_losses import MaskTerm, loss_weights, mask_terms
 from .matcher import assign, matching_costs
 
@@ -253,7 +253,7 @@ class Mask2FormerLoss(nn.Module):
         Points of the matching cost are shared by all layers: (1, P, 2). The losses draw for each of some layers and
         each matched mask: (l, M, points, 2).
         """
-        return torch.rand(shape, device=device, generator=generator)
+        return random_points(shape, device, generator)
 
     @torch.no_grad()
     def _cost(self, image, class_logits, masks, target, generator) -> Tensor:
@@ -345,11 +345,7 @@ class Mask2FormerLoss(nn.Module):
         ).flatten(0, 1)
         num_uniform = settings.num_points - settings.num_uncertain
         uniform = self.draw_points("uniform", image, layers, (*shape, num_uniform, 2), device, generator)
-        certainty = sample_maps(logits.unsqueeze(1), candidates).squeeze(1).abs_()  # (lM, candidates)
-        weights = target.weights(candidates)
-        if weights is not None:
-            certainty = certainty.masked_fill(weights == 0, float("inf"))
-        uncertain = most_uncertain(candidates, certainty, settings.num_uncertain)
+        uncertain = uncertain_points(logits, candidates, target.weights(candidates), settings.num_uncertain)
         return torch.cat([uncertain.unflatten(0, shape), uniform], dim=2)
 
 

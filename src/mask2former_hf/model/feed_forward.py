@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .compiled import activation_backward
 from .cpu_layout import chunk_length
 from .onednn import Sums, product, product_dtype
 
@@ -30,6 +31,16 @@ ACTIVATIONS = {
     "gelu": Activation("none", F.gelu, torch.ops.aten.gelu_backward),
     "relu": Activation("relu", lambda y: y, lambda gradient, y: torch.ops.aten.threshold_backward(gradient, y, 0)),
 }
+
+
+def gradients_before(name: str, gradient: Tensor, wide: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Of (N, W) gradients after an activation: the activated rows, the gradients before, and their sums if at hand."""
+    if activation_backward is not None:
+        found = activation_backward(name, gradient, wide)
+        if found is not None:
+            return found
+    activation = ACTIVATIONS[name]
+    return activation.function(wide), activation.derivative(gradient, wide), None
 
 
 class Norm(NamedTuple):
@@ -95,9 +106,10 @@ class FeedForward(torch.autograd.Function):
                 rows, of_added = rows.to(dtype), gradient[some].to(dtype)
                 of_added = of_added if factor == 1 else of_added * factor
                 wide = kept[index] if keep else product(rows, weights[0], first_bias.to(dtype), activation.within)
-                second.add(of_added, activation.function(wide))
-                of_wide = activation.derivative(product(of_added, weights[1].T, None), wide)
-                first.add(of_wide, rows)
+                of_activated = product(of_added, weights[1].T, None)
+                activated, of_wide, of_bias = gradients_before(ctx.options[0], of_activated, wide)
+                second.add(of_added, activated)
+                first.add(of_wide, rows, of_bias)
                 of_rows = product(of_wide, weights[0].T, None)
                 if norm is not None:
                     of_rows, *own = norm.backward(of_rows, x[some], *moments)

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .cpu_layout import ConvolutionNorm, PointwiseConvolution, channels_last_on_cpu, map_of, tokens_of
+from .cpu_layout import ConvolutionNorm, channels_last_on_cpu, map_of, tokens_of
 from .pixel_decoder import PixelMaps, sine_position_embedding
+from .pointwise_convolution import PointwiseConvolution
 from .transformer_decoder import Mask2FormerSelfAttention
 
 

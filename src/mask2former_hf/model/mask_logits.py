@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .compiled import uncertain_points as compiled_uncertain_points
+from .compiled import uniform_points as compiled_uniform_points
 from .cpu_layout import channels_last_on_cpu, chunk_length
 from .onednn import product
 from .transfers import to_device
@@ -60,6 +62,24 @@ def most_uncertain(candidates: Tensor, certainty: Tensor, count: int) -> Tensor:
     """Of (R, P, 2) candidates the `count` of least (R, P) certainty, such as |logit|: (R, count, 2), in no order."""
     chosen = certainty.topk(count, dim=1, largest=False, sorted=False).indices
     return candidates.gather(1, chosen.unsqueeze(-1).expand(-1, -1, 2))
+
+
+def random_points(shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """Uniform points in [0, 1)^2; other ones with the compiled library than without, of the same seed."""
+    drawn = None if compiled_uniform_points is None else compiled_uniform_points(shape, device, generator)
+    return torch.rand(shape, device=device, generator=generator) if drawn is None else drawn
+
+
+def uncertain_points(logits: Tensor, candidates: Tensor, weights: Tensor | None, count: int) -> Tensor:
+    """Of (R, P, 2) candidates on (R, H, W) masks the `count` of least |logit|, those of weight 0 last, in no order."""
+    if compiled_uncertain_points is not None:
+        found = compiled_uncertain_points(logits, candidates, weights, count)
+        if found is not None:
+            return found
+    certainty = sample_maps(logits.unsqueeze(1), candidates).squeeze(1).abs_()  # (R, P)
+    if weights is not None:
+        certainty = certainty.masked_fill(weights == 0, float("inf"))
+    return most_uncertain(candidates, certainty, count)
 
 
 class DenseMasks:

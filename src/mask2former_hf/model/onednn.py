@@ -72,8 +72,8 @@ class Sums:
         self.wants_weight, self.wants_bias = wanted
         self.weight = self.bias = None
 
-    def add(self, gradient: Tensor, rows: Tensor):
-        """(N, O) gradients of the layer's results and its (N, I) rows."""
+    def add(self, gradient: Tensor, rows: Tensor, of_bias: Tensor | None = None):
+        """(N, O) gradients of the layer's results, its (N, I) rows, and sums of the gradients if they are known."""
         if self.wants_weight:
             if self.weight is None:
                 self.weight = _precise(gradient.T @ rows)
@@ -81,7 +81,7 @@ class Sums:
                 self.weight.addmm_(gradient.T, rows)
             else:
                 self.weight.add_(gradient.T @ rows)
-        self.add_to_bias(gradient.sum(0) if self.wants_bias else None)
+        self.add_to_bias(gradient.sum(0) if self.wants_bias and of_bias is None else of_bias)
 
     def add_to_bias(self, sums: Tensor | None):
         if self.wants_bias:
@@ -121,6 +121,19 @@ class RecordedProduct(torch.autograd.Function):
             sums.add(gradient, rows)
             of_rows = product(gradient, weight.to(rows.dtype).T, None) if ctx.needs_input_grad[0] else None
         return of_rows, *sums.gradients(weight, bias)
+
+
+def scaled_dot_product_attention(
+    query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, dropout: float
+) -> Tensor:
+    """torch's; where gradients of bfloat16 are recorded on AMD's CPUs, in float32: forward and backward, casts
+    included, that takes 0.85 of the time of 100 queries and 4096 keys, and half of that of 100 keys (EPYC)."""
+    if not (query.dtype == torch.bfloat16 and records_eagerly(query) and made_by_amd()):
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout)
+    with torch.autocast("cpu", enabled=False):
+        heads = (x.float() for x in (query, key, value))
+        output = F.scaled_dot_product_attention(*heads, attn_mask=allowed, dropout_p=dropout)
+        return output.to(query.dtype)
 
 
 def times_features(rows: Tensor, features: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ from .backbone import feature_maps, make_backbone, rest_frozen
 from .configuration_mask2former import Mask2FormerConfig
 from .cpu_layout import (
     ConvolutionNorm,
-    PointwiseConvolution,
     channels_last_on_cpu,
     hooked,
     in_blocks,
@@ -29,6 +28,7 @@ from .design_rules import BACKBONE_MAPS, STRIDES
 from .feed_forward import FeedForward
 from .layer_norms import norm_of_sum
 from .onednn import feed_forward, linear, records_eagerly
+from .pointwise_convolution import PointwiseConvolution
 
 NUM_LEVELS = 3  # strides 32, 16, 8, in this order everywhere
 NUM_POINTS = 4  # samples per query, head and level in the pixel decoder

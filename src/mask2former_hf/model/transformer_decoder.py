@@ -17,7 +17,7 @@ from .compiled import attention as compiled_attention
 from .configuration_mask2former import Mask2FormerConfig
 from .cpu_layout import channels_last_on_cpu, tokens_of
 from .layer_norms import norm_of_sum, normed
-from .onednn import linear, product, times_features
+from .onednn import linear, product, scaled_dot_product_attention, times_features
 from .pixel_decoder import NUM_LEVELS, sine_position_embedding
 
 
@@ -43,7 +43,7 @@ def attend(
         weights = scores.softmax(-1)
         output = F.dropout(weights, dropout, training=dropout > 0) @ value
     else:
-        output = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout)
+        output = scaled_dot_product_attention(query, key, value, allowed, dropout)
     return output.transpose(1, 2).flatten(2), weights
 
 

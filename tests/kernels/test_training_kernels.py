@@ -1,0 +1,102 @@
+"""What the compiled library does in a training step besides attention, against torch in float64."""
+
+import pytest
+import torch
+from helpers import relative_difference
+from torch.nn import functional as F
+
+from mask2former_hf.kernels import activation_backward, cpu, uncertain_points, uniform_points, use_kernel
+
+CPU = torch.device("cpu")
+MISSING = cpu.why_not(CPU, torch.float32)
+pytestmark = pytest.mark.skipif(MISSING is not None, reason=f"no compiled kernel: {MISSING}")
+
+
+@pytest.fixture(autouse=True)
+def without_a_graph():
+    with torch.no_grad():
+        yield
+
+
+def test_points_are_uniform_and_independent():
+    points = uniform_points((3, 70000, 2), CPU, torch.Generator().manual_seed(0)).double()
+    assert points.shape == (3, 70000, 2) and points.min() >= 0 and points.max() < 1
+    flat = points.flatten()
+    counts = torch.histc(flat, 64, 0, 1)
+    expected = len(flat) / 64
+    assert ((counts - expected) ** 2 / expected).sum() < 130  # chi squared of 63 degrees: 1e-6
+    pairs = torch.stack([flat[:-1], flat[1:]])  # x and y of a point, and y and x of two
+    assert torch.corrcoef(pairs)[0, 1].abs() < 5 / len(flat) ** 0.5
+    assert flat.unique().numel() > 0.98 * len(flat)
+
+
+def test_a_generators_state_says_the_points_whatever_the_number_of_threads():
+    found = []
+    for threads in (1, 2):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            generator = torch.Generator().manual_seed(7)
+            found.append([uniform_points((70001, 2), CPU, generator) for _ in range(2)])
+        finally:
+            torch.set_num_threads(before)
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+    assert not torch.equal(*found[0])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 3), (16, 24)])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_uncertain_points_are_those_nearest_to_zero(size, weighted):
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(3, *size, generator=generator)
+    candidates = torch.rand(3, 1003, 2, generator=generator) * 1.2 - 0.1  # some outside, where a map is zero
+    weights = (torch.rand(3, 1003, generator=generator) < 0.5).float() if weighted else None
+    chosen = uncertain_points(maps, candidates, weights, 400)
+    assert chosen.shape == (3, 400, 2)
+
+    def certainty(points):
+        grid = 2 * points.double().unsqueeze(2) - 1
+        return F.grid_sample(maps.double().unsqueeze(1), grid, align_corners=False).flatten(1).abs()
+
+    expected = certainty(candidates)
+    if weighted:
+        expected = expected.masked_fill(weights == 0, float("inf"))
+    least = expected.sort(1).values[:, :400]
+    torch.testing.assert_close(certainty(chosen).sort(1).values, least, atol=2e-6, rtol=1e-5)
+    for own, given in zip(chosen, candidates, strict=True):
+        assert {tuple(point) for point in own.tolist()} <= {tuple(point) for point in given.tolist()}
+
+
+def test_a_logit_that_is_not_a_number_is_the_most_certain_and_ties_are_cut_to_the_count():
+    maps = torch.zeros(1, 2, 2)
+    candidates = torch.rand(1, 50, 2)
+    assert uncertain_points(maps, candidates, None, 20).shape == (1, 20, 2)
+    maps[..., 1] = float("nan")
+    candidates = torch.tensor([[[0.9, 0.5], [0.1, 0.5], [0.8, 0.2], [0.2, 0.3]]])
+    assert torch.equal(uncertain_points(maps, candidates, None, 2), candidates[:, [1, 3]])
+
+
+@pytest.mark.parametrize("name", ["gelu", "relu"])
+def test_an_activation_and_its_gradients_are_those_in_float64(name):
+    generator = torch.Generator().manual_seed(0)
+    wide = 3 * torch.randn(1501, 104, generator=generator)  # several tasks
+    wide[0, :3] = torch.tensor([0.0, -30.0, 30.0])
+    wide = wide if name == "gelu" else wide.relu()
+    gradient = torch.randn(wide.shape, generator=generator)
+    activated, of_wide, sums = activation_backward(name, gradient, wide)
+    with torch.enable_grad():
+        exact = wide.double().requires_grad_()
+        result = F.gelu(exact) if name == "gelu" else F.relu(exact)
+        (expected,) = torch.autograd.grad(result, exact, gradient.double())
+    for found, right in ((activated, result), (of_wide, expected), (sums, expected.sum(0))):
+        assert relative_difference(found.double(), right) < 2e-6
+
+
+def test_other_kernels_dtypes_and_widths_are_left_to_torch():
+    wide = torch.randn(4, 12)
+    assert activation_backward("gelu", wide, wide) is None
+    for dtype in (torch.float64, torch.bfloat16):
+        assert activation_backward("gelu", *torch.zeros(2, 4, 8, dtype=dtype)) is None
+    with use_kernel("reference"):
+        assert uniform_points((3, 2), CPU, None) is None
+        assert uncertain_points(torch.zeros(1, 2, 2), torch.rand(1, 4, 2), None, 2) is None
