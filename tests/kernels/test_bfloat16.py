@@ -7,6 +7,8 @@ from torch.nn import functional as F
 
 from mask2former_hf import kernels
 from mask2former_hf.kernels import cpu, use_kernel
+from mask2former_hf.model.cpu_layout import ConvolutionNorm
+from mask2former_hf.model.layer_norms import normed
 
 needs_avx512_bf16 = pytest.mark.skipif(not cpu.multiplies_bfloat16(), reason="no AVX-512 BF16, or no compiled kernel")
 needs_cpp = pytest.mark.skipif(isinstance(cpu.library(), str), reason="no compiled kernel")
@@ -149,3 +151,33 @@ def test_graphs_autocast_other_layouts_dtypes_and_kernels_are_left_to_torch():
             left += [kernels.product(x, weight, None, "none"), kernels.layer_norm(x, norm)]
     left += [kernels.product(x, weight, None, "none"), kernels.layer_norm(x, norm)]
     assert all(found is None for found in left)
+
+
+@needs_avx512_bf16
+@torch.no_grad()
+def test_shapes_that_do_not_fit_are_left_to_torch():
+    x, weight, query, key = halves((4, 8), (6, 8), (2, 3, 64), (2, 5, 64))
+    assert kernels.product(x, weight, None, "none", plus=x.new_zeros(1, 6)) is None
+    assert kernels.product(x, weight, x.new_zeros(5), "none") is None
+    assert kernels.product(x, weight, None, "none", scale=torch.ones(5)) is None
+    assert kernels.attention(query, key, key[:, :4].contiguous(), 2, None) is None
+    assert kernels.attention(query, key, key, 2, torch.ones(1, 3, 5, dtype=torch.bool)) is None
+
+
+@needs_cpp
+@torch.no_grad()
+def test_transformed_functions_are_left_to_torch():
+    norm, rows = nn.LayerNorm(16), torch.randn(3, 4, 16)
+    torch.testing.assert_close(torch.vmap(lambda x: normed(norm, x))(rows), norm(rows))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(rows, torch.ones_like(rows))
+        assert torch.autograd.forward_ad.unpack_dual(normed(norm, dual)).tangent is not None
+
+
+def test_a_program_with_any_size_does_not_know_how_large_a_map_pays():
+    module = ConvolutionNorm(nn.Conv2d(32, 32, 3, padding=1)).eval()
+    sides = {2: torch.export.Dim("height", min=8, max=512), 3: torch.export.Dim("width", min=8, max=512)}
+    with torch.no_grad():
+        program = torch.export.export(module, (torch.randn(1, 32, 96, 96),), dynamic_shapes={"x": sides}).module()
+        small = torch.randn(1, 32, 16, 24)
+        torch.testing.assert_close(program(small), module(small), rtol=1e-4, atol=1e-4)

@@ -224,7 +224,7 @@ def _in_child(queue, arguments):
 @needs_cpp
 @pytest.mark.filterwarnings("ignore:.*fork.*")
 def test_the_kernel_works_in_a_forked_child_after_use_in_the_parent():
-    shapes, value, points, offsets, logits = problem()
+    shapes, value, points, offsets, logits = problem(Q=5000)  # for several threads
     arguments = (value, shapes, points, offsets, logits)
     expected = kernels.deformable_attention(*arguments).sum().item()
     context = multiprocessing.get_context("fork")

@@ -100,3 +100,25 @@ def test_other_kernels_dtypes_and_widths_are_left_to_torch():
     with use_kernel("reference"):
         assert uniform_points((3, 2), CPU, None) is None
         assert uncertain_points(torch.zeros(1, 2, 2), torch.rand(1, 4, 2), None, 2) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_torchs_default_dtype_does_not_matter(dtype):
+    gradient, wide = torch.randn(50, 64), torch.randn(50, 64)
+    generators = [torch.Generator().manual_seed(1) for _ in range(2)]
+    expected = [uniform_points((4000, 2), CPU, generators[0]), *activation_backward("gelu", gradient, wide)]
+    torch.set_default_dtype(dtype)
+    try:
+        found = [uniform_points((4000, 2), CPU, generators[1]), *activation_backward("gelu", gradient, wide)]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+def test_shapes_that_do_not_fit_are_left_to_torch():
+    maps, candidates = torch.randn(2, 8, 8), torch.rand(2, 10, 2)
+    assert uncertain_points(maps, candidates, None, 11) is None
+    assert uncertain_points(maps, candidates[:1], None, 3) is None
+    assert uncertain_points(maps, candidates, torch.ones(2, 9), 3) is None
+    assert activation_backward("relu", torch.ones(3, 8), torch.ones(2, 8)) is None
+    assert activation_backward("relu", torch.ones(3, 0), torch.ones(3, 0)) is None

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import tiny_model
+from helpers import pack_weights, tiny_model
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
@@ -146,3 +146,9 @@ def test_a_hook_on_all_modules_sees_those_that_a_hook_of_their_own_sees(backbone
     assert torch.equal(found, expected)
     parts = [name for name in names.values() if name.endswith((".q_proj", ".fc1", ".convolution"))]
     assert parts and set(parts) <= set(seen["own"])
+
+
+def test_a_pointwise_convolution_leaves_weights_of_another_class_to_torch():
+    packed = pack_weights(PointwiseConvolution(8, 8), PointwiseConvolution)
+    with torch.no_grad():
+        assert packed(torch.randn(1, 8, 4, 4)).shape == (1, 8, 4, 4)

@@ -21,7 +21,7 @@ def model():
 
 def test_half_of_the_steps_run_all_layers_and_the_others_any_fewer():
     torch.manual_seed(0)
-    drawn = [drawn_exit(4) for _ in range(3000)]
+    drawn = [drawn_exit(4, torch.device("cpu")) for _ in range(3000)]
     shares = [drawn.count(count) / len(drawn) for count in range(6)]
     assert shares == pytest.approx([0, 1 / 6, 1 / 6, 1 / 6, 1 / 2, 0], abs=0.03)
 
@@ -31,7 +31,7 @@ def test_a_step_is_that_of_a_network_of_so_many_layers_and_the_others_have_gradi
     masks, labels = random_targets([3, 2], (64, 96))
     small = tiny_model("resnet", encoder_layers=2)
     small.load_state_dict(model.state_dict(), strict=False)
-    monkeypatch.setattr(pixel_decoder, "drawn_exit", lambda layers: layers - 1)
+    monkeypatch.setattr(pixel_decoder, "drawn_exit", lambda layers, device: layers - 1)
     losses = [
         one.train()(PIXELS, masks, labels, generator=torch.Generator().manual_seed(1)).loss for one in (model, small)
     ]
@@ -48,7 +48,7 @@ def test_a_step_is_that_of_a_network_of_so_many_layers_and_the_others_have_gradi
 
 def test_exits_act_in_training_alone_and_whenever_the_config_says_so(model, monkeypatch):
     counts = []
-    monkeypatch.setattr(pixel_decoder, "drawn_exit", lambda layers: counts.append(layers) or layers)
+    monkeypatch.setattr(pixel_decoder, "drawn_exit", lambda layers, device: counts.append(layers) or layers)
     with torch.no_grad():
         model(PIXELS)
         assert counts == []
@@ -59,10 +59,20 @@ def test_exits_act_in_training_alone_and_whenever_the_config_says_so(model, monk
     assert counts == [3]
 
 
-@pytest.mark.parametrize("decoder", ["fpn", "transformer_fpn"])
-def test_other_pixel_decoders_have_no_exits(decoder):
-    with pytest.raises(StrictDataclassError, match="encoder_exits=True: must be left out with pixel_decoder_type="):
-        tiny_config("resnet", pixel_decoder_type=decoder, encoder_exits=True)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"pixel_decoder_type": "fpn"},
+        {"decoder_type": "standard"},
+        {"head_type": "per_pixel", "num_queries": 5},
+        {"use_auxiliary_loss": False},
+    ],
+)
+def test_models_that_cannot_answer_with_fewer_layers_have_no_exits(fields):
+    with pytest.raises(StrictDataclassError, match=f"encoder_exits=True: must be left out with {next(iter(fields))}="):
+        tiny_config("resnet", encoder_exits=True, encoder_layers=3, **fields)
+    with pytest.raises(StrictDataclassError, match="encoder_layers=1: must be at least 2 with encoder_exits=True"):
+        tiny_config("resnet", encoder_exits=True, encoder_layers=1)
 
 
 def test_a_run_trains_exits_from_a_checkpoint_that_had_none_and_says_so_in_its_files(tmp_path):

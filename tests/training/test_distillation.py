@@ -96,7 +96,8 @@ def test_mask_terms_follow_their_formulas(monkeypatch):
     divergence = (t * (t / p).log() + (1 - t) * ((1 - t) / (1 - p)).log()).mean()
     dice = 1 - (2 * (p * t).sum() + 1) / ((p**2).sum() + (t**2).sum() + 1)
     assert terms["distillation_mask"].item() == pytest.approx(5 * divergence.item(), rel=1e-4)
-    assert terms["distillation_dice"].item() == pytest.approx(5 * dice.item(), rel=1e-4, abs=1e-6)  # 5 * (1 - x)
+    in_float32 = pytest.approx(5 * dice.item(), rel=1e-4, abs=2e-6)  # 5 * (1 - x)
+    assert terms["distillation_dice"].item() == in_float32
 
 
 def test_queries_are_matched_whatever_their_order():

@@ -132,8 +132,8 @@ def layer_norm(
 ) -> tuple[Tensor | None, Tensor] | None:
     """x + update, if it is to be kept, and its layer norm, in one pass; None if it was not done.
 
-    It is done in eager mode without a graph, for contiguous x and `update` (..., C) of one dtype; on CPUs for a
-    multiple of 8 channels.
+    It is done in eager mode without a graph, for x and `update` (..., C) of one dtype; on CPUs for a multiple of 8
+    channels.
     """
     rows = [x] if update is None else [x, update]
     fits = (
@@ -142,11 +142,12 @@ def layer_norm(
         and norm.weight is not None
         and norm.bias is not None
         and _plain(norm.weight, norm.bias)
-        and all(type(y) is Tensor and y.is_contiguous() and (y.shape, y.dtype) == (x.shape, x.dtype) for y in rows)
+        and all(type(y) is Tensor and _kind(y) == _kind(x) for y in rows)
         and x.numel() > 0
     )
     if not fits:
         return None
+    x, update = x.contiguous(), None if update is None else update.contiguous()  # as torch's own
     if x.device.type == "cpu" and x.shape[-1] % 8 == 0 and _eager(x) and _cpp_runs(x):
         return cpu.layer_norm(x, norm.weight, norm.bias, norm.eps, update, keep_sum)
     if x.shape[-1] > norms.WIDEST or not _triton_pays(x, LAYER_NORM_FROM):
@@ -174,7 +175,10 @@ def product(
         scale: (N,) float32, contiguous.
     """
     given = [y for y in (x, weight, bias, plus) if y is not None]
-    fits = _multiplies(*given) and x.shape[-1] == weight.shape[-1] and x.shape[-1] % 2 == 0
+    fits = _multiplies(*given) and x.shape[-1] == weight.shape[-1] and x.shape[-1] % 2 == 0 and weight.dim() == 2
+    fits = fits and all(y is None or y.shape == weight.shape[:1] for y in (bias, scale))
+    fits = fits and (plus is None or plus.shape == (*x.shape[:-1], len(weight)))
+    fits = fits and (scale is None or (scale.dtype == torch.float32 and scale.is_contiguous()))
     return cpu.product(x, weight, bias, then, plus, scale) if fits else None
 
 
@@ -195,6 +199,8 @@ def convolution(x: Tensor, convolution: torch.nn.Conv2d) -> Tensor | None:
     multiple of 32, with stride and padding 1. Its factors are rounded once more than a product's: the mean error is
     2.5 times that of a result that is rounded once, 0.4 % of the result's deviation.
     """
+    if not _unrecorded() or x.dtype != torch.bfloat16:  # first: a graph of torch must not see what follows
+        return None
     weight, bias = convolution.weight, convolution.bias
     usual = (convolution.kernel_size, convolution.stride, convolution.padding, convolution.dilation)
     fits = (
@@ -225,8 +231,11 @@ def attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int, allowed
         allowed: (B, Q, S) bool, shared by heads; None for everywhere.
     """
     fits = query.shape[-1] == num_heads * cpu.HEAD and _multiplies(query, key, value)
+    fits = fits and key.shape == value.shape == (len(query), key.shape[1], query.shape[2])
+    fits = fits and 2 * len(query) * num_heads >= torch.get_num_threads()  # a head of an image is a thread's
     if allowed is not None:
         fits = fits and type(allowed) is Tensor and allowed.dtype == torch.bool and allowed.is_contiguous()
+        fits = fits and allowed.shape == (*query.shape[:2], key.shape[1]) and allowed.device == query.device
     return cpu.attention(query, key, value, num_heads, allowed) if fits else None
 
 
@@ -239,7 +248,19 @@ def _multiplies(*tensors: Tensor) -> bool:
 
 
 def _unrecorded() -> bool:
-    return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or leaving_pytorch())
+    """Whether what is done leaves no trace: in no graph, and under no transformation of functions, whose tensors have
+    no memory, or a tangent that would be lost."""
+    return not (
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or leaving_pytorch()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+    )
+
+
+def _kind(x: Tensor) -> tuple:
+    return x.shape, x.dtype, x.device
 
 
 def _eager(x: Tensor) -> bool:
@@ -273,10 +294,7 @@ def _maps_to_change(x: Tensor, plus: Tensor | None, *parameters: Tensor | None) 
     """Whether a kernel for maps with channels innermost may change x in its memory; `plus` is another of its kind."""
     maps = [x] if plus is None else [x, plus]
     fits = all(
-        type(y) is Tensor
-        and (y.shape, y.dtype, y.device) == (x.shape, x.dtype, x.device)
-        and y.is_contiguous(memory_format=torch.channels_last)
-        for y in maps
+        type(y) is Tensor and _kind(y) == _kind(x) and y.is_contiguous(memory_format=torch.channels_last) for y in maps
     )
     return fits and x.device.type in ("cpu", "cuda") and _eager(x) and _plain(*parameters) and x.numel() > 0
 

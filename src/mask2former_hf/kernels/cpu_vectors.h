@@ -162,16 +162,15 @@ struct Shared {
 };
 
 // Tasks 0 .. count - 1 on up to `threads` threads. In torch's pool where there is one: its idle threads wait by
-// spinning, so beside them a thread of our own would share a core (a window attention took 60 instead of 52 ms). A
-// fork may not use the pool, as it may not use torch's operators: it has one thread (model/forked_processes.py).
-// Elsewhere threads are started for the call: that costs about 20 us and leaves
+// spinning, so beside them a thread of our own would share a core (a window attention took 60 instead of 52 ms). It is
+// asked for all threads, also for fewer tasks: one that is made smaller ends threads, and torch starts them again.
+// Elsewhere, and in a fork, whose pool has no threads, they are started for the call: that costs about 20 us and leaves
 // nothing behind that a fork or a second Python thread could trip over, as a pool (OpenMP's included) would. Waiting is
 // sleeping, and only for tasks that somebody has begun: on a busy machine a new thread may get a core long after the
 // others have done its share (10 ms, measured), so threads are detached, and a late one finds no task and ends.
 template <typename Task>
 void parallel(int64_t count, int64_t threads, const Task& task) {
-  threads = std::min(threads, count);
-  if (threads < 2) {
+  if (std::min(threads, count) < 2) {
     for (int64_t i = 0; i < count; ++i) task(i);
     return;
   }
@@ -180,6 +179,7 @@ void parallel(int64_t count, int64_t threads, const Task& task) {
     msda_pool(Shared<Task>::work, &shared, static_cast<unsigned>(threads), 0);
     return;
   }
+  threads = std::min(threads, count);
   const auto progress = std::make_shared<Progress>();
   const auto work = [progress, count, &task] {  // `task` lives as long as there are tasks
     int64_t own = 0;

@@ -102,7 +102,7 @@ void choose(const Candidates& p, int64_t r, uint32_t* certain, float* out) {
   int64_t equal = 0;
   const uint32_t last = smallest(certain, p.P, p.count, &equal);
   out += 2 * r * p.count;
-  for (int64_t i = 0, at = 0; at < p.count; ++i) {  // no branch: which candidate is chosen cannot be foretold
+  for (int64_t i = 0, at = 0; at < p.count && i < p.P; ++i) {  // no branch: which candidate is chosen cannot be foretold
     std::memcpy(out + 2 * at, points + 2 * i, 2 * sizeof(float));
     at += (certain[i] < last) | ((certain[i] == last) & (equal > 0));
     equal -= certain[i] == last;

@@ -14,6 +14,10 @@
 // each other out; where there are many queries, every head's rows are first copied together, and gradients of value are
 // added up head by head.
 
+#if defined(__unix__)
+#include <pthread.h>
+#endif
+
 #include <new>
 
 #include "msda_samples.h"
@@ -279,11 +283,17 @@ void backward(const Problem& p, const Gradients& g, int64_t threads) {
 extern "C" {
 
 // Changes with the arguments below; the Python side refuses another one.
-int64_t msda_interface_version() { return 3; }
+int64_t msda_interface_version() { return 4; }
 int64_t msda_max_samples() { return kMaxSamples; }
 
-// GOMP_parallel of the process' OpenMP, or null for threads of our own.
-void msda_use_pool(void* entry) { msda_pool = reinterpret_cast<PoolEntry>(entry); }
+// GOMP_parallel of the process' OpenMP, or null for threads of our own, as in every fork from then on.
+void msda_use_pool(void* entry) {
+  msda_pool = reinterpret_cast<PoolEntry>(entry);
+#if defined(__unix__)
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { msda_pool = nullptr; });
+  (void)registered;
+#endif
+}
 
 void msda_forward(const void* value, const void* positions, const void* weights, const float* reference,
                   const uint8_t* padding, const int64_t* shapes, const int64_t* sizes, int64_t fused,

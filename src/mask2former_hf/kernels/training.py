@@ -17,8 +17,9 @@ def uniform_points(shape: tuple[int, ...], device: torch.device, generator: torc
     """Uniform numbers in [0, 1), (..., 2) float32, from a counter whose start `generator` draws, or torch's own."""
     if not _runs(device):
         return None
-    seed = torch.randint(-(2**63), 2**63 - 1, (), generator=generator).item()
-    points = torch.empty(shape)
+    drawn = torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator, device="cpu")
+    seed = ctypes.c_int64.from_address(drawn.data_ptr()).value  # without `item`, which counts as waiting for a device
+    points = torch.empty(shape, dtype=torch.float32, device="cpu")
     cpu.library().msda_uniform(*map(ctypes.c_int64, (seed, points.numel() // 2, torch.get_num_threads())), _at(points))
     return points
 
@@ -39,6 +40,10 @@ def uncertain_points(maps: Tensor, candidates: Tensor, weights: Tensor | None, c
     if not (_runs(maps.device) and _fit(given, torch.float32)):
         return None
     R, H, W = maps.shape
+    if candidates.shape != (R, candidates.shape[1], 2) or count > candidates.shape[1]:
+        return None
+    if weights is not None and weights.shape != candidates.shape[:2]:
+        return None
     P, out = candidates.shape[1], candidates.new_empty(R, count, 2)
     sizes = (ctypes.c_int64 * 5)(R, H, W, P, count)
     threads = ctypes.c_int64(torch.get_num_threads())
@@ -60,10 +65,10 @@ def activation_backward(name: str, gradient: Tensor, wide: Tensor) -> tuple[Tens
     if not (_runs(wide.device) and _fit((gradient, wide), torch.float32)):
         return None
     (N, W), gelu = wide.shape, name == "gelu"
-    if W % 8:
+    if W == 0 or W % 8 or gradient.shape != wide.shape:
         return None
     activated, of_wide = torch.empty_like(wide) if gelu else wide, torch.empty_like(wide)
-    sums = torch.zeros(W)
+    sums = torch.zeros(W, dtype=torch.float32, device="cpu")
     numbers = (N, W, gelu, torch.get_num_threads())
     cpu.library().msda_activation_backward(
         _at(wide), _at(gradient), *map(ctypes.c_int64, numbers), *map(_at, (activated, of_wide, sums))

@@ -57,6 +57,14 @@ def check_tensor(name: str, value):
         )
 
 
+def check_generator(value):
+    if not isinstance(value, torch.Generator | None):
+        raise TypeError(
+            f"generator is a {type(value).__name__}: it must be a torch.Generator, such as "
+            "torch.Generator().manual_seed(0), or None for torch's own"
+        )
+
+
 def check_labels_given(mask_labels, class_labels, ignore_masks):
     if (mask_labels is None) != (class_labels is None):
         given, missing = ("mask_labels", "class_labels") if class_labels is None else ("class_labels", "mask_labels")

@@ -202,8 +202,8 @@ class Mask2FormerConfig(PreTrainedConfig):
         learned_query_features: `False` for queries that start as zeros, and differ by their positions alone.
         matching_on, loss_on: `"points"` (the paper's, `train_num_points`), or `"masks"`: every cell of mask logits,
             for matching cost and loss.
-        encoder_exits: in training a step runs the first `encoder_layers` alone now and then, so that the trained model
-            can answer with fewer of them (`inference.effort`). Outside of training it changes nothing.
+        encoder_exits: in training a step runs only the first few of the `encoder_layers` now and then, so that the
+            trained model can answer with fewer of them (`inference.effort`). Outside of training it changes nothing.
         task: what the checkpoint was trained for: `"semantic"`, `"instance"` or `"panoptic"`.
         stuff_label_ids: labels that are stuff (one segment per image), for panoptic results.
         sliding_window: `{"side", "stride"}` in pixels of the resized image, for a checkpoint whose semantic scores are

@@ -37,6 +37,12 @@ DESIGN_RULES = {  # what a field must be whatever the others are; none of them i
 LOSS_FIELDS = ("matching_on", "loss_on")
 ACTING = (*LOSS_FIELDS, "encoder_exits")  # in training, when they are changed; the others become modules
 BUILT_IN_DESIGN = tuple(name for name in DESIGN_RULES if name not in ACTING)
+_WITH_EXITS = {
+    "pixel_decoder_type": "deformable",
+    "decoder_type": "masked",
+    "head_type": "masks",
+    "use_auxiliary_loss": True,
+}
 _OF_STANDARD = ("transformer_in_feature", "memory_encoder_layers")
 _OF_MASKED = ("masked_attention", "attended_stride", "self_attention_first", "learned_query_features")
 
@@ -65,10 +71,13 @@ def check_design(config):
     usual = type(config)
     standard, of_pixels = config.decoder_type == "standard", config.head_type
     rules = []  # field, does it hold, the rule
+    if config.encoder_exits:
+        for name, needed in _WITH_EXITS.items():
+            rule = f"left out with {_said(config, name)}: such a model cannot answer with fewer layers"
+            rules.append(("encoder_exits", getattr(config, name) == needed, rule))
+        rules.append(("encoder_layers", config.encoder_layers > 1, "at least 2 with encoder_exits=True"))
     if config.pixel_decoder_type != "deformable":
         rules.append(("common_stride", config.common_stride == 4, f"4 with {_said(config, 'pixel_decoder_type')}"))
-        rule = f"left out with {_said(config, 'pixel_decoder_type')}: the layers of deformable attention have exits"
-        rules.append(("encoder_exits", not config.encoder_exits, rule))
     if of_pixels == "per_pixel":
         rules.append(("decoder_type", not standard, f"left out with {_said(config, 'head_type')}, which has none"))
     if of_pixels == "per_pixel_plus":

@@ -23,7 +23,7 @@ def make_pixel_decoder(config: Mask2FormerConfig, backbone_channels: list[int]) 
     sizes = config.feature_size, config.num_attention_heads, config.encoder_feedforward_dim, config.dropout
     if config.pixel_decoder_type == "deformable":
         layers = [Mask2FormerPixelDecoderEncoderLayer(*sizes) for _ in range(config.encoder_layers)]
-        encoder = Mask2FormerPixelDecoderEncoder(layers)
+        encoder = Mask2FormerPixelDecoderEncoder(layers, config)
         return Mask2FormerPixelDecoder(
             backbone_channels, config.feature_size, config.mask_feature_size, config.common_stride, encoder
         )

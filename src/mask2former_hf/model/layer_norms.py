@@ -1,4 +1,4 @@
-"""Layer norm of a sum, by one kernel where there is one: GPUs at inference. Everywhere else what torch's parts do."""
+"""Layer norm of a sum, by one kernel where there is one, at inference. Everywhere else what torch's parts do."""
 
 from torch import Tensor, nn
 

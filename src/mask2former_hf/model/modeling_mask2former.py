@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.utils import logging
 
-from .argument_checks import check_labels_given, check_mask_sizes, check_pixels, check_tensor
+from .argument_checks import check_generator, check_labels_given, check_mask_sizes, check_pixels, check_tensor
 from .canvas import PADDING_LOGIT, canvas_of, image_extents, image_sizes_of, merge_groups
 from .channels import model_channels
 from .configuration_mask2former import Mask2FormerConfig, built_in_values, check_built_in, no_object_weight_of
@@ -130,8 +130,6 @@ class Mask2FormerModel(Mask2FormerPreTrainedModel):
         self, pixel_values: Tensor, mask_logits: str, output_hidden_states: bool, output_attentions: bool
     ) -> Mask2FormerModelOutput:
         eager = output_attentions or self.config._attn_implementation == "eager"
-        if self.config.pixel_decoder_type == "deformable":
-            self.pixel_level_module.decoder.encoder.exits = self.config.encoder_exits
         features, mask_features, maps = self.pixel_level_module(pixel_values)
         states = self.transformer_module(maps, mask_features, eager)
         chosen = {"none": [], "last": states.normalised[-1:], "all": states.normalised}[mask_logits]
@@ -335,6 +333,7 @@ class Mask2FormerForUniversalSegmentation(Mask2FormerForSegmentation):
         self._check_num_labels()
         check_pixels(pixel_values, pixel_mask, model_channels(self.config))
         check_labels_given(mask_labels, class_labels, ignore_masks)
+        check_generator(generator)
         if normalizers is not None:
             check_tensor("normalizers", normalizers)
         labels = {"mask_labels": mask_labels, "class_labels": class_labels, "ignore_masks": ignore_masks}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .argument_checks import check_clips, check_frames, check_labels_given, check_tensor
+from .argument_checks import check_clips, check_frames, check_generator, check_labels_given, check_tensor
 from .channels import model_channels
 from .clip_loss import LazyClipMasks, Mask2FormerClipLoss
 from .configuration_mask2former import Mask2FormerConfig
@@ -154,6 +154,7 @@ class Mask2FormerForVideoSegmentation(Mask2FormerForSegmentation):
         self._check_num_labels()
         check_clips(pixel_values_videos, pixel_mask)
         check_labels_given(mask_labels, class_labels, None)
+        check_generator(generator)
         if normalizers is not None:
             check_tensor("normalizers", normalizers)
         targets = None

@@ -192,6 +192,7 @@ def products_are_faster(dtype: torch.dtype) -> bool:
         return bool((found == 2).all()) and torch.allclose(smooth.float(), torch.tensor(-0.1587), atol=1e-3)
 
 
+@cache
 def made_by_amd() -> bool:
     try:
         with open("/proc/cpuinfo") as info:

@@ -101,34 +101,38 @@ class Mask2FormerPixelDecoderEncoderLayer(GradientCheckpointingLayer):
 
 
 class Mask2FormerPixelDecoderEncoder(nn.Module):
-    """Layers one after the other.
+    """Layers one after the other; with `encoder_exits` of the config training runs the first ones now and then."""
 
-    Attributes:
-        exits: whether a training step runs the first layers alone now and then, by the config's `encoder_exits`.
-    """
-
-    def __init__(self, layers: list[nn.Module]):
+    def __init__(self, layers: list[nn.Module], config: Mask2FormerConfig):
         super().__init__()
-        self.layers, self.exits = nn.ModuleList(layers), False
+        self.layers, self.config = nn.ModuleList(layers), config
 
     def forward(self, x: Tensor, positions: Tensor, reference_points: Tensor, spatial_shapes) -> Tensor:
         layers = list(self.layers)
-        count = drawn_exit(len(layers)) if self.exits and self.training and len(layers) > 1 else len(layers)
+        exits = self.config.encoder_exits and self.training and len(layers) > 1
+        count = drawn_exit(len(layers), x.device) if exits else len(layers)
         for layer in layers[:count]:
             x = layer(x, positions, reference_points, spatial_shapes)
         return x if count == len(layers) else with_no_gradient_of(layers[count:], x)
 
 
 @torch.compiler.disable
-def drawn_exit(layers: int) -> int:
+def drawn_exit(layers: int, device: torch.device) -> int:
     """How many of the layers a training step runs: in one half of all steps all, in the other any smaller number.
 
     So what follows learns to read every layer, as in the first step of ECO-M2F (Yao et al., "Efficient Transformer
     Encoders for Mask2Former-style models", 2024, arXiv:2404.15244), which computes the loss of all of them in every
-    step, and weighs deeper ones more.
+    step, and weighs deeper ones more. Processes that train together run as many: sharded ones wait for each other
+    in every layer.
     """
-    drawn = torch.randint(2 * (layers - 1), ()).item()  # of torch's own generator on the CPU, which runs resume
-    return layers if drawn >= layers - 1 else drawn + 1
+    drawn = torch.randint(
+        2 * (layers - 1), (), device="cpu"
+    )  # of torch's own generator, which resumed runs go on with
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        drawn = drawn.to(device)
+        torch.distributed.broadcast(drawn, 0)
+    count = int(drawn) + 1
+    return count if count < layers else layers
 
 
 def with_no_gradient_of(unused: list[nn.Module], x: Tensor) -> Tensor:
