@@ -175,7 +175,8 @@ def measure(model, processor, arguments):
         if with_exits:
             done = f"{len(parts.pixel_level_module.decoder.encoder.layers)} | {done}"
         time_of = f"{queries[point] / count:.1f} | {1000 * seconds[point] / count:.1f}"
-        print(f"| {share:.3g} | {done} | {time_of} | {quality} |")
+        typed = share if share >= ALL_LAYERS else int(100 * share) / 100  # below the fraction: layers are rounded up
+        print(f"| {typed:g} | {done} | {time_of} | {quality} |")
 
 
 @torch.inference_mode()

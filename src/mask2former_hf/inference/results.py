@@ -238,7 +238,8 @@ def _semantic(logits, rules: Rules, image, progress) -> Segmentation:
 
 def from_scores(scores: torch.Tensor, rules: Rules, image: np.ndarray | None = None, progress: bool = False):
     """The semantic result of (K, H, W) scores."""
-    labels = scores.argmax(0) if rules.refine is None else crf_semantic_map(image, scores, progress=progress)
+    # The same labels as argmax's, which on CPUs takes twice as long over the first axis.
+    labels = scores.max(0).indices if rules.refine is None else crf_semantic_map(image, scores, progress=progress)
     return _from_labels(labels, rules)
 
 

@@ -253,7 +253,7 @@ class Mask2FormerImageProcessor(PilBackend):
                 results.append(semantic_map(*logits, resize_masks_first=resize_masks_first))
                 continue
             scores = semantic_scores(*logits, resize_masks_first=resize_masks_first)
-            data = {"segmentation": scores.argmax(0), "segmentation_scores": scores}
+            data = {"segmentation": scores.max(0).indices, "segmentation_scores": scores}
             results.append(SemanticSegmentationPostProcessorOutput(data=data))
         return results
 
