@@ -1,7 +1,9 @@
 """What the package promises about itself: imports, side effects, the on-disk contract, the architecture's arrows."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +15,11 @@ from helpers import tiny_model
 from processes import python
 
 import mask2former_hf
+from mask2former_hf.kernels import cpu
 
 ROOT = Path(mask2former_hf.__file__).parent
 REPOSITORY = Path(__file__).resolve().parents[1]
+COMPILER = shutil.which(os.environ.get("CXX", "c++").split()[0])
 INNER = re.compile(r"\s*(from mask2former_hf\.|import mask2former_hf\.)")
 
 
@@ -149,3 +153,19 @@ def test_examples_and_documents_import_from_the_top_alone():
         pytest.skip("not in a clone")
     inner = [(path.name, line) for path in files for line in path.read_text().splitlines() if INNER.match(line)]
     assert inner == [] and len(files) > 8
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+def test_where_there_is_a_compiler_the_kernel_is_there():
+    """Else every test of it would be skipped, and nobody would know."""
+    assert not isinstance(cpu.library(), str), f"{cpu.library()}; install the package again (pip install -e .)"
+
+
+def test_its_kernels_for_bfloat16_run_where_the_processor_and_the_compiler_know_it():
+    information = Path("/proc/cpuinfo")
+    if COMPILER is None or not (information.is_file() and "avx512_bf16" in information.read_text()):
+        pytest.skip("no C++ compiler, or no AVX-512 BF16 in /proc/cpuinfo")
+    command = [COMPILER, "-mavx512bf16", "-x", "c++", "-fsyntax-only", "-"]
+    if subprocess.run(command, input="", capture_output=True, text=True).returncode:
+        pytest.skip(f"{COMPILER} does not know AVX-512 BF16")
+    assert cpu.multiplies_bfloat16()

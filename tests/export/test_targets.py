@@ -41,7 +41,7 @@ def test_8_bits_stay_close_to_the_checkpoint(processor, tmp_path):
 
 
 def test_openvino_gives_the_checkpoints_logits_at_every_size(processor, tmp_path):
-    pytest.importorskip("openvino")
+    pytest.importorskip("openvino", reason="its extra, [openvino], is not among what the tests install")
     report = export_model(family_model("swin"), processor, tmp_path / "out", openvino=True)
     assert len(report["openvino"]) == 3 and all(row[name] < 1e-4 for row in report["openvino"] for name in LOGITS)
     assert {"model.xml", "model.bin"} <= {path.name for path in (tmp_path / "out").iterdir()}
@@ -49,7 +49,7 @@ def test_openvino_gives_the_checkpoints_logits_at_every_size(processor, tmp_path
 
 
 def test_openvino_multiplies_in_8_bits_where_the_graph_does(processor, tmp_path):
-    pytest.importorskip("openvino")
+    pytest.importorskip("openvino", reason="its extra, [openvino], is not among what the tests install")
     calibration = [photo(seed=n) for n in range(4)]
     export_model(
         family_model("resnet"), processor, tmp_path / "out", dtype="int8", calibration=calibration, openvino=True
