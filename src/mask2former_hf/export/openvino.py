@@ -8,6 +8,7 @@ from torch import nn
 from ..inference.exported import LOGITS, MODEL
 from .errors import require
 from .parity import compare_logits
+from .winograd import replace_wide_convolutions
 
 KEPT_SHAPES = 4  # compiled networks, each with weights of its own
 
@@ -55,5 +56,6 @@ def convert(folder: Path, model: nn.Module, size, dtype: str) -> list[dict]:
     """
     openvino = require("openvino", "openvino")
     converted = openvino.convert_model(folder / MODEL)
+    replace_wide_convolutions(converted)
     openvino.save_model(converted, folder / "model.xml", compress_to_fp16=False)
     return compare_logits(model, OpenVinoModel(folder), dtype, size)
