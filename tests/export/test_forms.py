@@ -6,7 +6,9 @@ from exports import SMALL, family_model
 from helpers import relative_difference, tiny_model
 from torch import nn
 
+from mask2former_hf.export.forms import FORMS
 from mask2former_hf.export.modules import Network
+from mask2former_hf.export.openvino_forms import OPENVINO_FORMS
 from mask2former_hf.inference.exported import LOGITS
 
 PIXELS = torch.randn(2, 3, 96, 64, generator=torch.Generator().manual_seed(3))
@@ -18,11 +20,9 @@ PIXEL_EMBEDDING = {
 
 
 @torch.no_grad()
-def differences(model):
-    outputs = model(PIXELS)
-    return [
-        relative_difference(ours, outputs[name]) for name, ours in zip(LOGITS, Network(model)(PIXELS), strict=True)
-    ]
+def differences(model, forms=FORMS):
+    outputs, network = model(PIXELS), Network(model, forms=forms)
+    return [relative_difference(ours, outputs[name]) for name, ours in zip(LOGITS, network(PIXELS), strict=True)]
 
 
 def has_projection(model):
@@ -34,6 +34,20 @@ def test_the_network_of_a_graph_gives_the_logits_of_other_designs(fields):
     model = tiny_model("resnet", **SMALL, **fields)
     assert max(differences(model)) < 1e-5
     assert has_projection(model) == (fields is PIXEL_EMBEDDING)  # the decoder reads the mask features
+
+
+def test_bags_of_corners_are_deformable_attention_also_of_an_adapters_offsets():
+    class Adapted(nn.Linear):
+        def forward(self, x):
+            return 3 * super().forward(x)  # further outside the maps, too
+
+    model = tiny_model("resnet", **SMALL)
+    attention = model.model.pixel_level_module.decoder.encoder.layers[0].self_attn
+    assert max(differences(model, OPENVINO_FORMS)) < 1e-5
+    before = model(PIXELS).masks_queries_logits
+    attention.sampling_offsets.__class__ = Adapted
+    assert max(differences(model, OPENVINO_FORMS)) < 1e-5
+    assert relative_difference(model(PIXELS).masks_queries_logits, before) > 1e-4
 
 
 def test_the_projection_of_mask_features_stays_where_a_part_is_not_what_it_was_built_as():

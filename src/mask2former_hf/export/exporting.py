@@ -24,6 +24,7 @@ from .errors import ExportError, require
 from .folders import complete_or_nothing
 from .modules import Network
 from .openvino import convert
+from .openvino_forms import OPENVINO_FORMS
 from .parity import compare_logits, compare_results, reference_of
 from .tracing import OPSETS, joined, save, trace_network, trace_results
 
@@ -85,7 +86,8 @@ def export_model(
         report["differences"] = _checked(staging, reference, config, processor, rules, dtype, size)
         if openvino:
             on_step("converting it for OpenVINO")
-            report["openvino"] = convert(staging, reference, size, dtype)
+            graph = _openvino_graph(model, config, rules, task, size, opset) if dtype == "float32" else None
+            report["openvino"] = convert(staging, graph, reference, size, dtype)
         report["versions"] = versions(*VERSIONS, *["openvino"] * openvino)
         write_report(staging, REPORT, report)
         write_card(staging, config, report)
@@ -112,6 +114,12 @@ def _network_graph(model, processor, size, dtype, opset, calibration, on_step):
 
     on_step(f"measuring the ranges of {len(calibration)} images")
     return quantized(graph, processor, calibration)
+
+
+def _openvino_graph(model, config, rules: dict[str, Rules], task: str | None, size, opset: int):
+    """As `model.onnx`, of float32, with operators that OpenVINO alone has."""
+    graph = trace_network(Network(model, forms=OPENVINO_FORMS), size, opset)
+    return _with_results(graph, config, rules, task, opset)[MODEL] if task else graph
 
 
 def _with_results(network, config, rules: dict[str, Rules], task: str | None, opset: int) -> dict:

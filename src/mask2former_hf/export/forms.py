@@ -22,10 +22,10 @@ from ..model.swin_speed import GatheredSwinLayer
 from ..model.transformer_decoder import Mask2FormerMaskedAttentionDecoder, Mask2FormerMaskPredictor
 
 
-def to_graph_forms(model: nn.Module):
-    """Change the parts of a `Mask2FormerForUniversalSegmentation` that have another form here."""
+def to_graph_forms(model: nn.Module, forms: dict[type, type]):
+    """Change the parts of a `Mask2FormerForUniversalSegmentation` that have another form, as in `FORMS`."""
     for module in model.modules():
-        module.__class__ = FORMS.get(type(module), type(module))
+        module.__class__ = forms.get(type(module), type(module))
     if _projects_masks(model.model):
         project_embeddings(model.model)
 

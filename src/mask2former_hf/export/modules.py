@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..model.instance_masks import masks_to_boxes
 from ..model.panoptic_rules import accept, contest, kept_queries
-from .forms import to_graph_forms
+from .forms import FORMS, to_graph_forms
 
 NUMBERS = ("stuff", "threshold", "mask_threshold", "overlap_threshold")  # inputs of results that have a default
 
@@ -24,13 +24,14 @@ class Network(nn.Module):
     Args:
         model: `Mask2FormerForUniversalSegmentation`.
         dtype: of weights and arithmetic inside.
+        forms: class of a part -> class of its form in the graph.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32):
+    def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32, forms: dict[type, type] = FORMS):
         super().__init__()
         self.model = copy.deepcopy(model).to("cpu", dtype).eval().requires_grad_(False)
         self.model.set_attn_implementation("eager")  # of fused attention a trace keeps tests for rows without a key
-        to_graph_forms(self.model)
+        to_graph_forms(self.model, forms)
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         output = self.model(pixel_values, return_dict=True)

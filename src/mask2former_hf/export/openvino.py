@@ -1,5 +1,6 @@
 """The ONNX graph → OpenVINO's own form, checked against the checkpoint."""
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,9 @@ from torch import nn
 
 from ..inference.exported import LOGITS, MODEL
 from .errors import require
+from .openvino_forms import operators
 from .parity import compare_logits
+from .tracing import save
 from .winograd import replace_wide_convolutions
 
 KEPT_SHAPES = 4  # compiled networks, each with weights of its own
@@ -48,14 +51,22 @@ class OpenVinoModel:
         return compiled
 
 
-def convert(folder: Path, model: nn.Module, size, dtype: str) -> list[dict]:
+def convert(folder: Path, graph, model: nn.Module, size, dtype: str) -> list[dict]:
     """Write `model.xml` and `model.bin` beside `model.onnx`.
+
+    Args:
+        graph: an `onnx.ModelProto` of `OPENVINO_FORMS`; None for what `model.onnx` has.
 
     Returns:
         The differences to the checkpoint, as `compare_logits`.
     """
     openvino = require("openvino", "openvino")
-    converted = openvino.convert_model(folder / MODEL)
-    replace_wide_convolutions(converted)
-    openvino.save_model(converted, folder / "model.xml", compress_to_fp16=False)
+    with tempfile.TemporaryDirectory() as temporary:
+        source = folder / MODEL
+        if graph is not None:
+            source = Path(temporary) / MODEL
+            save(graph, source)
+        converted = openvino.convert_model(source, extension=operators())
+        replace_wide_convolutions(converted)
+        openvino.save_model(converted, folder / "model.xml", compress_to_fp16=False)
     return compare_logits(model, OpenVinoModel(folder), dtype, size)
