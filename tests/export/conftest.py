@@ -1,11 +1,14 @@
 """Exports of a tiny model, each made once."""
 
+import shutil
+
 import pytest
 import torch
 from exports import SMALL, photo
 from helpers import tiny_model
 
 from mask2former_hf import Mask2FormerImageProcessor, export_model
+from mask2former_hf.export.openvino import convert
 
 
 @pytest.fixture(scope="session")
@@ -49,4 +52,16 @@ def end_to_end(decided, processor, tmp_path_factory):
     folder = tmp_path_factory.mktemp("end_to_end")
     for task in ("panoptic", "instance", "semantic"):
         export_model(decided, processor, folder / task, task=task)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def for_openvino(exported, end_to_end, tmp_path_factory):
+    """Those folders as `export --to openvino` leaves them: "logits", and one per task."""
+    pytest.importorskip("openvino", reason="its extra, [openvino], is not among what the tests install")
+    folder = tmp_path_factory.mktemp("for_openvino")
+    shutil.copytree(end_to_end, folder, dirs_exist_ok=True)
+    shutil.copytree(exported, folder / "logits")
+    for own in folder.iterdir():
+        convert(own)
     return folder

@@ -87,7 +87,7 @@ def test_a_fixed_size_is_the_only_one(decided, processor, tmp_path):
     fields = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
     assert fields["pad_size"] == {"height": 96, "width": 128}
     model = ExportedModel(tmp_path / "out")
-    assert model.graph.get_inputs()[0].shape == ["batch", 3, 96, 128]
+    assert model.graph.inputs == {"pixel_values": ["batch", 3, 96, 128]}
     processor.save_pretrained(tmp_path / "out")
     with pytest.raises(ValueError, match="pad_size=None, but the graph takes 96x128 alone"):
         ExportedModel(tmp_path / "out")

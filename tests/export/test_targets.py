@@ -11,9 +11,9 @@ from helpers import SUPPORT, tiny_model
 from PIL import Image
 
 from mask2former_hf import Segmenter, export_model, use_kernel
+from mask2former_hf.cli import verify
 from mask2former_hf.cli.main import main
 from mask2former_hf.export import errors, programs
-from mask2former_hf.export.openvino import OpenVinoModel
 from mask2former_hf.inference.exported import LOGITS, ExportedModel
 
 pytest.importorskip("onnxruntime", reason="graphs are run by onnxruntime")
@@ -54,11 +54,11 @@ def test_openvino_multiplies_in_8_bits_where_the_graph_does(processor, tmp_path)
     export_model(
         family_model("resnet"), processor, tmp_path / "out", dtype="int8", calibration=calibration, openvino=True
     )
-    exported, network = ExportedModel(tmp_path / "out"), OpenVinoModel(tmp_path / "out")
+    exported, there = (ExportedModel(tmp_path / "out", runtime=name) for name in ("openvino", "onnxruntime"))
     pixels, _ = exported.processor(photo())
-    for ours, theirs in zip(network.logits(pixels), exported.logits(pixels), strict=True):
+    for ours, theirs in zip(exported.logits(pixels), there.logits(pixels), strict=True):
         assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.9
-    operators = [op.get_rt_info() for op in network.compiled(pixels.shape).get_runtime_model().get_ops()]
+    operators = [op.get_rt_info() for op in exported.graph.compiled(pixels.shape).get_runtime_model().get_ops()]
     kernels = [op["primitiveType"].astype(str) for op in operators if op["layerType"].astype(str) == "Convolution"]
     assert kernels and all(kernel.endswith("I8") for kernel in kernels)  # else it had unpacked them to float32
 
@@ -148,13 +148,16 @@ def test_folders_that_cannot_be_written_are_one_line(checkpoint, tmp_path, capsy
     assert "exists already; name another place, or add --overwrite" in capsys.readouterr().err
 
 
-def test_verify_measures_an_export_beside_its_checkpoint(checkpoint, exported, tmp_path, capsys):
+def test_verify_measures_an_export_beside_its_checkpoint(checkpoint, exported, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(verify, "default_device", lambda: "cuda")  # which the runtime has not: both run on the CPU
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
     path = tmp_path / "report.json"
-    command = ["verify", str(checkpoint), "--runtime", str(exported), "--repeats", "1", "--device", "cpu"]
+    command = ["verify", str(checkpoint), "--runtime", str(exported), "--repeats", "1"]
     assert main([*command, "--json", str(path)]) == 0
     report = json.loads(path.read_text())
     assert report["equal"] and report["mask_logits_difference"] < 1e-4 and report["seconds_stock"] > 0
-    assert "s in the export" in capsys.readouterr().out
+    assert report["device"] == "cpu" and "onnxruntime 1." in report["versions"]
+    assert "s in the export (onnxruntime)" in capsys.readouterr().out
     assert main([*command[:2], "--runtime", str(tmp_path)]) == 2
     assert "no folder of an export; mask2former-hf export writes one" in capsys.readouterr().err
     assert main([*command, "--data-limit", "3"]) == 2

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..inference.loading import LoadingError
 from ..inference.page import PACKAGES, load_gradio, load_segmenter, make_page
+from .device import add_device_argument
 from .main import UserError, in_flags
 
 PORT = 7860  # Gradio's own
@@ -52,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--model", required=True, help="checkpoint folder or Hub id")
     parser.add_argument("--host", default="127.0.0.1", help="address to serve on (default: %(default)s, this machine)")
     parser.add_argument("--port", type=int, default=PORT, help="(default: %(default)s)")
-    parser.add_argument("--device", help="such as cuda:1 or cpu (default: a GPU if there is one)")
+    add_device_argument(parser)
     parser.add_argument(
         "--export-space", type=Path, metavar="DIR", help="write the page as a Space of the Hub, and do not serve it"
     )

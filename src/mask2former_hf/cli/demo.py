@@ -23,6 +23,7 @@ from ..training.collation import SegmentationCollator, on_device
 from ..training.optimization import FROM_RANDOM, parameter_groups, polynomial_schedule
 from ..training.threads import fewer_threads
 from . import demo_video
+from .device import add_device_argument
 from .main import UserError
 
 SIZE = 128
@@ -39,11 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser):
         "--learning-rate", type=float, default=FROM_RANDOM["learning_rate"], help="(default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of weights, scenes and their order (default: 0)")
-    parser.add_argument(
-        "--device",
-        default=default_device(),
-        help="where the model runs, as torch names it: cpu, cuda, cuda:1 (default here: %(default)s)",
-    )
+    add_device_argument(parser)
+    parser.set_defaults(device=default_device())
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -129,11 +127,13 @@ def save(model, processor, folder: Path):
     """Write the checkpoint beside the target and move it there, so that no half-written one is ever found."""
     staging = folder / ".saving"
     shutil.rmtree(staging, ignore_errors=True)
-    model.save_pretrained(staging)
-    processor.save_pretrained(staging)
-    for path in staging.iterdir():
-        path.replace(folder / path.name)
-    staging.rmdir()
+    try:
+        model.save_pretrained(staging)
+        processor.save_pretrained(staging)
+        for path in staging.iterdir():
+            path.replace(folder / path.name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 class PictureWriter:

@@ -20,6 +20,7 @@ from ..model.channels import image_channels
 from ..training.settings import MOST_IMAGES, MOST_WORKERS
 from . import evaluate_video
 from .datasets import add_data_arguments, load_split
+from .device import add_device_argument
 from .loading import load
 from .main import UserError, in_flags
 from .precision import add_dtype_argument
@@ -51,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--report", type=Path, help="write report.html and results.json into this folder (matplotlib)")
     add_dtype_argument(parser)
     parser.add_argument("--bf16", action="store_true", help="forward pass in bfloat16 autocast")
-    parser.add_argument("--device", help=f"cpu, cuda, cuda:1, ... (default: {default_device()})")
+    add_device_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
         if rows in report:
             worst = max(row[name] for row in report[rows] for name in LOGITS)
             print(f"{arguments.output}: logits{runtime} differ from the checkpoint's by {worst:.1e} of the largest")
-    if arguments.to == "onnx":
+    if arguments.to != "torch":
         print(f"Next: mask2former-hf predict IMAGE --model {arguments.output} --output of_the_export")
     return 0
 

@@ -1,6 +1,7 @@
 """Entry point of `mask2former-hf`: finds the subcommand and turns errors into one clear line."""
 
 import argparse
+import contextlib
 import importlib
 import os
 import re
@@ -9,6 +10,7 @@ import traceback
 from collections.abc import Iterable
 
 from ..data.errors import DataError
+from .signals import Ended, unwound_by_signals
 
 COMMANDS = {
     "app": "segment images on a page in the browser, here or as a Space of the Hub",
@@ -40,7 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        The exit code: 0 done, 1 a fault of this package, 2 the user's input did not work, 130 interrupted.
+        The exit code: 0 done, 1 a fault of this package, 2 the user's input did not work, 130 interrupted, 143 ended
+        by SIGTERM.
     """
     # Torch's threads otherwise wait for each other by spinning, which keeps the one that is waited for from
     # running. With two threads on 2 cores under a load of 9 to 14, 10 steps of the tiny model at 256 x 256 took
@@ -66,7 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
             subparser.set_defaults(run=module.run, parser=subparser)
     parsed = parser.parse_args(arguments)
     try:
-        return parsed.run(parsed) or 0
+        with unwound_by_signals():
+            return parsed.run(parsed) or 0
     except UserError as error:
         print(f"mask2former-hf {parsed.command}: {error}", file=sys.stderr)
         return 2
@@ -76,6 +80,10 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"mask2former-hf {parsed.command}: interrupted", file=sys.stderr)
         return 130
+    except Ended as error:
+        with contextlib.suppress(OSError):  # the terminal may be what has gone
+            print(f"mask2former-hf {parsed.command}: ended by {error.name}", file=sys.stderr)
+        return error.code
     except Exception as error:
         return _report(parsed.command, error)
 

@@ -25,9 +25,11 @@ from ..inference.segmenter import Segmenter
 from ..inference.video_files import is_video
 from ..inference.workers import WorkerDied
 from ..model.result_defaults import TASKS
+from .device import add_device_argument
 from .main import UserError, in_flags
 from .output_folder import OF_IMAGES, check_output, record_of, remove, report
 from .precision import add_dtype_argument
+from .signals import Ended
 from .tiling import add_effort_argument, add_tile_arguments, check_level, overlap_of
 
 FEW = 20  # images for which no process is begun: it takes a second
@@ -92,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     )
     parser.add_argument("--tta", action="store_true", help="average over six sizes and their mirror images")
     add_dtype_argument(parser)
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if it is there, cpu for an export)")
+    add_device_argument(parser, "cuda if it is there, else cpu; for an export cpu")
 
 
 def _add_image_arguments(parser: argparse.ArgumentParser):
@@ -179,7 +181,7 @@ def _predict(arguments, segmenter, rules, images, folder, settings, shards, proc
                 f"--output {arguments.output}: {error.filename} is in the way ({error.strerror}); remove it, or name "
                 "another folder"
             ) from error
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Ended):
             bar.close()
             complete = folder.num_shards - len(folder.missing())
             _say(f"{complete} of {folder.num_shards} shards are complete; the same command does the others")

@@ -4,6 +4,7 @@ fast is each?"""
 import argparse
 import statistics
 import time
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,13 @@ from ..data.json_files import write_json
 from ..evaluation.evaluator import evaluate, headline
 from ..inference.exported import ExportedModel, is_exported
 from ..inference.loading import default_device
+from ..inference.runtimes import runs_on_cuda
 from ..kernels import select
 from ..model.canvas import image_sizes_of
 from ..model.channels import image_channels
 from ..model.design_rules import own_design
 from .datasets import add_data_arguments, load_split
+from .device import add_device_argument
 from .loading import load
 from .main import UserError
 from .precision import add_dtype_argument
@@ -46,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each per image (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report, for the model card, to this file")
     add_dtype_argument(parser, "float32; the other network is float32 always")
-    parser.add_argument("--device", default=default_device(), help="cpu, cuda, cuda:1, ... (default: %(default)s)")
+    add_device_argument(parser, "cuda if it is there, with --runtime if the export's runtime has it too; else cpu")
     add_data_arguments(parser.add_argument_group("data set, to measure both on"), "data")
 
 
@@ -58,20 +61,21 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--repeats {arguments.repeats}: must be at least 1")
     _check_data_flags(arguments)
     dataset = None if arguments.data is None else load_split(arguments, "data")
-    ours, processor = load(arguments.checkpoint, arguments.device, "CHECKPOINT", arguments.dtype or "float32")
+    device = _device(arguments)
+    ours, processor = load(arguments.checkpoint, device, "CHECKPOINT", arguments.dtype or "float32")
     if arguments.runtime is None and (own := own_design(ours.config)):
         raise UserError(
             f"{arguments.checkpoint}: transformers' own class has no {', '.join(own)}; compare it with an export "
             "(--runtime)"
         )
     images = read_images(arguments.images, image_channels(processor))
-    other = "transformers" if arguments.runtime is None else "the export"
-    stock = (
-        load_stock(arguments.checkpoint, arguments.device)
-        if arguments.runtime is None
-        else load_export(arguments, ours)
-    )
     versions = {"mask2former_hf": __version__, "transformers": transformers.__version__, "torch": torch.__version__}
+    if arguments.runtime is None:
+        other, stock = "transformers", load_stock(arguments.checkpoint, device)
+    else:
+        stock = load_export(arguments, device, ours)
+        runtime = stock.exported.runtime
+        other, versions[runtime] = f"the export ({runtime})", import_module(runtime).__version__
     report = {
         "checkpoint": str(arguments.checkpoint),
         **compare(ours, stock, processor, images, arguments.repeats),
@@ -91,6 +95,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         write_json(arguments.json, report)
     return 0 if report["equal"] else 1
+
+
+def _device(arguments) -> str:
+    """The flag's; by default a GPU if there is one, and if the export's runtime has it: times are of one device."""
+    if arguments.device is not None or arguments.runtime is None:
+        return arguments.device or default_device()
+    return default_device() if runs_on_cuda(Path(arguments.runtime)) else "cpu"
 
 
 def _check_data_flags(arguments):
@@ -179,11 +190,11 @@ class Export(torch.nn.Module):
         return ModelOutput(class_queries_logits=classes, masks_queries_logits=masks)
 
 
-def load_export(arguments, ours) -> Export:
+def load_export(arguments, device: str, ours) -> Export:
     if not is_exported(arguments.runtime):
         raise UserError(f"--runtime {arguments.runtime}: no folder of an export; mask2former-hf export writes one")
     try:
-        exported = ExportedModel(arguments.runtime, arguments.device)
+        exported = ExportedModel(arguments.runtime, device)
     except (ValueError, ImportError) as error:
         raise UserError(f"--runtime {error}") from error
     if exported.config.id2label != ours.config.id2label:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..data.whole_files import written_whole
 from .names import CheckpointError, listed
 from .torch_files import read_object
 
@@ -95,10 +96,5 @@ def write_original(path: str | Path, state: Mapping[str, Tensor]):
     modules = ("", "sem_seg_head", "sem_seg_head.predictor")
     tensors._metadata = OrderedDict((module, {"version": 2 if module else 1}) for module in modules)
     content = {"model": tensors, "__author__": "mask2former_hf"}
-    staging = path.with_name(f".{path.name}.part")
-    try:
-        with staging.open("wb") as file:
-            pickle.dump(content, file, protocol=4) if as_arrays else torch.save(content, file)
-        staging.replace(path)
-    finally:
-        staging.unlink(missing_ok=True)
+    with written_whole(path) as staging, staging.open("wb") as file:
+        pickle.dump(content, file, protocol=4) if as_arrays else torch.save(content, file)

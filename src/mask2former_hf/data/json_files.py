@@ -5,16 +5,14 @@ import math
 from numbers import Integral
 from pathlib import Path
 
+from .whole_files import written_whole
+
 
 def write_json(path: Path, content, indent: int | None = 2):
     """Write json in one step; figures that are not numbers (nan, infinite) become null."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.part")
-    try:
+    with written_whole(path) as staging:
         staging.write_text(json.dumps(_numbers(content), indent=indent, allow_nan=False) + "\n")
-        staging.replace(path)
-    finally:
-        staging.unlink(missing_ok=True)
 
 
 def _numbers(content):

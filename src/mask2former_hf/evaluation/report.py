@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..data.json_files import write_json
+from ..data.whole_files import written_whole
 from .evaluator import SegmentationEvaluator, headline
 from .findings import SIDES
 from .report_numbers import calibration, class_rows, precision_recall, scored
@@ -90,9 +91,8 @@ def write_report(
     page.section("Versions and command", data_table(["", ""], [*versions(), ["command", command()]]), folded=True)
     target = Path(folder) / PAGE
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{PAGE}.part")
-    part.write_text(page.html(), encoding="utf-8")
-    part.replace(target)
+    with written_whole(target) as part:
+        part.write_text(page.html(), encoding="utf-8")
     return target
 
 

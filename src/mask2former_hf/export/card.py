@@ -51,9 +51,13 @@ def _card(config, report: dict, beside: list[str]) -> str:
     files[0] += f". Gives {outputs}."
     files += [f"* `{name}`: weights that `{name.removesuffix(WEIGHTS)}` looks for beside it." for name in beside]
     if "openvino" in report:
-        files.append("* `model.xml`, `model.bin`: `model.onnx` in OpenVINO's form, fastest if compiled for one shape.")
+        files.append(
+            "* `model.xml`, `model.bin`: `model.onnx` in OpenVINO's form, fastest if compiled for one shape; no input "
+            "has a default."
+        )
     if not task:
         files += [f"* `{own}.onnx`: from the logits of one image: {text}." for own, text in RESULTS.items()]
+    runtime = "openvino" if "openvino" in report else "onnxruntime"
     return f"""# An exported Mask2Former
 
 {_table(("", ""), rows)}
@@ -65,7 +69,7 @@ def _card(config, report: dict, beside: list[str]) -> str:
 
 ## Use
 
-Without torch (`pip install --no-deps` of mask2former_hf, and onnxruntime, numpy, pillow):
+Without torch (`pip install --no-deps` of mask2former_hf, and {runtime}, numpy, pillow):
 
 ```python
 from mask2former_hf import Segmenter

@@ -23,7 +23,7 @@ from .card import write_card
 from .errors import ExportError, require
 from .folders import complete_or_nothing
 from .modules import Network
-from .openvino import convert
+from .openvino import convert, ways_to_run
 from .openvino_forms import OPENVINO_FORMS
 from .parity import compare_logits, compare_results, reference_of
 from .tracing import OPSETS, joined, save, trace_network, trace_results
@@ -78,16 +78,18 @@ def export_model(
     config, rules = _config_and_rules(model, processor, task)
     report = {"task": task, "opset": opset, "dtype": dtype, "size": None if size is None else list(size)}
     with complete_or_nothing(Path(folder), overwrite) as staging, torch.no_grad():
-        network = _network_graph(model, processor, size, dtype, opset, calibration, on_step)
-        on_step(f"adding the rules of {', '.join(rules)} results")
-        _write(staging, _with_results(network, config, rules, task, opset), config, processor, report)
+        graphs = _graphs(model, processor, config, rules, task, size, dtype, opset, calibration, on_step)
+        _write(staging, graphs, config, processor, report)
+        del graphs  # which has the weights again
         on_step("checking it against the checkpoint")
         reference = reference_of(model)
-        report["differences"] = _checked(staging, reference, config, processor, rules, dtype, size)
+        settings = config, processor, rules, dtype, size
+        report["differences"] = _checked(ExportedModel(staging, runtime="onnxruntime"), reference, *settings)
         if openvino:
             on_step("converting it for OpenVINO")
-            graph = _openvino_graph(model, config, rules, task, size, opset) if dtype == "float32" else None
-            report["openvino"] = convert(staging, graph, reference, size, dtype)
+            convert(staging, _openvino_graph(model, config, rules, task, size, opset) if dtype == "float32" else None)
+            for exported in ways_to_run(staging):
+                report["openvino"] = _checked(exported, reference, *settings)
         report["versions"] = versions(*VERSIONS, *["openvino"] * openvino)
         write_report(staging, REPORT, report)
         write_card(staging, config, report)
@@ -103,6 +105,13 @@ def _config_and_rules(model, processor, task: str | None) -> tuple:
         return config, {name: rules_of(config, name, processor=processor) for name in tasks}
     except ValueError as error:
         raise ExportError(str(error)) from error
+
+
+def _graphs(model, processor, config, rules, task, size, dtype, opset, calibration, on_step) -> dict:
+    """Graphs by file name: one with the results of the task, or the network and the results of each task."""
+    network = _network_graph(model, processor, size, dtype, opset, calibration, on_step)
+    on_step(f"adding the rules of {', '.join(rules)} results")
+    return _with_results(network, config, rules, task, opset)
 
 
 def _network_graph(model, processor, size, dtype, opset, calibration, on_step):
@@ -140,9 +149,10 @@ def _write(folder: Path, graphs: dict, config, processor, report: dict):
     write_report(folder, REPORT, report)
 
 
-def _checked(folder: Path, reference, config, processor, rules: dict[str, Rules], dtype: str, size) -> list[dict]:
+def _checked(
+    exported: ExportedModel, reference, config, processor, rules: dict[str, Rules], dtype: str, size
+) -> list[dict]:
     """The differences of logits, after results were compared too; see `parity`."""
-    exported = ExportedModel(folder)
     rows = compare_logits(reference, exported, dtype, size)
     for own in rules.values():
         numbers = {} if own.task == "semantic" else {"threshold": 0.0, "overlap_threshold": 0.0}

@@ -1,4 +1,4 @@
-"""An exported checkpoint as a network and its results, in onnxruntime, NumPy and Pillow: no torch.
+"""An exported checkpoint as a network and its results, in ONNX Runtime or OpenVINO, NumPy and Pillow: no torch.
 
 Letters: B batch, Q queries, K classes, (H, W) an image's canvas.
 """
@@ -14,7 +14,8 @@ from ..model.image_geometry import canvas_size, output_size, resize
 from ..model.number_checks import NOT_FINITE
 from ..model.result_defaults import MAX_INSTANCES
 from .export_files import AGAIN, CONFIG, PROCESSOR, REPORT, Sides, read_config, read_json, read_processor
-from .rules import Rules
+from .rules import Rules, rules_of
+from .runtimes import OPENVINO_MODEL, RUNTIMES, OnnxGraph, runtime_of
 from .segmentation import Segmentation, instance_result, panoptic_result, semantic_result
 
 MODEL = "model.onnx"
@@ -31,24 +32,32 @@ class ExportedModel:
     Args:
         folder: the export's.
         device: "cpu", or "cuda" with onnxruntime-gpu; None for the CPU.
-        threads: of onnxruntime; None for its own choice.
+        threads: of the runtime; None for its own choice.
+        runtime: "onnxruntime" or "openvino"; None for what the folder is for (`runtimes.runtime_of`).
 
     Raises:
-        ImportError: without onnxruntime, with the line that installs it.
+        ImportError: without the runtime, with the line that installs it.
         ValueError: for files that are damaged or do not belong together, and devices that are not there.
     """
 
-    def __init__(self, folder: str | os.PathLike, device: str | None = None, threads: int | None = None):
-        self.folder, self.threads = Path(folder), threads
-        self.providers = _providers(device)
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        device: str | None = None,
+        threads: int | None = None,
+        runtime: str | None = None,
+    ):
+        self.folder, self.device, self.threads = Path(folder), device, threads
+        self.runtime = runtime or runtime_of(self.folder, device)
         self.report = read_json(self.folder / REPORT)
         self.config = read_config(self.folder / CONFIG)
         self.task = self.report.get("task")  # whose results are in the graph; None for logits alone
-        self.graph, self._result_graphs = self.session(MODEL), {}
-        inputs, outputs = ({value.name: value.shape for value in values} for values in _ends(self.graph))
+        name = MODEL if self.runtime == OnnxGraph.name else OPENVINO_MODEL
+        self.graph, self._result_graphs = self._open(name), {}
+        inputs, outputs = self.graph.inputs, self.graph.outputs
         if "pixel_values" not in inputs or not {*LOGITS} <= {*outputs}:
-            raise ValueError(f"{self.folder / MODEL}: is no graph from pixel_values to {' and '.join(LOGITS)}")
-        self._check_classes(MODEL, outputs)
+            raise ValueError(f"{self.folder / name}: is no graph from pixel_values to {' and '.join(LOGITS)}")
+        self._check_classes(name, outputs)
         self.channels, self.sides = inputs["pixel_values"][1], inputs["pixel_values"][2:]
         self.processor = ArrayProcessor(read_processor(self.folder / PROCESSOR, self.channels))
         self._check_processor()
@@ -78,25 +87,15 @@ class ExportedModel:
         if made != self.channels:
             raise ValueError(f"{where}: makes images of {made} channels, but the graph takes {self.channels}")
 
-    def session(self, name: str):
-        runtime = _onnxruntime()
-        options = runtime.SessionOptions()
-        options.log_severity_level = 3  # errors; its warnings are about the shapes of intermediate tensors
-        if self.threads is not None:
-            options.intra_op_num_threads = self.threads
-        try:
-            return runtime.InferenceSession(str(self.folder / name), options, providers=self.providers)
-        except Exception as error:  # onnxruntime's classes have no common name
-            raise ValueError(
-                f"{self.folder / name}: onnxruntime cannot load it ({str(error).splitlines()[0]})"
-            ) from error
+    def _open(self, name: str):
+        return RUNTIMES[self.runtime](self.folder / name, self.device, self.threads)
 
     def logits(self, pixel_values: np.ndarray) -> list[np.ndarray]:
         """Class logits (B, Q, K + 1) and mask logits (B, Q, H / 4, W / 4) of (B, c, H, W) float32 pixels."""
         feed = {"pixel_values": pixel_values}
-        if self.task is not None:
-            feed["image_size"] = feed["target_size"] = np.ones(2, dtype=np.int64)  # the smallest result: nobody asks
-        logits = _run(self.graph, LOGITS, feed)
+        if self.task is not None:  # the smallest result: nobody asks for it
+            feed |= _result_inputs(self.graph, (1, 1), (1, 1), rules_of(self.config, self.task))
+        logits = self.graph.run(LOGITS, feed)
         _check_finite(*logits)
         return logits
 
@@ -119,8 +118,8 @@ class ExportedModel:
     def _result_graph(self, task: str):
         if task not in self._result_graphs:
             name = f"{task}.onnx"
-            graph = self.session(name)
-            self._check_classes(name, {value.name: value.shape for value in graph.get_inputs()})
+            graph = self._open(name)
+            self._check_classes(name, graph.inputs)
             self._result_graphs[task] = graph
         return self._result_graphs[task]
 
@@ -232,14 +231,17 @@ class ArrayProcessor:
 
 
 def _results(graph, feed: Mapping, image_size, target_size, rules: Rules) -> dict[str, np.ndarray]:
-    feed = {"image_size": np.array(image_size), "target_size": np.array(target_size), **input_numbers(rules), **feed}
-    names = [output.name for output in graph.get_outputs()]
-    known = {value.name for value in [*graph.get_inputs(), *graph.get_overridable_initializers()]}
-    known_feed = {name: value for name, value in feed.items() if name in known}
-    found = dict(zip(names, _run(graph, names, known_feed), strict=True))
+    feed = {**feed, **_result_inputs(graph, image_size, target_size, rules)}
+    found = dict(zip(graph.outputs, graph.run(graph.outputs, feed), strict=True))
     if {*LOGITS} <= {*found}:  # of a graph from pixels to results
         _check_finite(*(found.pop(name) for name in LOGITS))
     return found
+
+
+def _result_inputs(graph, image_size, target_size, rules: Rules) -> dict[str, np.ndarray]:
+    """What a graph of results takes besides pixels or logits."""
+    values = {"image_size": np.array(image_size), "target_size": np.array(target_size), **input_numbers(rules)}
+    return {name: value for name, value in values.items() if name in graph.inputs}
 
 
 def _check_finite(class_logits: np.ndarray, mask_logits: np.ndarray):
@@ -248,36 +250,3 @@ def _check_finite(class_logits: np.ndarray, mask_logits: np.ndarray):
         raise ValueError(f"class_logits {NOT_FINITE}")
     if mask_logits.size and not np.isfinite([mask_logits.min(), mask_logits.max()]).all():
         raise ValueError(f"mask_logits {NOT_FINITE}")
-
-
-def _ends(graph):
-    return graph.get_inputs(), graph.get_outputs()
-
-
-def _run(graph, names, feed: Mapping) -> list[np.ndarray]:
-    try:
-        return graph.run(list(names), feed)
-    except Exception as error:  # onnxruntime's classes have no common name
-        if "alloc" in str(error):
-            raise MemoryError(f"onnxruntime has not enough memory ({str(error).splitlines()[0]}).") from error
-        raise
-
-
-def _onnxruntime():
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ImportError(f"an exported folder needs onnxruntime: pip install onnxruntime ({error})") from error
-    return onnxruntime
-
-
-def _providers(device: str | None) -> list:
-    kind = str(device or "cpu").split(":")[0]
-    name = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(kind)
-    available = _onnxruntime().get_available_providers()
-    if name not in available:
-        raise ValueError(f"device={str(device)!r}: onnxruntime has {', '.join(available)} here; use 'cpu'")
-    if kind == "cpu":
-        return [name]
-    number = str(device).partition(":")[2] or "0"
-    return [(name, {"device_id": int(number)}), "CPUExecutionProvider"]

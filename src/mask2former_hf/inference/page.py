@@ -1,6 +1,8 @@
 """A page in the browser that segments images and videos with a checkpoint, by Gradio."""
 
+import atexit
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -224,7 +226,7 @@ def _refinable(task: str) -> dict:
 def _example_files(segmenter: Segmenter) -> list[str]:
     if _names(segmenter) != ScenesDataset.classes.id2label:
         return []
-    folder = Path(tempfile.mkdtemp(prefix="mask2former-examples-"))  # for as long as the page may be open
+    folder = _folder_of_examples()
     files = [folder / f"scene_{number}.png" for number in range(FEW_EXAMPLES)]
     for file, scene in zip(files, ScenesDataset(FEW_EXAMPLES, size=EXAMPLE_SIDE, seed=7), strict=True):
         Image.fromarray(scene.image).save(file)
@@ -234,7 +236,7 @@ def _example_files(segmenter: Segmenter) -> list[str]:
 def _example_videos(segmenter: Segmenter | VideoSegmenter) -> list[str]:
     if _names(segmenter) not in (ScenesDataset.classes.id2label, MovingScenes.classes.id2label):
         return []
-    file = Path(tempfile.mkdtemp(prefix="mask2former-examples-")) / "moving_scene.mp4"
+    file = _folder_of_examples() / "moving_scene.mp4"
     video = MovingScenes(1, EXAMPLE_FRAMES, size=EXAMPLE_SIDE, seed=1, num_things=(3, 4), radius=(0.14, 0.26))[0]
     try:
         writer = VideoWriter(file, EXAMPLE_RATE)
@@ -244,6 +246,12 @@ def _example_videos(segmenter: Segmenter | VideoSegmenter) -> list[str]:
         for number in range(video.length):
             writer.add(video.frame(number))
     return [str(file)]
+
+
+def _folder_of_examples() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="mask2former-examples-"))  # for as long as the page may be open
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _names(segmenter: Segmenter | VideoSegmenter) -> dict[int, str]:

@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.utils import logging
 
+from ..data.whole_files import written_whole
+
 logger = logging.get_logger(__name__)
 
 CHECKSUM = "crc32"  # of 31 MB, an image's maps of a ResNet-50 at 512 x 512, in 11 ms
@@ -23,13 +25,8 @@ def keep(path: Path, tensors: Mapping[str, Tensor], **facts: str):
         OSError, SafetensorError: if it cannot be written.
     """
     tensors = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
-    staging = path.with_name(f".{path.name}.{uuid4().hex}.part")  # draws no number of the run's
-    try:
+    with written_whole(path, f".{uuid4().hex}") as staging:  # which draws no number of the run's
         save_file(tensors, staging, metadata={**facts, CHECKSUM: _checksum(tensors, facts)})
-        staging.replace(path)
-    except (OSError, SafetensorError):
-        staging.unlink(missing_ok=True)
-        raise
 
 
 def kept(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
+from ..data.whole_files import written_whole
+
 LOG, FIGURES = "log.txt", "metrics.csv"
 
 
@@ -39,12 +41,10 @@ class RunLog(TrainerCallback):
         rows = {row["step"]: row for row in state.log_history if "eval_runtime" in row}  # of a step the last
         timing = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "step", "epoch")
         names = list(dict.fromkeys(name for row in rows.values() for name in row if name not in timing))
-        part = self.folder / f".{FIGURES}.part"
         self.folder.mkdir(parents=True, exist_ok=True)
-        with part.open("w", newline="", encoding="utf-8") as file:
+        with written_whole(self.folder / FIGURES) as part, part.open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
             table.writerow(["step", "epoch", *(name.removeprefix("eval_") for name in names)])
             for step, row in sorted(rows.items()):
                 figures = (row.get(name, math.nan) for name in names)
                 table.writerow([step, row.get("epoch"), *(x if math.isfinite(x) else "" for x in figures)])
-        part.replace(self.folder / FIGURES)

@@ -1,0 +1,55 @@
+"""An export for OpenVINO runs in it; where it is installed, which it is not among what the tests install."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from exports import photo, run_without_torch
+from PIL import Image
+
+from mask2former_hf import Segmenter
+from mask2former_hf.inference.exported import LOGITS, ExportedModel
+
+
+def test_what_openvino_cannot_load_or_do_is_one_line(for_openvino, tmp_path):
+    shutil.copytree(for_openvino / "logits", tmp_path, dirs_exist_ok=True)
+    with pytest.raises(ValueError, match="device='cuda': an export runs in OpenVINO on the CPU"):
+        ExportedModel(tmp_path, "cuda", runtime="openvino")
+    (tmp_path / "model.xml").write_text("nodes")
+    with pytest.raises(ValueError, match="model.xml: openvino cannot load it"):
+        Segmenter(tmp_path)
+
+
+def test_openvino_keeps_the_networks_of_the_latest_shapes_that_come_often(for_openvino):
+    graph = ExportedModel(for_openvino / "logits").graph
+    graph.often, graph.kept = 1, 1
+    shapes = [(1, 3, 32, 32), (1, 3, 32, 64)]
+    for shape in (shapes[0], shapes[0], shapes[1]):
+        graph.run(LOGITS, {"pixel_values": np.zeros(shape, np.float32)})
+    assert list(graph._compiled) == shapes[:1]
+    for shape in (
+        shapes[1],
+        shapes[0],
+    ):  # the second comes again and takes the place, the first has to come often anew
+        graph.run(LOGITS, {"pixel_values": np.zeros(shape, np.float32)})
+    assert list(graph._compiled) == shapes[1:]
+
+
+RUN = """
+Blocked.names.add("onnxruntime")
+import json
+from mask2former_hf import Segmenter
+found = [Segmenter(folder)(sys.argv[1], threshold=0.1) for folder in sys.argv[2:]]
+print(json.dumps([[result.map.tolist(), result.to_coco()] for result in found]))
+"""
+
+
+def test_segmenter_runs_it_where_neither_torch_nor_onnxruntime_can_be_imported(for_openvino, tmp_path):
+    Image.fromarray(photo()).save(tmp_path / "photo.png")
+    folders = [for_openvino / "logits", for_openvino / "panoptic"]
+    done = run_without_torch(RUN, tmp_path / "photo.png", *folders)
+    for (ids, entries), folder in zip(json.loads(done.stdout), folders, strict=True):
+        expected = Segmenter(folder)(photo(), threshold=0.1)
+        assert (np.array(ids) == expected.map).all()
+        assert entries == json.loads(json.dumps(expected.to_coco())) and entries
