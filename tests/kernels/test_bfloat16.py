@@ -69,22 +69,30 @@ def test_attention_is_that_of_float64_and_of_nothing_zero(Q, S, share):
 
 
 @needs_avx512_bf16
+@pytest.mark.parametrize("dtype, times", [(torch.bfloat16, 3), (torch.float32, 20)])
 @pytest.mark.parametrize("B, C, H, W, width", [(2, 32, 13, 18, 64), (1, 16, 1, 2, 32)])
-def test_convolutions_with_fewer_multiplications_err_by_a_few_roundings(B, C, H, W, width, monkeypatch):
+def test_convolutions_with_fewer_multiplications_err_by_a_few_roundings(B, C, H, W, width, dtype, times, monkeypatch):
     torch.manual_seed(0)
     monkeypatch.setattr(kernels, "CONVOLUTION_FROM", 1)
-    layer = nn.Conv2d(C, width, 3, padding=1).bfloat16()
-    (x,) = halves((B, H, W, C))
-    x = x.permute(0, 3, 1, 2)
-    exact = F.conv2d(x.double(), layer.weight.double(), layer.bias.double(), padding=1)
+    layer, scale, bias = nn.Conv2d(C, width, 3, padding=1).to(dtype), torch.rand(width) + 0.5, torch.randn(width)
+    x = torch.randn(B, H, W, C).to(dtype).permute(0, 3, 1, 2)
+    exact = F.conv2d(x.double(), layer.weight.double(), padding=1)
+    scaled = (exact * scale.double()[:, None, None] + bias.double()[:, None, None]).relu()
+    exact += layer.bias.double()[:, None, None]
     with torch.no_grad():
         found = kernels.convolution(x, layer)
         spoilt = x.clone(memory_format=torch.preserve_format)
         spoilt[0, 3, 0, 0] = float("nan")
         assert kernels.convolution(spoilt, layer)[:, :, 2:, 2:].equal(found[:, :, 2:, 2:])
-    assert found.dtype == torch.bfloat16 and found.is_contiguous(memory_format=torch.channels_last)
-    error = (found - exact).square().mean().sqrt() / exact.std()
-    assert error < 3 * (exact.bfloat16() - exact).square().mean().sqrt() / exact.std()
+        pairs = [(found, exact), (kernels.convolution(x, layer, scale, bias, rectify=True), scaled)]
+        threads = torch.get_num_threads()
+        torch.set_num_threads(3)
+        assert kernels.convolution(x, layer).equal(found)
+        torch.set_num_threads(threads)
+    for found, exact in pairs:
+        assert found.dtype == dtype and found.is_contiguous(memory_format=torch.channels_last)
+        error = (found - exact).square().mean().sqrt()
+        assert error < times * (exact.to(dtype) - exact).square().mean().sqrt()
 
 
 @needs_cpp

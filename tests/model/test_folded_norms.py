@@ -9,6 +9,7 @@ from helpers import pack_weights
 from torch import nn
 from transformers import ResNetConfig
 
+from mask2former_hf.kernels import cpu
 from mask2former_hf.model import folded_norms
 from mask2former_hf.model.backbone import make_backbone
 
@@ -61,6 +62,20 @@ def test_maps_equal_those_in_float64(kind, freeze_batch_norm, x, calls):
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5)
         assert a.is_contiguous(memory_format=torch.channels_last)
     assert len(calls) == convolutions, "float64 has no such operator"
+
+
+@needs_operator
+@pytest.mark.skipif(not cpu.multiplies_bfloat16(), reason="no AVX-512 BF16, or no compiled kernel")
+@pytest.mark.parametrize("dtype, digits", [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
+@torch.no_grad()
+def test_a_norm_and_its_relu_are_in_a_convolution_of_fewer_multiplications(dtype, digits, calls):
+    torch.manual_seed(0)
+    part = nn.Sequential(nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU())
+    part(torch.randn(2, 32, 16, 24))  # statistics
+    part, x = part.eval().to(dtype), torch.randn(2, 32, 16, 24, dtype=dtype).to(memory_format=torch.channels_last)
+    found = folded_norms.folded(x, part[0], part[1], rectify=True)
+    exact = copy.deepcopy(part).double()(x.double())
+    assert not calls and (found - exact).abs().max() < digits * exact.max()
 
 
 @pytest.mark.skipif(not folded_norms.one_operator_works(torch.bfloat16), reason="no such operator for bfloat16")

@@ -1,10 +1,11 @@
-// 3 x 3 convolutions in bfloat16 with 2.25 times fewer multiplications: Winograd's F(2 x 2, 3 x 3) (Lavin and Gray, "Fast
+// 3 x 3 convolutions with 2.25 times fewer multiplications: Winograd's F(2 x 2, 3 x 3) (Lavin and Gray, "Fast
 // Algorithms for Convolutional Neural Networks", CVPR 2016, section 4.1).
 //
-// Of every 4 x 4 patch of the input, two apart, and of every 3 x 3 weight 16 sums are made in float32 and rounded to
-// bfloat16; 16 products of matrices and other sums of their results, in float32, give 2 x 2 outputs. Some tiles and 32
-// output channels at a time, so that all of it stays in the second cache. Layouts (row-major): x (B, H, W, C), weight
-// (O, C, 3, 3), bias (O), out (B, H, W, O); C a multiple of 16, O of 32; stride and padding 1.
+// Of every 4 x 4 patch of the input, two apart, and of every 3 x 3 weight 16 sums are made in float32, and rounded to
+// bfloat16 where that is multiplied; 16 products of matrices and other sums of their results, in float32, give 2 x 2
+// outputs. Some tiles and 32 output channels at a time, so that all of it stays in the second cache. Layouts
+// (row-major): x (B, H, W, C), weight (O, C, 3, 3), scale and bias (O), out (B, H, W, O); C a multiple of 16, O of 32;
+// stride and padding 1. The weight is transformed in every call, so that none can be stale.
 
 #include "bf16_cpu.h"
 
@@ -13,17 +14,21 @@
 
 namespace {
 
-constexpr int64_t kTiles = 96, kPositions = 16;
+constexpr int64_t kPositions = 16, kColumns = 32, kTileRows = 12;
+constexpr int64_t kCache = 245760;  // bytes of a task: a quarter of the second one
 
+template <typename T>
 struct Convolution {
-  const uint16_t* x;
-  const uint16_t* weight;
-  const uint16_t* bias;  // may be null
+  const T* x;
+  const T* weight;
+  const float* scale;  // of what is summed, may be null
+  const float* bias;   // may be null
   const int64_t* sizes;  // the five below
-  uint16_t* out;
+  bool rectify;
+  T* out;
   const int64_t B = sizes[0], H = sizes[1], W = sizes[2], C = sizes[3], O = sizes[4];
   const int64_t across = (W + 1) / 2, tiles = (H + 1) / 2 * across;  // of an image
-  const int64_t panel = C * 32;                                      // numbers of 32 output channels at one position
+  const int64_t panel = C * kColumns, panels = O / kColumns;         // numbers of 32 output channels at one position
 };
 
 struct ReleaseCells {
@@ -36,28 +41,88 @@ Cells<T> cells(int64_t count) {
   return Cells<T>(static_cast<T*>(::operator new(sizeof(T) * count, std::align_val_t(64))));
 }
 
-// Weights of output channels [32 * panel, 32 * panel + 32), in panels by position.
-BF16_TARGET void transform_weights(const Convolution& p, int64_t panel, uint16_t* packed) {
-  const int64_t panels = p.O / 32;
-  for (int64_t column = 0; column < 32; ++column)
-    for (int64_t c = 0; c < p.C; ++c) {
-      const uint16_t* weight = p.weight + ((32 * panel + column) * p.C + c) * 9;
-      float half[4][3];
-      for (int j = 0; j < 3; ++j) {
-        const float a = load_one(weight + j), b = load_one(weight + 3 + j), d = load_one(weight + 6 + j);
-        half[0][j] = a, half[1][j] = 0.5f * (a + b + d), half[2][j] = 0.5f * (a - b + d), half[3][j] = d;
-      }
-      uint16_t* to = packed + panel * p.panel + c / 2 * 64 + 2 * column + c % 2;
-      for (int i = 0; i < 4; ++i) {
-        const float a = half[i][0], b = half[i][1], d = half[i][2];
-        const float whole[4] = {a, 0.5f * (a + b + d), 0.5f * (a - b + d), d};
-        for (int j = 0; j < 4; ++j) store_one(to + (4 * i + j) * panels * p.panel, whole[j]);
+BF16_INLINE __m512 load_channels(__mmask16 present, const float* p) { return _mm512_maskz_loadu_ps(present, p); }
+BF16_INLINE __m512 load_channels(__mmask16 present, const uint16_t* p) {
+  return widened(_mm256_maskz_loadu_epi16(present, p));
+}
+BF16_INLINE void store_channels(float* p, __m512 x) { _mm512_storeu_ps(p, x); }
+BF16_INLINE void store_channels(uint16_t* p, __m512 x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrowed(x));
+}
+
+// The nine weights of one input channel for 16 output channels that are `step` numbers apart.
+BF16_INLINE void load_weights(const float* from, int64_t step, __m512 (&w)[9]) {
+  const __m512i places = _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                                            _mm512_set1_epi32(static_cast<int>(step)));
+#pragma GCC unroll 9
+  for (int j = 0; j < 9; ++j) w[j] = _mm512_i32gather_ps(places, from + j, 4);
+}
+BF16_INLINE void load_weights(const uint16_t* from, int64_t step, __m512 (&w)[9]) {
+  const __m512i places = _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                                            _mm512_set1_epi32(static_cast<int>(step)));
+  const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000));
+#pragma GCC unroll 4
+  for (int j = 0; j < 8; j += 2) {  // two neighbours
+    const __m512i words = _mm512_i32gather_epi32(places, from + j, 2);
+    w[j] = _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
+    w[j + 1] = _mm512_castsi512_ps(_mm512_and_si512(words, upper));
+  }
+  w[8] = _mm512_castsi512_ps(_mm512_and_si512(_mm512_i32gather_epi32(places, from + 7, 2), upper));
+}
+
+BF16_INLINE void transform_weight(const __m512 (&w)[9], __m512 (&to)[16]) {
+  const __m512 half = _mm512_set1_ps(0.5f);
+  __m512 rows[4][3];
+#pragma GCC unroll 3
+  for (int j = 0; j < 3; ++j) {
+    const __m512 ends = _mm512_add_ps(w[j], w[6 + j]);
+    rows[0][j] = w[j], rows[3][j] = w[6 + j];
+    rows[1][j] = _mm512_mul_ps(half, _mm512_add_ps(ends, w[3 + j]));
+    rows[2][j] = _mm512_mul_ps(half, _mm512_sub_ps(ends, w[3 + j]));
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m512 ends = _mm512_add_ps(rows[i][0], rows[i][2]);
+    to[4 * i] = rows[i][0], to[4 * i + 3] = rows[i][2];
+    to[4 * i + 1] = _mm512_mul_ps(half, _mm512_add_ps(ends, rows[i][1]));
+    to[4 * i + 2] = _mm512_mul_ps(half, _mm512_sub_ps(ends, rows[i][1]));
+  }
+}
+
+// Weights of output channels [32 * panel, 32 * panel + 32), in panels by position: 32 columns side by side of every
+// input channel, in bfloat16 of every two.
+BF16_TARGET void transform_weights(const Convolution<float>& p, int64_t panel, float* packed) {
+  for (int64_t c = 0; c < p.C; ++c)
+    for (int half = 0; half < 2; ++half) {
+      __m512 w[9], whole[16];
+      load_weights(p.weight + ((kColumns * panel + 16 * half) * p.C + c) * 9, p.C * 9, w);
+      transform_weight(w, whole);
+#pragma GCC unroll 16
+      for (int k = 0; k < 16; ++k)
+        _mm512_store_ps(packed + (k * p.panels + panel) * p.panel + kColumns * c + 16 * half, whole[k]);
+    }
+}
+BF16_TARGET void transform_weights(const Convolution<uint16_t>& p, int64_t panel, uint16_t* packed) {
+  for (int64_t c = 0; c < p.C; c += 2)
+    for (int half = 0; half < 2; ++half) {
+      const uint16_t* from = p.weight + ((kColumns * panel + 16 * half) * p.C + c) * 9;
+      __m512 w[9], first[16], second[16];
+      load_weights(from, p.C * 9, w);
+      transform_weight(w, first);
+      load_weights(from + 9, p.C * 9, w);
+      transform_weight(w, second);
+#pragma GCC unroll 16
+      for (int k = 0; k < 16; ++k) {
+        const __m512i low = _mm512_cvtepu16_epi32(narrowed(first[k])), high = _mm512_cvtepu16_epi32(narrowed(second[k]));
+        _mm512_store_si512(packed + (k * p.panels + panel) * p.panel + kColumns * c + 32 * half,
+                           _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
       }
     }
 }
 
-// (kPositions, kTiles, C) of the patches of tiles [first, first + count) of an image.
-BF16_TARGET void transform_patches(const Convolution& p, int64_t b, int64_t first, int64_t count, uint16_t* to) {
+// (kPositions, count, C) of the patches of tiles [first, first + count) of an image.
+template <typename T>
+BF16_TARGET void transform_patches(const Convolution<T>& p, int64_t b, int64_t first, int64_t count, T* to) {
   for (int64_t t = 0; t < count; ++t) {
     const int64_t top = (first + t) / p.across * 2 - 1, left = (first + t) % p.across * 2 - 1;
     for (int64_t c = 0; c < p.C; c += 16) {
@@ -68,8 +133,8 @@ BF16_TARGET void transform_patches(const Convolution& p, int64_t b, int64_t firs
         for (int j = 0; j < 4; ++j) {
           const int64_t y = top + i, x = left + j;
           const bool inside = y >= 0 && y < p.H && x >= 0 && x < p.W;
-          const uint16_t* from = p.x + ((b * p.H + (inside ? y : 0)) * p.W + (inside ? x : 0)) * p.C + c;
-          d[i][j] = widened(_mm256_maskz_loadu_epi16(static_cast<__mmask16>(inside ? 0xffff : 0), from));
+          const T* from = p.x + ((b * p.H + (inside ? y : 0)) * p.W + (inside ? x : 0)) * p.C + c;
+          d[i][j] = load_channels(static_cast<__mmask16>(inside ? 0xffff : 0), from);
         }
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) {
@@ -81,36 +146,54 @@ BF16_TARGET void transform_patches(const Convolution& p, int64_t b, int64_t firs
         const __m512 whole[4] = {_mm512_sub_ps(half[i][0], half[i][2]), _mm512_add_ps(half[i][1], half[i][2]),
                                  _mm512_sub_ps(half[i][2], half[i][1]), _mm512_sub_ps(half[i][1], half[i][3])};
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j)
-          _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + ((4 * i + j) * kTiles + t) * p.C + c), narrowed(whole[j]));
+        for (int j = 0; j < 4; ++j) store_channels(to + ((4 * i + j) * count + t) * p.C + c, whole[j]);
       }
     }
   }
 }
 
 template <int R>
-BF16_INLINE void multiply_tiles(const Convolution& p, const uint16_t* patches, const uint16_t* weights, float* to) {
-  const uint16_t* rows[R];
-  for (int r = 0; r < R; ++r) rows[r] = patches + r * p.C;
-  __m512 sums[R][2] = {};
-  accumulate<R, 2>(rows, weights, 32, p.C / 2, sums);
+BF16_INLINE void sum_products(const uint16_t* const* rows, const uint16_t* weights, int64_t C, __m512 (&sums)[R][2]) {
+  accumulate<R, 2>(rows, weights, kColumns, C / 2, sums);
+}
+template <int R>
+BF16_INLINE void sum_products(const float* const* rows, const float* weights, int64_t C, __m512 (&sums)[R][2]) {
+  for (int64_t c = 0; c < C; ++c, weights += kColumns) {
+    const __m512 panel[2] = {_mm512_load_ps(weights), _mm512_load_ps(weights + 16)};
 #pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) _mm512_store_ps(to + 32 * r, sums[r][0]), _mm512_store_ps(to + 32 * r + 16, sums[r][1]);
+    for (int r = 0; r < R; ++r) {
+      const __m512 x = _mm512_set1_ps(rows[r][c]);
+      sums[r][0] = _mm512_fmadd_ps(x, panel[0], sums[r][0]), sums[r][1] = _mm512_fmadd_ps(x, panel[1], sums[r][1]);
+    }
+  }
 }
 
-// The 2 x 2 outputs of a tile of 16 channels, of (kPositions, kTiles, 32) products.
-BF16_INLINE void write_outputs(const Convolution& p, int64_t b, int64_t tile, int64_t channel, const float* products) {
+template <int R, typename T>
+BF16_INLINE void multiply_tiles(const T* patches, const T* weights, int64_t C, float* to) {
+  const T* rows[R];
+  for (int r = 0; r < R; ++r) rows[r] = patches + r * C;
+  __m512 sums[R][2] = {};
+  sum_products<R>(rows, weights, C, sums);
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+    _mm512_store_ps(to + kColumns * r, sums[r][0]), _mm512_store_ps(to + kColumns * r + 16, sums[r][1]);
+}
+
+// The 2 x 2 outputs of a tile of 16 channels, of (kPositions, count, 32) products.
+template <typename T>
+BF16_INLINE void write_outputs(const Convolution<T>& p, int64_t b, int64_t tile, int64_t channel, const float* products,
+                               int64_t count) {
   __m512 half[2][4];
 #pragma GCC unroll 4
   for (int j = 0; j < 4; ++j) {
     __m512 m[4];
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) m[i] = _mm512_load_ps(products + (4 * i + j) * kTiles * 32);
+    for (int i = 0; i < 4; ++i) m[i] = _mm512_load_ps(products + (4 * i + j) * count * kColumns);
     half[0][j] = _mm512_add_ps(_mm512_add_ps(m[0], m[1]), m[2]);
     half[1][j] = _mm512_sub_ps(_mm512_sub_ps(m[1], m[2]), m[3]);
   }
-  const __m512 bias = p.bias ? widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p.bias + channel)))
-                             : _mm512_setzero_ps();
+  const __m512 scale = p.scale ? _mm512_loadu_ps(p.scale + channel) : _mm512_set1_ps(1);
+  const __m512 bias = p.bias ? _mm512_loadu_ps(p.bias + channel) : _mm512_setzero_ps();
   const int64_t y = tile / p.across * 2, x = tile % p.across * 2;
 #pragma GCC unroll 2
   for (int i = 0; i < 2; ++i) {
@@ -120,38 +203,56 @@ BF16_INLINE void write_outputs(const Convolution& p, int64_t b, int64_t tile, in
 #pragma GCC unroll 2
     for (int j = 0; j < 2; ++j) {
       if (y + i >= p.H || x + j >= p.W) continue;
-      uint16_t* to = p.out + ((b * p.H + y + i) * p.W + x + j) * p.O + channel;
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), narrowed(_mm512_add_ps(sums[j], bias)));
+      __m512 value = _mm512_fmadd_ps(sums[j], scale, bias);
+      if (p.rectify) value = _mm512_mask_mov_ps(value, _mm512_cmp_ps_mask(value, _mm512_setzero_ps(), _CMP_LT_OQ), _mm512_setzero_ps());
+      store_channels(p.out + ((b * p.H + y + i) * p.W + x + j) * p.O + channel, value);
     }
   }
 }
 
-BF16_TARGET void convolve_tiles(const Convolution& p, int64_t b, int64_t first, int64_t count, const uint16_t* packed,
-                                uint16_t* patches, float* products) {
+template <typename T>
+BF16_TARGET void convolve_tiles(const Convolution<T>& p, int64_t b, int64_t first, int64_t count, const T* packed,
+                                T* patches, float* products) {
   transform_patches(p, b, first, count, patches);
-  const int64_t panels = p.O / 32;
-  for (int64_t panel = 0; panel < panels; ++panel) {
+  for (int64_t panel = 0; panel < p.panels; ++panel) {
     for (int64_t k = 0; k < kPositions; ++k) {
-      const uint16_t *weights = packed + (k * panels + panel) * p.panel, *own = patches + k * kTiles * p.C;
-      float* to = products + k * kTiles * 32;
+      const T *weights = packed + (k * p.panels + panel) * p.panel, *own = patches + k * count * p.C;
+      float* to = products + k * count * kColumns;
       int64_t t = 0;
-      for (; t + 12 <= count; t += 12) multiply_tiles<12>(p, own + t * p.C, weights, to + 32 * t);
-      for (; t < count; ++t) multiply_tiles<1>(p, own + t * p.C, weights, to + 32 * t);
+      for (; t + kTileRows <= count; t += kTileRows)
+        multiply_tiles<kTileRows>(own + t * p.C, weights, p.C, to + kColumns * t);
+      for (; t + 4 <= count; t += 4) multiply_tiles<4>(own + t * p.C, weights, p.C, to + kColumns * t);
+      for (; t < count; ++t) multiply_tiles<1>(own + t * p.C, weights, p.C, to + kColumns * t);
     }
     for (int64_t t = 0; t < count; ++t)
-      for (int v = 0; v < 2; ++v) write_outputs(p, b, first + t, 32 * panel + 16 * v, products + 32 * t + 16 * v);
+      for (int v = 0; v < 2; ++v)
+        write_outputs(p, b, first + t, kColumns * panel + 16 * v, products + kColumns * t + 16 * v, count);
   }
 }
 
-void convolve(const Convolution& p, int64_t threads) {
-  const int64_t panels = p.O / 32, chunks = (p.tiles + kTiles - 1) / kTiles;
-  const Cells<uint16_t> packed = cells<uint16_t>(kPositions * panels * p.panel);
-  parallel(panels, threads, [&](int64_t i) { transform_weights(p, i, packed.get()); });
-  parallel(p.B * chunks, threads, [&](int64_t i) {
-    const Cells<uint16_t> patches = cells<uint16_t>(kPositions * kTiles * p.C);
-    const Cells<float> products = cells<float>(kPositions * kTiles * 32);
-    const int64_t first = i % chunks * kTiles, count = std::min(kTiles, p.tiles - first);
-    convolve_tiles(p, i / chunks, first, count, packed.get(), patches.get(), products.get());
+// Tiles of a task: what fits in the cache, as many as others have.
+template <typename T>
+int64_t tiles_at_once(const Convolution<T>& p, int64_t threads) {
+  const int64_t bytes = kPositions * (p.C * sizeof(T) + kColumns * sizeof(float));
+  const int64_t most = std::max<int64_t>(2, kCache / bytes / kTileRows) * kTileRows;
+  const int64_t rounds = (p.B * p.tiles + threads * most - 1) / (threads * most);
+  const int64_t even = (p.B * p.tiles + threads * rounds - 1) / (threads * rounds);
+  return std::min(most, (even + kTileRows - 1) / kTileRows * kTileRows);
+}
+
+template <typename T>
+void convolve(const Convolution<T>& p, int64_t threads) {
+  const Cells<T> packed = cells<T>(kPositions * p.panels * p.panel);
+  parallel(p.panels, threads, [&](int64_t i) { transform_weights(p, i, packed.get()); });
+  const int64_t most = tiles_at_once(p, threads), chunks = (p.tiles + most - 1) / most;
+  std::atomic<int64_t> next{0};
+  parallel(std::min(threads, p.B * chunks), threads, [&](int64_t) {  // as many as there are threads, with memory each
+    const Cells<T> patches = cells<T>(kPositions * most * p.C);
+    const Cells<float> products = cells<float>(kPositions * most * kColumns);
+    for (int64_t i = next++; i < p.B * chunks; i = next++) {
+      const int64_t first = i % chunks * most, count = std::min(most, p.tiles - first);
+      convolve_tiles(p, i / chunks, first, count, packed.get(), patches.get(), products.get());
+    }
   });
 }
 
@@ -161,11 +262,18 @@ void convolve(const Convolution& p, int64_t threads) {
 extern "C" {
 
 #ifdef BF16_TARGET
-void msda_convolution(const uint16_t* x, const uint16_t* weight, const uint16_t* bias, const int64_t* sizes,
-                      int64_t threads, uint16_t* out) {
-  convolve(Convolution{x, weight, bias, sizes, out}, threads);
+void msda_convolution(const void* x, const void* weight, const float* scale, const float* bias, const int64_t* sizes,
+                      int64_t rectify, int64_t bfloat16, int64_t threads, void* out) {
+  if (bfloat16) {
+    const auto *own = static_cast<const uint16_t*>(x), *factors = static_cast<const uint16_t*>(weight);
+    convolve(Convolution<uint16_t>{own, factors, scale, bias, sizes, rectify != 0, static_cast<uint16_t*>(out)}, threads);
+  } else {
+    const auto *own = static_cast<const float*>(x), *factors = static_cast<const float*>(weight);
+    convolve(Convolution<float>{own, factors, scale, bias, sizes, rectify != 0, static_cast<float*>(out)}, threads);
+  }
 }
 #else
-void msda_convolution(const uint16_t*, const uint16_t*, const uint16_t*, const int64_t*, int64_t, uint16_t*) {}
+void msda_convolution(const void*, const void*, const float*, const float*, const int64_t*, int64_t, int64_t, int64_t,
+                      void*) {}
 #endif
 }

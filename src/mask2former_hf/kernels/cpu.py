@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import problem
 
-INTERFACE_VERSION = 4
+INTERFACE_VERSION = 5
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 LIBRARY = Path(__file__).with_name(f"_msda_cpu{SUFFIX}")
 DTYPES = (torch.float32, torch.bfloat16)
@@ -186,13 +186,15 @@ def feed_forward(x: Tensor, layers: tuple[Tensor, ...], then: str) -> Tensor:
     return output
 
 
-def convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def convolution(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, rectify: bool) -> Tensor:
     """See `mask2former_hf.kernels.convolution`, which looks at the tensors."""
     B, C, H, W = x.shape
     output = torch.empty(B, len(weight), H, W, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     sizes = (ctypes.c_int64 * 5)(B, H, W, C, len(weight))
-    threads = ctypes.c_int64(torch.get_num_threads())
-    library().msda_convolution(*map(_pointer, (x, weight, bias)), sizes, threads, _pointer(output))
+    flags = (rectify, x.dtype == torch.bfloat16, torch.get_num_threads())
+    library().msda_convolution(
+        *map(_pointer, (x, weight, scale, bias)), sizes, *map(ctypes.c_int64, flags), _pointer(output)
+    )
     return output
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .compiled import batch_norm_, product
+from .compiled import convolution as compiled_convolution
 from .cpu_layout import hooked, map_of, plain, tokens_of
 from .onednn import is_x86_with_onednn, runs_eagerly
 
@@ -61,6 +62,10 @@ def folded(
         shift = shift + convolution.bias.float() * scale
     if convolution.kernel_size == convolution.stride == (1, 1) and convolution.padding == (0, 0):
         found = _pointwise(x, convolution, scale, shift.to(x.dtype), rectify, plus)
+        if found is not None:
+            return found
+    if plus is None and compiled_convolution is not None:
+        found = compiled_convolution(x, convolution, scale, shift, rectify)
         if found is not None:
             return found
     weight = torch.empty_like(convolution.weight)
