@@ -10,11 +10,11 @@ import pytest
 import transformers
 from helpers import BACKBONES, SHARED, sure_checkpoint, tiny_fields
 from PIL import Image
-from processes import Python
+from processes import Python, python
 from safetensors.torch import load_file, save_file
 
 from mask2former_hf import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
-from mask2former_hf.cli.main import main
+from mask2former_hf.cli.main import COMMANDS, main
 
 PHOTOS = SHARED / "data" / "coco_panoptic_samples"
 
@@ -290,3 +290,18 @@ def test_help_lists_every_command(capsys):
     assert exit_.value.code == 0
     text = capsys.readouterr().out
     assert "demo" in text and "predict" in text
+
+
+EVERY_HELP = """
+import contextlib
+from mask2former_hf.cli.main import COMMANDS, main
+for name in COMMANDS:
+    with contextlib.suppress(SystemExit):
+        main([name, "--help"])
+"""
+
+
+def test_the_help_of_every_command_is_all_that_it_prints():
+    done = python("-c", EVERY_HELP)
+    assert done.stdout.count("usage: mask2former-hf") == len(COMMANDS)
+    assert done.stderr == ""

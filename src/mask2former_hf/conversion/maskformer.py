@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from transformers import MaskFormerForInstanceSegmentation, MaskFormerImageProcessor, PreTrainedConfig
+from transformers import MaskFormerForInstanceSegmentation, PreTrainedConfig
 from transformers.utils import logging
 
 from .architecture import STAGES, Architecture
@@ -78,6 +78,8 @@ def read_maskformer(place: str | os.PathLike) -> Checkpoint:
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
+        from transformers import MaskFormerImageProcessor  # here, as its import warns where torchvision is missing
+
         model, report = MaskFormerForInstanceSegmentation.from_pretrained(str(place), output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{place} cannot be loaded as transformers' MaskFormer: {error}") from error

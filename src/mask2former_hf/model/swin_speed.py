@@ -133,6 +133,15 @@ class GatheredSwinLayer(SwinLayer):
         hidden_states, rows = sum_and_norm(self.layernorm_after, hidden_states, self.drop_path(attended))
         return hidden_states + self.dropout(self.mlp(rows)), None
 
+    def maybe_pad(self, hidden_states: Tensor, height: int, width: int) -> tuple[Tensor, tuple[int, ...]]:
+        """In a graph for any size always cropped, which transformers' asks of the size it sees, and with sizes that
+        are whole windows as a formula: of transformers' `(n - h % n) % n` torch.export makes no end of formulas."""
+        if not torch.compiler.is_exporting():
+            return super().maybe_pad(hidden_states, height, width)
+        side = self.window_size
+        below, right = ((length + side - 1) // side * side - length for length in (height, width))
+        return F.pad(hidden_states, (0, 0, 0, right, 0, below)), (0, 0, 0, 1, 0, 1)
+
     def _gathers(self, x: Tensor) -> bool:
         """Whether the projections are what they were built as, no adapter's or hook's, and nothing records them."""
         if torch.jit.is_tracing() or torch.compiler.is_compiling():
