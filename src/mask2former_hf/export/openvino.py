@@ -8,7 +8,7 @@ from torch import nn
 
 from ..inference.exported import LOGITS, MODEL
 from .errors import require
-from .openvino_forms import operators
+from .openvino_forms import join_weighted_rows
 from .parity import compare_logits
 from .tracing import save
 from .winograd import replace_wide_convolutions
@@ -66,7 +66,8 @@ def convert(folder: Path, graph, model: nn.Module, size, dtype: str) -> list[dic
         if graph is not None:
             source = Path(temporary) / MODEL
             save(graph, source)
-        converted = openvino.convert_model(source, extension=operators())
+        converted = openvino.convert_model(source)
+        join_weighted_rows(converted)
         replace_wide_convolutions(converted)
         openvino.save_model(converted, folder / "model.xml", compress_to_fp16=False)
     return compare_logits(model, OpenVinoModel(folder), dtype, size)
