@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from exports import family_model, photo
+from exports import SMALL, family_model, photo
 from helpers import SUPPORT, tiny_model
 from PIL import Image
 
@@ -46,6 +46,8 @@ def test_openvino_gives_the_checkpoints_logits_at_every_size(processor, tmp_path
     assert len(report["openvino"]) == 3 and all(row[name] < 1e-4 for row in report["openvino"] for name in LOGITS)
     assert {"model.xml", "model.bin"} <= {path.name for path in (tmp_path / "out").iterdir()}
     assert (tmp_path / "out" / "README.md").read_text().count("| OpenVINO |") == 3
+    operators = [node.get_type_name() for node in OpenVinoModel(tmp_path / "out").network.get_ops()]
+    assert operators.count("EmbeddingBagPackedSum") == SMALL["encoder_layers"] and "GridSample" not in operators
 
 
 def test_openvino_multiplies_in_8_bits_where_the_graph_does(processor, tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 from ..inference.exported import MODEL, ExportedModel
 from ..inference.runtimes import OPENVINO_MODEL
 from .errors import require
-from .openvino_forms import operators
+from .openvino_forms import join_weighted_rows
 from .tracing import WEIGHTS, save
 from .winograd import replace_wide_convolutions
 
@@ -27,7 +27,8 @@ def convert(folder: Path, graph=None):
     graph.graph.initializer.extend(weights)
     source = folder / ".openvino.onnx"
     save(graph, source)
-    converted = openvino.convert_model(source, extension=operators())
+    converted = openvino.convert_model(source)
+    join_weighted_rows(converted)
     replace_wide_convolutions(converted)
     openvino.save_model(converted, folder / OPENVINO_MODEL, compress_to_fp16=False)
     for path in (source, source.with_name(source.name + WEIGHTS)):

@@ -3,6 +3,7 @@
 Letters: B batch, Q queries, S tokens of all levels, h heads, D channels of a head, L levels, P points.
 """
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,31 +12,38 @@ from ..model.deformable_attention import MultiScaleDeformableAttention
 from .errors import require
 from .forms import FORMS
 
-DOMAIN = "mask2former_hf"
+
+def weighted_rows(table: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
+    """Sums (bags, D) of rows of a (rows, D) table at (bags, n) int32 indices, times (bags, n) weights.
+
+    In a graph this is what `join_weighted_rows` looks for; nowhere else are all rows kept.
+    """
+    return (F.embedding(indices, table) * weights.unsqueeze(2)).sum(1)
 
 
-class WeightedRows(torch.autograd.Function):
-    """Of a (rows, D) table the sums of its rows at (bags, n) int32 indices, times (bags, n) weights: (bags, D)."""
-
-    @staticmethod
-    def forward(ctx, table: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
-        return F.embedding_bag(indices, table, per_sample_weights=weights, mode="sum")
-
-    @staticmethod
-    def symbolic(graph, table, indices, weights):
-        return graph.op(f"{DOMAIN}::{WeightedRows.__name__}", table, indices, weights)
+def join_weighted_rows(network):
+    """Change an `openvino.Model` in place: every `weighted_rows` becomes one operator."""
+    openvino = require("openvino", "openvino")
+    for node in network.get_ordered_ops():
+        inputs = _inputs_of_weighted_rows(node)
+        if inputs is not None:
+            openvino.utils.replace_node(node, openvino.opset13.embedding_bag_packed_sum(*inputs))
 
 
-def operators() -> list:
-    """What tells OpenVINO's reader of ONNX which operator of its own `WeightedRows` is."""
-    require("openvino", "openvino")
-    from openvino import opset15
-    from openvino.frontend.onnx import ConversionExtension
+def _inputs_of_weighted_rows(node) -> tuple | None:
+    """Table, indices and weights where a node gives such sums."""
+    total = _inputs(node, "ReduceSum")
+    product = total and _inputs(total[0].get_node(), "Multiply")
+    rows = product and _inputs(product[0].get_node(), "Gather")
+    column = product and _inputs(product[1].get_node(), "Unsqueeze")
+    if not (rows and column):
+        return None
+    axes = [getattr(value.get_node(), "data", np.array(())).tolist() for value in (total[1], rows[2], column[1])]
+    return (rows[0], rows[1], column[0]) if axes == [[1], 0, [2]] else None
 
-    def bags(node):
-        return opset15.embedding_bag_packed(*(node.get_input(index) for index in range(3)), reduction="sum").outputs()
 
-    return [ConversionExtension(WeightedRows.__name__, DOMAIN, bags)]
+def _inputs(node, name: str) -> list | None:
+    return node.input_values() if node.get_type_name() == name else None
 
 
 class BagsOfCorners(MultiScaleDeformableAttention):
@@ -68,7 +76,7 @@ class BagsOfCorners(MultiScaleDeformableAttention):
         heads = torch.arange(h, dtype=torch.int32).view(h, 1, 1)
         rows, columns = rows * (widths * h), (columns + first) * h + heads
         weights = self.attention_weights(queries).view(B, Q, h, 1, -1).softmax(-1)
-        output = WeightedRows.apply(
+        output = weighted_rows(
             self.value_proj(features).reshape(B * S * h, -1),
             (rows.unsqueeze(4) + columns.unsqueeze(3)).view(B * Q * h, -1),
             ((down * weights).unsqueeze(4) * across.unsqueeze(3)).view(B * Q * h, -1),
