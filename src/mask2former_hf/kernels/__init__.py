@@ -182,14 +182,19 @@ def product(
     return cpu.product(x, weight, bias, then, plus, scale) if fits else None
 
 
-def feed_forward(x: Tensor, first: torch.nn.Linear, second: torch.nn.Linear, then: str) -> Tensor | None:
-    """The second layer of what the first makes of (..., C), `then` in between, as `product`; C and the width even."""
+def feed_forward(
+    x: Tensor, first: torch.nn.Linear, second: torch.nn.Linear, then: str, plus: Tensor | None = None
+) -> Tensor | None:
+    """The second layer of what the first makes of (..., C), `then` in between, `plus` that, as `product`; C and the
+    width even."""
     layers = first.weight, first.bias, second.weight, second.bias
-    if any(layer is None for layer in layers) or not _multiplies(x, *layers):
+    given = [x, *layers] if plus is None else [x, *layers, plus]
+    if any(layer is None for layer in layers) or not _multiplies(*given):
         return None
     W, C = first.weight.shape
     fits = x.shape[-1] == C and second.weight.shape == (C, W) and C % 2 == W % 2 == 0
-    return cpu.feed_forward(x, layers, then) if fits else None
+    fits = fits and (plus is None or plus.shape == x.shape)
+    return cpu.feed_forward(x, layers, then, plus) if fits else None
 
 
 def convolution(

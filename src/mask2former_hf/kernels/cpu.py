@@ -174,14 +174,14 @@ def product(
     return output
 
 
-def feed_forward(x: Tensor, layers: tuple[Tensor, ...], then: str) -> Tensor:
+def feed_forward(x: Tensor, layers: tuple[Tensor, ...], then: str, plus: Tensor | None) -> Tensor:
     """See `mask2former_hf.kernels.feed_forward`, which looks at the tensors."""
     output, (W, C) = torch.empty_like(x), layers[0].shape
     sizes = (ctypes.c_int64 * 3)(x.numel() // C, W, C)
     weights = (ctypes.c_void_p * 4)(*(layer.data_ptr() for layer in layers))
     flags = (THEN.index(then), torch.get_num_threads())
     library().msda_feed_forward(
-        _pointer(x), weights, _pointer(None), sizes, *map(ctypes.c_int64, flags), _pointer(output)
+        _pointer(x), weights, _pointer(plus), sizes, *map(ctypes.c_int64, flags), _pointer(output)
     )
     return output
 

@@ -41,7 +41,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none") 
             return output
     if runs_eagerly(x) and plain(weight, bias) and x.dtype == weight.dtype and products_are_faster(x.dtype):
         if then == "gelu" and x.dtype == torch.float32:
-            return F.gelu(product(x, weight, bias))
+            return torch.ops.aten.gelu_(product(x, weight, bias))
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], "none" if then == "gelu" else "")
     if records_eagerly(x) and plain(weight, bias) and products_are_faster(product_dtype(x)):
         rows = RecordedProduct.apply(x.flatten(0, -2), weight, bias)
@@ -49,11 +49,14 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none") 
     return AFTER[then](F.linear(x, weight, bias))
 
 
-def feed_forward(first: nn.Linear, second: nn.Linear, x: Tensor, then: str) -> Tensor | None:
-    """Both layers at once, `then` in between, so that the wide rows stay in the caches; None if it was not done."""
+def feed_forward(
+    first: nn.Linear, second: nn.Linear, x: Tensor, then: str, plus: Tensor | None = None
+) -> Tensor | None:
+    """Both layers at once, `then` in between, so that the wide rows stay in the caches, and `plus` that; None if it
+    was not done."""
     if compiled_feed_forward is None or type(first) is not nn.Linear or type(second) is not nn.Linear:
         return None
-    return None if hooked(first) or hooked(second) else compiled_feed_forward(x, first, second, then)
+    return None if hooked(first) or hooked(second) else compiled_feed_forward(x, first, second, then, plus)
 
 
 def product_dtype(x: Tensor) -> torch.dtype:

@@ -17,12 +17,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.models.swin.modeling_swin import SwinLayer, SwinMLP, SwinStage
+from transformers.modeling_outputs import BackboneOutput
+from transformers.models.swin.modeling_swin import SwinBackbone, SwinLayer, SwinMLP, SwinPatchMerging, SwinStage
 
 from .compiled import window_attention
-from .cpu_layout import hooked, plain
+from .cpu_layout import hooked, in_blocks, map_of, plain, tokens_of
 from .layer_norms import normed, sum_and_norm
-from .onednn import feed_forward, linear, product, product_dtype
+from .onednn import feed_forward, linear, product, product_dtype, runs_eagerly
 from .swin_training import attend_where_tokens_are, attention_half, feed_forward_half, for_kept_images
 
 OTHER_REGION = -100.0  # what transformers adds to the scores of tokens that the shift made neighbours
@@ -131,6 +132,10 @@ class GatheredSwinLayer(SwinLayer):
             return self._train(hidden_states, input_dimensions), None
         attended = self.dropout(self.attend(normed(self.layernorm_before, hidden_states), input_dimensions))
         hidden_states, rows = sum_and_norm(self.layernorm_after, hidden_states, self.drop_path(attended))
+        if not self.training and self._is_plain():
+            output = feed_forward(self.mlp.fc1, self.mlp.fc2, rows, "gelu", hidden_states)
+            if output is not None:
+                return output, None
         return hidden_states + self.dropout(self.mlp(rows)), None
 
     def maybe_pad(self, hidden_states: Tensor, height: int, width: int) -> tuple[Tensor, tuple[int, ...]]:
@@ -232,13 +237,33 @@ class GatheredSwinLayer(SwinLayer):
 
 
 class OneDnnSwinMLP(SwinMLP):
-    """transformers' MLP; at inference on CPUs its GELU is part of the first product."""
+    """transformers' MLP; at inference on CPUs its GELU is part of the first product, or in its memory."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         if hooked(self.activation_fn):
             return super().forward(hidden_states)
         output = feed_forward(self.fc1, self.fc2, hidden_states, "gelu")
-        return output if output is not None else linear(self.fc2, linear(self.fc1, hidden_states, then="gelu"))
+        if output is not None:
+            return output
+        if not runs_eagerly(hidden_states):
+            return self._layers(hidden_states)
+        rows = in_blocks(self._layers, hidden_states.flatten(0, -2), self.fc1.out_features)
+        return rows.view(*hidden_states.shape[:-1], -1)
+
+    def _layers(self, rows: Tensor) -> Tensor:
+        return linear(self.fc2, linear(self.fc1, rows, then="gelu"))
+
+
+class GatheredPatchMerging(SwinPatchMerging):
+    """transformers' merging, at inference on CPUs with one copy, and the norm and the product of other parts."""
+
+    def forward(self, input_feature: Tensor, input_dimensions: tuple[int, int]) -> Tensor:
+        if not runs_eagerly(input_feature):
+            return super().forward(input_feature, input_dimensions)
+        x = self.maybe_pad(input_feature.unflatten(1, tuple(map(int, input_dimensions))), *input_dimensions)
+        B, H, W, C = x.shape
+        x = x.view(B, H // 2, 2, W // 2, 2, C).permute(0, 1, 3, 4, 2, 5).reshape(B, -1, 4 * C)
+        return linear(self.reduction, normed(self.norm, x))
 
 
 class InnermostSwinStage(SwinStage):
@@ -248,6 +273,26 @@ class InnermostSwinStage(SwinStage):
         if not before:
             return super().get_reshaped_hidden_states(hidden_states, before_downsampling, height, width, before)
         return before_downsampling.view(before_downsampling.shape[0], height, width, -1).permute(0, 3, 1, 2)
+
+
+class InnermostSwinBackbone(SwinBackbone):
+    """transformers' backbone, whose maps at inference on CPUs keep the memory of their tokens too, which all that
+    reads them wants."""
+
+    def forward(self, pixel_values: Tensor, **options) -> BackboneOutput:
+        asked = self.config.output_hidden_states or self.config.output_attentions or not self.config.return_dict
+        if asked or not set(options) <= {"interpolate_pos_encoding"} or not runs_eagerly(pixel_values):
+            return super().forward(pixel_values, **options)
+        options |= {"always_partition": True, "output_hidden_states_before_downsampling": True}
+        stages = self.swin(pixel_values, output_hidden_states=True, **options).reshaped_hidden_states
+        maps = dict(zip(self.stage_names, stages, strict=True))
+        return BackboneOutput(
+            feature_maps=tuple(
+                map_of(normed(self.hidden_states_norms[name], tokens_of(maps[name])), maps[name].shape[-2:])
+                for name in self.stage_names
+                if name in self.out_features
+            )
+        )
 
 
 def drop_paths_of_both_branches(backbone: nn.Module):
@@ -265,8 +310,12 @@ def drop_path_of_output(drop_path: nn.Module, module: nn.Module, args: tuple, ou
 
 def gather_windows(backbone: nn.Module):
     """Give Swin's stages and blocks these forwards."""
+    if type(backbone) is SwinBackbone:
+        backbone.__class__ = InnermostSwinBackbone  # the same parameters and names
     for stage in backbone.swin.encoder.layers:
-        stage.__class__ = InnermostSwinStage  # the same parameters and names
+        stage.__class__ = InnermostSwinStage
+        if type(stage.downsample) is SwinPatchMerging:
+            stage.downsample.__class__ = GatheredPatchMerging
         for block in stage.blocks:
             block.__class__ = GatheredSwinLayer
             if backbone.config.hidden_act == "gelu":
