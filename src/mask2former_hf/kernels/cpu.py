@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import problem
 
-INTERFACE_VERSION = 4
+INTERFACE_VERSION = 5
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 LIBRARY = Path(__file__).with_name(f"_msda_cpu{SUFFIX}")
 DTYPES = (torch.float32, torch.bfloat16)
@@ -45,6 +45,7 @@ def library() -> ctypes.CDLL | str:
             "msda_uniform",
             "msda_uncertain_points",
             "msda_activation_backward",
+            "msda_matrix_product",
         ):
             getattr(loaded, name).restype = None
         loaded.msda_use_pool(_pool_of_threads())
