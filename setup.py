@@ -11,7 +11,7 @@ from setuptools.command.build_ext import build_ext
 FOLDER = "src/mask2former_hf/kernels"
 KERNELS = (
     *("msda", "group_norm", "layer_norm", "window_attention", "attention", "convolution", "products"),
-    *("mask_points", "activations"),
+    *("mask_points", "activations", "matrices"),
 )
 SOURCES = [f"{FOLDER}/{name}_cpu.cpp" for name in KERNELS]
 HEADERS = [f"{FOLDER}/{name}.h" for name in ("cpu_vectors", "msda_samples", "bf16_cpu")]

@@ -5,7 +5,14 @@ import torch
 from helpers import relative_difference
 from torch.nn import functional as F
 
-from mask2former_hf.kernels import activation_backward, cpu, uncertain_points, uniform_points, use_kernel
+from mask2former_hf.kernels import (
+    activation_backward,
+    cpu,
+    matrix_product,
+    uncertain_points,
+    uniform_points,
+    use_kernel,
+)
 
 CPU = torch.device("cpu")
 MISSING = cpu.why_not(CPU, torch.float32)
@@ -122,3 +129,92 @@ def test_shapes_that_do_not_fit_are_left_to_torch():
     assert uncertain_points(maps, candidates, torch.ones(2, 9), 3) is None
     assert activation_backward("relu", torch.ones(3, 8), torch.ones(2, 8)) is None
     assert activation_backward("relu", torch.ones(3, 0), torch.ones(3, 0)) is None
+
+
+multiplies = pytest.mark.skipif(not cpu.multiplies_bfloat16(), reason="the CPU has no AVX-512 BF16")
+# Rows, columns and K: a single number, odd ones, several tasks, several blocks of K in float32 and bfloat16.
+SIZES = [(1, 1, 1), (13, 33, 17), (300, 70, 1025), (97, 100, 600), (24, 1, 30)]
+
+
+def strided(x, layout):
+    """The same values, with the second index innermost, or the first, or neither."""
+    if layout == "rows":
+        return x.contiguous()
+    if layout == "columns":
+        return x.T.contiguous().T
+    wide = x.new_zeros(x.shape[0], x.shape[1], 2)
+    wide[..., 1] = x
+    return wide[..., 1]
+
+
+@multiplies
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype, into", [("float32", "float32"), ("bfloat16", "bfloat16"), ("bfloat16", "float32")])
+def test_products_in_every_layout_are_those_in_float64(size, dtype, into):
+    M, N, K = size
+    dtype, into, generator = getattr(torch, dtype), getattr(torch, into), torch.Generator().manual_seed(0)
+    a, b, bias, plus = (
+        torch.randn(shape, generator=generator).to(kind)
+        for shape, kind in (((M, K), dtype), ((K, N), dtype), ((N,), dtype), ((M, N), into))
+    )
+    exact = 0.5 * (a.double() @ b.double() + bias.double()) + plus.double()
+    of_rows, found = 0.5 * a.double().sum(1) + 1, []
+    for layout in ("rows", "columns", "neither"):
+        for other in ("rows", "columns"):
+            out, sums = torch.full((M, N), float("nan"), dtype=into), torch.ones(M)
+            factors = strided(a, layout), strided(b, other)
+            assert matrix_product(*factors, bias, scale=0.5, plus=plus, out=out, sums=sums) is out
+            torch.testing.assert_close(sums.double(), of_rows, rtol=1e-5, atol=1e-4)
+            assert relative_difference(out.double(), exact) < (4e-3 if into == torch.bfloat16 else 2e-6)
+            without = matrix_product(*factors, bias, scale=0.5, plus=plus.clone(), out=torch.empty_like(out))
+            found += [out, without]
+    assert all(torch.equal(one, found[0]) for one in found)
+    in_place = plus.clone()
+    assert torch.equal(matrix_product(a, b, bias, scale=0.5, plus=in_place, out=in_place), found[0])
+    rectified = matrix_product(a, b, then="relu", out=torch.empty_like(out))
+    torch.testing.assert_close(rectified.double(), (a.double() @ b.double()).relu(), rtol=4e-3, atol=1e-3)
+
+
+@multiplies
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_do_not_depend_on_the_number_of_threads(dtype):
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(shape, generator=generator).to(dtype) for shape in ((210, 3000), (3000, 130)))
+    found, before = [], torch.get_num_threads()
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        try:
+            sums = torch.zeros(210)
+            product = matrix_product(a.T.contiguous().T, b, out=torch.empty(210, 130), sums=sums)
+            found.append((product, sums, matrix_product(b.T, a.T)))
+        finally:
+            torch.set_num_threads(before)
+    assert all(torch.equal(x, y) for other in found[1:] for x, y in zip(found[0], other, strict=True))
+
+
+@multiplies
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_behind_a_factor_is_not_read(dtype):
+    a, b = torch.full((5, 8), float("nan"), dtype=dtype), torch.full((9, 8), float("nan"), dtype=dtype)
+    a[:, :7], b[:7, :3] = 1, 1  # K is odd: its last word is half another row's
+    torch.testing.assert_close(matrix_product(a[:, :7], b[:7, :3]), torch.full((5, 3), 7.0, dtype=dtype))
+    a[2, 1] = float("nan")
+    rectified = matrix_product(a[:, :7], b[:7, :3], then="relu")
+    assert rectified.isnan().any(1).tolist() == [False, False, True, False, False]
+
+
+@multiplies
+def test_matrices_that_do_not_fit_are_left_to_torch():
+    a, b = torch.ones(3, 4), torch.ones(4, 5)
+    assert matrix_product(a, b[:3]) is None
+    assert matrix_product(a, b, torch.ones(4)) is None
+    assert matrix_product(a, b, plus=torch.ones(5)) is None
+    assert matrix_product(a, b, out=torch.empty(5, 3).T) is None
+    assert matrix_product(a, b, sums=torch.ones(5)) is None
+    assert matrix_product(a, b.bfloat16()) is None
+    assert matrix_product(a[:0], b) is None and matrix_product(a[:, :0], b[:0]) is None
+    assert matrix_product(a.double(), b.double()) is None
+    with torch.enable_grad():
+        assert matrix_product(a, b) is None
+    with use_kernel("reference"):
+        assert matrix_product(a, b) is None

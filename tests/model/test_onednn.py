@@ -17,6 +17,7 @@ def calls(monkeypatch):
         pytest.skip("not an x86 CPU with oneDNN")
     monkeypatch.setattr(onednn, "products_are_faster", lambda dtype: dtype != torch.float64)
     monkeypatch.setattr(onednn, "compiled_product", None)
+    monkeypatch.setattr(onednn, "compiled_matrix_product", None)
     made, operator = [], torch.ops.mkldnn._linear_pointwise
     monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", lambda *x: made.append(x[3]) or operator(*x))
     return made

@@ -45,6 +45,7 @@ def library() -> ctypes.CDLL | str:
             "msda_uniform",
             "msda_uncertain_points",
             "msda_activation_backward",
+            "msda_matrix_product",
         ):
             getattr(loaded, name).restype = None
         loaded.msda_use_pool(_pool_of_threads())

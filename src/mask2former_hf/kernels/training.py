@@ -76,6 +76,60 @@ def activation_backward(name: str, gradient: Tensor, wide: Tensor) -> tuple[Tens
     return activated, of_wide, sums
 
 
+def matrix_product(
+    a: Tensor,
+    b: Tensor,
+    bias: Tensor | None = None,
+    then: str = "none",
+    scale: float = 1.0,
+    plus: Tensor | None = None,
+    out: Tensor | None = None,
+    sums: Tensor | None = None,
+) -> Tensor | None:
+    """scale * (a @ b + bias) + plus, `then` "none" or "relu".
+
+    Sums are float32 and rounded once. It needs AVX-512 BF16, in float32 too.
+
+    Args:
+        a: (M, K) float32 or bfloat16; where neither of its strides is 1 it is copied.
+        b: (K, N) in a's dtype, as a.
+        bias: (N,) in a's dtype.
+        plus: (M, N) in the result's dtype; may be `out`.
+        out: (M, N) for the result, contiguous, in a's dtype or float32; made in a's dtype if not given.
+        sums: (M,) float32, to which scale times the sums of a over K are added.
+    """
+    (M, K), N, dtype = a.shape, b.shape[1], a.dtype
+    if not (_runs(a.device) and cpu.multiplies_bfloat16() and dtype in cpu.DTYPES and M * N * K > 0):
+        return None
+    out = torch.empty(M, N, dtype=dtype, device="cpu") if out is None else out
+    fits = all(type(x) in (Tensor, torch.nn.Parameter) and x.device.type == "cpu" for x in (a, b))
+    fits = fits and b.shape == (K, N) and b.dtype == dtype
+    fits = fits and (bias is None or (_fit((bias,), dtype) and bias.shape == (N,)))
+    fits = fits and (sums is None or (_fit((sums,), torch.float32) and sums.shape == (M,)))
+    fits = fits and out.dtype in (dtype, torch.float32)
+    fits = fits and all(x is None or (_fit((x,), out.dtype) and x.shape == (M, N)) for x in (plus, out))
+    if not fits:
+        return None
+    (a, *a_layout), (b, *b_layout) = _laid_out(a, 1), _laid_out(b, 0)
+    sizes = (ctypes.c_int64 * 7)(M, N, K, *a_layout, *b_layout)
+    flags = (ctypes.c_int64 * 3)(dtype == torch.bfloat16, out.dtype == torch.bfloat16, then == "relu")
+    factors = (ctypes.c_void_p * 3)(a.data_ptr(), b.data_ptr(), None if bias is None else bias.data_ptr())
+    threads = ctypes.c_int64(torch.get_num_threads())
+    cpu.library().msda_matrix_product(
+        factors, _at(plus), sizes, flags, ctypes.c_double(scale), threads, _at(sums), _at(out)
+    )
+    return out
+
+
+def _laid_out(x: Tensor, inner: int) -> tuple[Tensor, int, bool]:
+    """The matrix or a copy, its larger step, and whether `inner`, the index that is summed over, is the slower one."""
+    if x.stride(inner) == 1:
+        return x, x.stride(1 - inner), False
+    if x.stride(1 - inner) == 1:
+        return x, x.stride(inner), True
+    return x.contiguous(), x.shape[1], inner == 0
+
+
 def _runs(device: torch.device) -> bool:
     return (
         device.type == "cpu"
@@ -86,7 +140,10 @@ def _runs(device: torch.device) -> bool:
 
 
 def _fit(tensors, dtype: torch.dtype) -> bool:
-    return all(type(x) is Tensor and x.dtype == dtype and x.is_contiguous() for x in tensors)
+    return all(
+        type(x) in (Tensor, torch.nn.Parameter) and x.dtype == dtype and x.is_contiguous() and x.device.type == "cpu"
+        for x in tensors
+    )
 
 
 def _at(tensor: Tensor | None) -> ctypes.c_void_p:

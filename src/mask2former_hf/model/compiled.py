@@ -20,6 +20,7 @@ attend_in_windows_backward = getattr(kernels, "attend_in_windows_backward", None
 convolution = getattr(kernels, "convolution", None)
 feed_forward = getattr(kernels, "feed_forward", None)
 layer_norm = getattr(kernels, "layer_norm", None)
+matrix_product = getattr(kernels, "matrix_product", None)
 product = getattr(kernels, "product", None)
 uncertain_points = getattr(kernels, "uncertain_points", None)
 uniform_points = getattr(kernels, "uniform_points", None)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from .compiled import activation_backward
 from .cpu_layout import chunk_length
-from .onednn import Sums, product, product_dtype
+from .onednn import Sums, matrix_product, plus_product, product, product_dtype
 
 
 class Activation(NamedTuple):
@@ -62,8 +62,9 @@ class Norm(NamedTuple):
 
 
 def some_rows(count: int, width: int, device: torch.device) -> Iterator[slice]:
-    """Slices of `count` rows that take `width` float32 each inside."""
-    step = chunk_length(width, device)
+    """Slices of `count` rows that take `width` float32 each inside: on CPUs half of a chunk, as there are up to four
+    such tensors at a time, and what they leave free at the heap's end goes back to the system."""
+    step = chunk_length(2 * width if device.type == "cpu" else width, device)
     return (slice(start, start + step) for start in range(0, count, step))
 
 
@@ -84,8 +85,7 @@ class FeedForward(torch.autograd.Function):
                 wide = product(rows.to(dtype), weights[0], biases[0], activation.within)
                 if keep:
                     kept.append(wide)
-                added = product(activation.function(wide), weights[1], biases[1])
-                torch.add(x[some], added, alpha=factor, out=output[some])
+                plus_product(x[some], activation.function(wide), weights[1], biases[1], factor, output[some])
         ctx.save_for_backward(x, norm_weight, norm_bias, first_weight, first_bias, second_weight, second_bias, *kept)
         ctx.options, ctx.dtype = options, dtype
         return output
@@ -104,17 +104,17 @@ class FeedForward(torch.autograd.Function):
             for index, some in enumerate(some_rows(len(x), first_weight.shape[0], x.device)):
                 rows, *moments = (x[some],) if norm is None else norm(x[some])
                 rows, of_added = rows.to(dtype), gradient[some].to(dtype)
-                of_added = of_added if factor == 1 else of_added * factor
                 wide = kept[index] if keep else product(rows, weights[0], first_bias.to(dtype), activation.within)
-                of_activated = product(of_added, weights[1].T, None)
+                of_activated = matrix_product(of_added, weights[1], factor)
                 activated, of_wide, of_bias = gradients_before(ctx.options[0], of_activated, wide)
-                second.add(of_added, activated)
+                second.add(of_added, activated, factor=factor)
                 first.add(of_wide, rows, of_bias)
-                of_rows = product(of_wide, weights[0].T, None)
-                if norm is not None:
-                    of_rows, *own = norm.backward(of_rows, x[some], *moments)
-                    for total, part in zip(of_norm, own, strict=True):
-                        total.add_(part)
+                if norm is None:
+                    plus_product(gradient[some], of_wide, weights[0].T, None, 1.0, of_x[some])
+                    continue
+                of_rows, *own = norm.backward(matrix_product(of_wide, weights[0]), x[some], *moments)
+                for total, part in zip(of_norm, own, strict=True):
+                    total.add_(part)
                 torch.add(gradient[some], of_rows, out=of_x[some])
         return (
             of_x,

@@ -5,8 +5,8 @@ torch multiplies float32 with MKL, which on AMD's processors is slower than oneD
 pixel decoder (EPYC with AVX-512, one thread). In bfloat16 both are oneDNN, but torch's way writes the bias first and
 adds to it: 5 to 15 %. The operators are those that torch's own compiler calls; weights are given as they are, so
 nothing is kept. The operator's GELU is off by some 1e-6, so in float32 it stays torch's.
-In training results and gradients of the rows are such products (float32: 15 to 40 % faster than MKL's), those of the
-weights, with both factors transposed, are torch's.
+In training results are such products, too (float32: 15 to 40 % faster than MKL's). Gradients of weights, and of rows
+in bfloat16, are products of the package's own on AMD's CPUs, elsewhere torch's and oneDNN's.
 Traced, compiled and exported models, other devices, adapters, hooks and tensors of other classes (quantized,
 distributed) take torch's own path.
 """
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .compiled import feed_forward as compiled_feed_forward
+from .compiled import matrix_product as compiled_matrix_product
 from .compiled import product as compiled_product
 from .cpu_layout import hooked, plain
 
@@ -67,6 +68,29 @@ def product_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
+def matrix_product(a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:
+    """scale * a @ b of (M, K) and (K, N), where no gradient is recorded."""
+    if a.dtype == torch.bfloat16:  # in float32 oneDNN is as fast
+        output = _own_product(a, b, scale=scale)
+        if output is not None:
+            return output
+    output = product(a, b.T, None)
+    return output if scale == 1 else output.mul_(scale)
+
+
+def plus_product(x: Tensor, rows: Tensor, weight: Tensor, bias: Tensor | None, factor: float, out: Tensor):
+    """x + factor * F.linear(rows, weight, bias) into `out`, of x's shape, where no gradient is recorded."""
+    plus = x if x.dtype == out.dtype else x.to(out.dtype)
+    if _own_product(rows, weight.T, bias, scale=factor, plus=plus, out=out) is None:
+        torch.add(x, product(rows, weight, bias), alpha=factor, out=out)
+
+
+def _own_product(*factors: Tensor | None, **options) -> Tensor | None:
+    if compiled_matrix_product is None or not made_by_amd():  # Intel's have units for products, which oneDNN knows
+        return None
+    return compiled_matrix_product(*factors, **options)
+
+
 class Sums:
     """Sums over chunks of rows, in float32 at least: the gradients of a linear layer's parameters."""
 
@@ -75,8 +99,12 @@ class Sums:
         self.wants_weight, self.wants_bias = wanted
         self.weight = self.bias = None
 
-    def add(self, gradient: Tensor, rows: Tensor, of_bias: Tensor | None = None):
-        """(N, O) gradients of the layer's results, its (N, I) rows, and sums of the gradients if they are known."""
+    def add(self, gradient: Tensor, rows: Tensor, of_bias: Tensor | None = None, factor: float = 1.0):
+        """(N, O) gradients of the layer's results, its (N, I) rows, and sums of the gradients if they are known;
+        `factor` is on the gradients."""
+        if self.wants_weight and self._add_at_once(gradient, rows, of_bias, factor):
+            return
+        gradient = gradient if factor == 1 else gradient * factor
         if self.wants_weight:
             if self.weight is None:
                 self.weight = _precise(gradient.T @ rows)
@@ -86,8 +114,22 @@ class Sums:
                 self.weight.add_(gradient.T @ rows)
         self.add_to_bias(gradient.sum(0) if self.wants_bias and of_bias is None else of_bias)
 
+    def _add_at_once(self, gradient: Tensor, rows: Tensor, of_bias: Tensor | None, factor: float) -> bool:
+        """By the package's product, which sums the gradients up while it reads them; False if it does not apply."""
+        plus = weight = self.weight
+        if weight is None:
+            weight = rows.new_empty(gradient.shape[1], rows.shape[1], dtype=torch.float32)
+        sums = None
+        if self.wants_bias and of_bias is None:
+            sums = weight.new_zeros(len(weight)) if self.bias is None else self.bias
+        if _own_product(gradient.T, rows, scale=factor, plus=plus, out=weight, sums=sums) is None:
+            return False
+        self.weight, self.bias = weight, self.bias if sums is None else sums
+        self.add_to_bias(of_bias)
+        return True
+
     def add_to_bias(self, sums: Tensor | None):
-        if self.wants_bias:
+        if self.wants_bias and sums is not None:
             self.bias = _precise(sums) if self.bias is None else self.bias.add_(sums)
 
     def gradients(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -122,7 +164,7 @@ class RecordedProduct(torch.autograd.Function):
         sums = Sums(ctx.needs_input_grad[1:3])
         with torch.autocast(rows.device.type, enabled=False):
             sums.add(gradient, rows)
-            of_rows = product(gradient, weight.to(rows.dtype).T, None) if ctx.needs_input_grad[0] else None
+            of_rows = matrix_product(gradient, weight.to(rows.dtype)) if ctx.needs_input_grad[0] else None
         return of_rows, *sums.gradients(weight, bias)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .compiled import attend_in_windows, attend_in_windows_backward
 from .cpu_layout import chunk_length
 from .feed_forward import FeedForward, Norm, some_rows
-from .onednn import Sums, product, product_dtype
+from .onednn import Sums, matrix_product, plus_product, product, product_dtype
 
 # Channels up to which the MLP's wide rows are computed again: that takes C / 2 operations for each byte not kept, and
 # at 96 and 192 channels no more time than keeping them, at 384 2 to 8 % of a block's (float32 and bfloat16, AMD EPYC).
@@ -67,8 +67,7 @@ class AttentionHalf(torch.autograd.Function):
             output = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, dtype))
             out_weight_cast, out_bias_cast = out_weight.to(dtype), out_bias.to(dtype)
             for some in some_rows(N, C, x.device):
-                added = product(attended[some], out_weight_cast, out_bias_cast)
-                torch.add(x[some], added, alpha=options.factor, out=output[some])
+                plus_product(x[some], attended[some], out_weight_cast, out_bias_cast, options.factor, output[some])
         ctx.save_for_backward(
             x, norm_weight, norm_bias, weight, bias, position_bias, out_weight, out_bias, projected, fill, attended
         )
@@ -84,9 +83,8 @@ class AttentionHalf(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             out_sums = Sums(ctx.needs_input_grad[6:8])
             of_added = gradient.to(attended.dtype)
-            of_added = of_added if options.factor == 1 else of_added * options.factor
-            out_sums.add(of_added, attended)
-            of_attended = product(of_added, out_weight.to(attended.dtype).T, None)
+            out_sums.add(of_added, attended, factor=options.factor)
+            of_attended = matrix_product(of_added, out_weight.to(attended.dtype), options.factor)
             del of_added
             of_projected, of_fill, of_position_bias = gradients_in_windows(
                 of_attended, projected, fill, position_bias, options, ctx.compiled
@@ -194,7 +192,7 @@ def gradient_of_normed(gradient, x, norm: Norm, of_projected, weight, sums: Sums
     for some in some_rows(len(x), 4 * x.shape[1], x.device):
         rows, *moments = norm(x[some])
         sums.add(of_projected[some], rows.to(weight.dtype))
-        of_rows, *own = norm.backward(product(of_projected[some], weight.T, None), x[some], *moments)
+        of_rows, *own = norm.backward(matrix_product(of_projected[some], weight), x[some], *moments)
         for total, part in zip(of_norm, own, strict=True):
             total.add_(part)
         torch.add(gradient[some], of_rows, out=of_x[some])
