@@ -67,7 +67,8 @@ def measure(backbone: str, folder: Path, arguments) -> dict[str, float]:
         exports[f"ONNX Runtime, {dtype}"] = ExportedModel(folder / dtype, **options, runtime="onnxruntime")
         if has_openvino:
             exports[f"OpenVINO, {dtype}"] = own = ExportedModel(folder / dtype, **options, runtime="openvino")
-            own.graph.often = 0  # compiled for one shape, as it is after some runs
+            if dtype == "float32":
+                own.graph.often = 0  # compiled for one shape, as it is after some runs
     runs |= {name: lambda own=own: own.logits(pixels.numpy()) for name, own in exports.items()}
     clock = time.process_time if arguments.processor_time else time.perf_counter
     return interleaved_medians(runs, arguments.repeats, clock=clock)

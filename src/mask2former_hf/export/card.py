@@ -38,6 +38,36 @@ def _card(config, report: dict, beside: list[str]) -> str:
         for runtime, name in (("ONNX Runtime", "differences"), ("OpenVINO", "openvino"))
         for row in report.get(name, ())
     ]
+    runtime = "openvino" if "openvino" in report else "onnxruntime"
+    return f"""# An exported Mask2Former
+
+{_table(("", ""), rows)}
+
+## Files
+
+{chr(10).join(_files(config, report, beside))}
+* `config.json`, `preprocessor_config.json`: classes, and what is done to an image.
+
+## Use
+
+Without torch (`pip install --no-deps` of mask2former_hf, and {runtime}, numpy, pillow):
+
+```python
+from mask2former_hf import Segmenter
+
+result = Segmenter("FOLDER")("photo.jpg")
+```
+
+## Checked
+
+Largest difference of the logits to the checkpoint, in units of the largest, for noise of these shapes:
+
+{_table(("runtime", "pixel_values", "class logits", "mask logits"), checked)}
+"""
+
+
+def _files(config, report: dict, beside: list[str]) -> list[str]:
+    task = report["task"]
     outputs = f"{RESULTS[task]}; and the logits" if task else "`class_queries_logits`, `masks_queries_logits`"
     files = [
         f"* `model.onnx`: `pixel_values` (batch, {model_channels(config)}, height, width), as "
@@ -57,32 +87,7 @@ def _card(config, report: dict, beside: list[str]) -> str:
         )
     if not task:
         files += [f"* `{own}.onnx`: from the logits of one image: {text}." for own, text in RESULTS.items()]
-    runtime = "openvino" if "openvino" in report else "onnxruntime"
-    return f"""# An exported Mask2Former
-
-{_table(("", ""), rows)}
-
-## Files
-
-{chr(10).join(files)}
-* `config.json`, `preprocessor_config.json`: classes, and what is done to an image.
-
-## Use
-
-Without torch (`pip install --no-deps` of mask2former_hf, and {runtime}, numpy, pillow):
-
-```python
-from mask2former_hf import Segmenter
-
-result = Segmenter("FOLDER")("photo.jpg")
-```
-
-## Checked
-
-Largest difference of the logits to the checkpoint, in units of the largest, for noise of these shapes:
-
-{_table(("runtime", "pixel_values", "class logits", "mask logits"), checked)}
-"""
+    return files
 
 
 def _table(head: tuple, rows: list) -> str:

@@ -72,25 +72,22 @@ def export_model(
     """
     _check_settings(task, size, dtype, opset, calibration)
     check_model(model, processor)
-    for name in ("onnx", "onnxruntime", *["openvino"] * openvino):
+    packages = [*VERSIONS, *["openvino"] * openvino]
+    for name in packages:
         require(name, "openvino" if openvino else "onnx")
     processor = fitted_processor(processor, size)
     config, rules = _config_and_rules(model, processor, task)
     report = {"task": task, "opset": opset, "dtype": dtype, "size": None if size is None else list(size)}
     with complete_or_nothing(Path(folder), overwrite) as staging, torch.no_grad():
-        graphs = _graphs(model, processor, config, rules, task, size, dtype, opset, calibration, on_step)
-        _write(staging, graphs, config, processor, report)
-        del graphs  # which has the weights again
+        _write(staging, model, config, processor, rules, report, calibration, on_step)
         on_step("checking it against the checkpoint")
-        reference = reference_of(model)
-        settings = config, processor, rules, dtype, size
-        report["differences"] = _checked(ExportedModel(staging, runtime="onnxruntime"), reference, *settings)
+        settings = reference_of(model), config, processor, rules, dtype, size
+        report["differences"] = _checked(ExportedModel(staging, runtime="onnxruntime"), *settings)
         if openvino:
             on_step("converting it for OpenVINO")
-            convert(staging, _openvino_graph(model, config, rules, task, size, opset) if dtype == "float32" else None)
-            for exported in ways_to_run(staging):
-                report["openvino"] = _checked(exported, reference, *settings)
-        report["versions"] = versions(*VERSIONS, *["openvino"] * openvino)
+            convert(staging, _openvino_graph(model, config, rules, report) if dtype == "float32" else None)
+            report["openvino"] = [_checked(own, *settings) for own in ways_to_run(staging)][-1]
+        report["versions"] = versions(*packages)
         write_report(staging, REPORT, report)
         write_card(staging, config, report)
     return report
@@ -107,8 +104,9 @@ def _config_and_rules(model, processor, task: str | None) -> tuple:
         raise ExportError(str(error)) from error
 
 
-def _graphs(model, processor, config, rules, task, size, dtype, opset, calibration, on_step) -> dict:
+def _graphs(model, config, processor, rules, report, calibration, on_step) -> dict:
     """Graphs by file name: one with the results of the task, or the network and the results of each task."""
+    task, size, dtype, opset = (report[name] for name in ("task", "size", "dtype", "opset"))
     network = _network_graph(model, processor, size, dtype, opset, calibration, on_step)
     on_step(f"adding the rules of {', '.join(rules)} results")
     return _with_results(network, config, rules, task, opset)
@@ -125,8 +123,9 @@ def _network_graph(model, processor, size, dtype, opset, calibration, on_step):
     return quantized(graph, processor, calibration)
 
 
-def _openvino_graph(model, config, rules: dict[str, Rules], task: str | None, size, opset: int):
-    """As `model.onnx`, of float32, with operators that OpenVINO alone has."""
+def _openvino_graph(model, config, rules: dict[str, Rules], report: dict):
+    """As `model.onnx`, of float32, in the forms that are fastest in OpenVINO."""
+    task, size, opset = (report[name] for name in ("task", "size", "opset"))
     graph = trace_network(Network(model, forms=OPENVINO_FORMS), size, opset)
     return _with_results(graph, config, rules, task, opset)[MODEL] if task else graph
 
@@ -141,8 +140,8 @@ def _with_results(network, config, rules: dict[str, Rules], task: str | None, op
     return {MODEL: network} | {f"{name}.onnx": graph for name, graph in graphs.items()}
 
 
-def _write(folder: Path, graphs: dict, config, processor, report: dict):
-    for name, graph in graphs.items():
+def _write(folder: Path, model, config, processor, rules: dict[str, Rules], report: dict, calibration, on_step):
+    for name, graph in _graphs(model, config, processor, rules, report, calibration, on_step).items():
         save(graph, folder / name)
     config.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -1,5 +1,6 @@
 """The ONNX graph → OpenVINO's own form."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,8 +37,12 @@ def convert(folder: Path, graph=None):
 
 
 def ways_to_run(folder: Path) -> Iterator[ExportedModel]:
-    """The network compiled for all shapes, and one compiled for each shape; one of them in memory at a time."""
-    yield ExportedModel(folder, runtime="openvino")
+    """The network compiled for all shapes, and one compiled for each shape where such are used; one of them in memory
+    at a time."""
     exported = ExportedModel(folder, runtime="openvino")
-    exported.graph.often, exported.graph.kept = 0, 1
+    has_own = exported.graph.often < math.inf
     yield exported
+    if has_own:
+        exported = ExportedModel(folder, runtime="openvino")
+        exported.graph.often, exported.graph.kept = 0, 1
+        yield exported
