@@ -1,12 +1,14 @@
 """Kernels of AVX-512 BF16 and layer norm on CPUs against float64, and where they leave the work to torch."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from mask2former_hf import kernels
-from mask2former_hf.kernels import cpu, use_kernel
+from mask2former_hf.kernels import convolutions, cpu, use_kernel
 from mask2former_hf.model.cpu_layout import ConvolutionNorm
 from mask2former_hf.model.layer_norms import normed
 
@@ -73,7 +75,7 @@ def test_attention_is_that_of_float64_and_of_nothing_zero(Q, S, share):
 @pytest.mark.parametrize("B, C, H, W, width", [(2, 32, 13, 18, 64), (1, 16, 1, 2, 32)])
 def test_convolutions_with_fewer_multiplications_err_by_a_few_roundings(B, C, H, W, width, dtype, times, monkeypatch):
     torch.manual_seed(0)
-    monkeypatch.setattr(kernels, "CONVOLUTION_FROM", 1)
+    monkeypatch.setattr(convolutions, "FROM", 1)
     layer, scale, bias = nn.Conv2d(C, width, 3, padding=1).to(dtype), torch.rand(width) + 0.5, torch.randn(width)
     x = torch.randn(B, H, W, C).to(dtype).permute(0, 3, 1, 2)
     exact = F.conv2d(x.double(), layer.weight.double(), padding=1)
@@ -93,6 +95,22 @@ def test_convolutions_with_fewer_multiplications_err_by_a_few_roundings(B, C, H,
         assert found.dtype == dtype and found.is_contiguous(memory_format=torch.channels_last)
         error = (found - exact).square().mean().sqrt()
         assert error < times * (exact.to(dtype) - exact).square().mean().sqrt()
+
+
+@needs_avx512_bf16
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradients_of_a_convolution_with_fewer_multiplications_are_those_of_float64(bias, monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(convolutions, "FROM", 1)
+    layer = nn.Conv2d(32, 64, 3, padding=1, bias=bias)
+    x = torch.randn(2, 9, 14, 32).permute(0, 3, 1, 2).requires_grad_()
+    output = kernels.convolution(x, layer)
+    of_output = torch.randn(output.shape)  # of another layout
+    found = torch.autograd.grad(output, (x, *layer.parameters()), of_output)
+    exact = copy.deepcopy(layer).double()
+    expected = torch.autograd.grad(exact(x.double()), (x, *exact.parameters()), of_output.double())
+    for here, there in zip(found, expected, strict=True):
+        assert (here - there).abs().max() < 1e-5 * there.abs().max()
 
 
 @needs_cpp

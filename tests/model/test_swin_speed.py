@@ -10,6 +10,7 @@ from transformers import AutoBackbone, SwinConfig
 
 from mask2former_hf.kernels import use_kernel
 from mask2former_hf.model import onednn, swin_speed
+from mask2former_hf.model.backbone import feature_maps
 
 SIZES = [(2, 96, 130), (1, 56, 56), (3, 40, 8)]  # padded, whole windows, less than a window
 
@@ -60,6 +61,9 @@ def test_maps_and_gradients_are_those_of_transformers(backbones, size, attended,
     assert_near(maps[1], maps[0])
     with torch.inference_mode():
         assert_near(*(backbone(pixels).feature_maps for backbone in reversed(backbones)))
+        innermost = feature_maps(backbones[1], None, pixels)
+        assert_near(innermost, backbones[0](pixels).feature_maps)
+        assert all(x.permute(0, 2, 3, 1).is_contiguous() for x in innermost)
     for backbone, own in zip(backbones, maps, strict=True):
         loss = sum((x * torch.linspace(-1, 1, x.numel()).view_as(x)).sum() for x in own)
         gradients.append(torch.autograd.grad(loss, list(backbone.parameters()), allow_unused=True))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from . import cpu, norms, problem, triton_gpu, windows
+from . import convolutions, cpu, norms, problem, triton_gpu, windows
 from .choosing import ENVIRONMENT_VARIABLE, KERNELS, chosen_name, kernel_report, select, use_kernel
 from .operators import dtype_under_autocast, fused
 from .training import activation_backward, matrix_product, uncertain_points, uniform_points
@@ -20,9 +20,6 @@ from .training import activation_backward, matrix_product, uncertain_points, uni
 # Elements from which a kernel saves more of a GPU's time than its launch from Python takes of the host's: 0.1 ms and
 # more (H200, with a host that takes 30 us for an operator of torch).
 BATCH_NORM_FROM, LAYER_NORM_FROM, GROUP_NORM_FROM = 2**26, 2**24, 2**21
-# Pixels of a batch from which a convolution with fewer multiplications is worth the changed weights, made in every
-# call: 40 to 50 % less time at 20 x 20 with 512 channels, 40 x 40 with 256, and so on to 160 x 160 with 64 and 256.
-CONVOLUTION_FROM = 2**8
 
 
 _for_a_graph: contextvars.ContextVar[bool] = contextvars.ContextVar("mask2former_hf_for_a_graph", default=False)
@@ -207,36 +204,28 @@ def convolution(
 ) -> Tensor | None:
     """A 3 x 3 convolution by Winograd's algorithm; None if it was not done.
 
-    It is done in eager mode without a graph, in float32 and bfloat16 on CPUs with AVX-512 BF16, for maps (B, C, H, W)
-    with channels innermost, of a multiple of 16 channels to a multiple of 32, with stride and padding 1. In float32 it
-    errs by 0.7 of what oneDNN's does (fewer sums). In bfloat16 its factors are rounded once more than a product's: the
-    mean error is 2.5 times that of a result that is rounded once, 0.4 % of the result's deviation.
+    It is done in eager mode on CPUs with AVX-512 BF16, for maps (B, C, H, W) with channels innermost, of a multiple of
+    16 channels to a multiple of 32, with stride and padding 1; with a graph in float32 alone, of a multiple of 32
+    channels, without scale and ReLU. In float32 it errs by 0.7 of what oneDNN's does (fewer sums). In bfloat16 its
+    factors are rounded once more than a product's: the mean error is 2.5 times that of a result that is rounded once,
+    0.4 % of the result's deviation.
 
     Args:
         scale: (O,) of the sums, before anything is added.
         bias: (O,) instead of the convolution's.
         rectify: a ReLU at the end.
     """
-    if not _unrecorded() or x.device.type != "cpu":  # first: a graph of torch must not see what follows
+    if x.device.type != "cpu" or _transformed():  # first: a graph of torch must not see what follows
         return None
-    usual = (convolution.kernel_size, convolution.stride, convolution.padding, convolution.dilation)
-    weight, bias = convolution.weight, convolution.bias if bias is None else bias
-    fits = (
-        usual == ((3, 3), (1, 1), (1, 1), (1, 1))
-        and convolution.groups == 1
-        and convolution.padding_mode == "zeros"
-        and x.dim() == 4
-        and x.shape[1] == weight.shape[1]
-        and x.shape[1] % 16 == len(weight) % 32 == 0
-        and x.numel() >= CONVOLUTION_FROM * x.shape[1]
-        and x.dtype == weight.dtype
-    )
-    given = [y for y in (x, weight, scale, bias) if y is not None]
-    if not fits or not _plain(*given) or not _eager(x) or not _cpp_runs(x) or not cpu.multiplies_bfloat16():
+    bias = convolution.bias if bias is None else bias
+    given = [y for y in (x, convolution.weight, scale, bias) if y is not None]
+    runs = chosen_name() in ("auto", "cpp") and cpu.why_not(x.device, x.dtype) is None and cpu.multiplies_bfloat16()
+    if not runs or torch.is_autocast_enabled("cpu") or not _plain(*given) or not convolutions.fits(x, convolution):
         return None
-    if not (weight.is_contiguous() and x.permute(0, 2, 3, 1).is_contiguous()):
-        return None
-    return cpu.convolution(x, weight, *(None if y is None else y.float().contiguous() for y in (scale, bias)), rectify)
+    if not torch.is_grad_enabled():
+        return convolutions.convolved(x, convolution.weight, bias, scale, rectify)
+    recorded = x.dtype == torch.float32 and x.shape[1] % 32 == 0 and scale is None and not rectify
+    return convolutions.RecordedConvolution.apply(x, convolution.weight, bias) if recorded else None
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int, allowed: Tensor | None) -> Tensor | None:
@@ -271,9 +260,12 @@ def _multiplies(*tensors: Tensor) -> bool:
 def _unrecorded() -> bool:
     """Whether what is done leaves no trace: in no graph, and under no transformation of functions, whose tensors have
     no memory, or a tangent that would be lost."""
-    return not (
-        torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
+    return not (torch.is_grad_enabled() or _transformed())
+
+
+def _transformed() -> bool:
+    return (
+        torch.compiler.is_compiling()
         or leaving_pytorch()
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch.autograd.forward_ad._current_level >= 0

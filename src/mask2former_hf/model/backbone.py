@@ -127,7 +127,14 @@ def feature_maps(backbone: nn.Module, neck: nn.Module | None, pixel_values: Tens
         H, W = pixel_values.shape[-2:]
         patch = backbone.config.patch_size
         pixel_values = F.pad(pixel_values, (0, -W % patch, 0, -H % patch))
-    return tuple(backbone(for_convolutions(pixel_values), **options).feature_maps)
+    pixel_values = for_convolutions(pixel_values)
+    if backbone.config.model_type == "swin":
+        from .swin_speed import innermost_maps
+
+        maps = innermost_maps(backbone, pixel_values, options)
+        if maps is not None:
+            return maps
+    return tuple(backbone(pixel_values, **options).feature_maps)
 
 
 def map_shapes(backbone: nn.Module, config) -> list[tuple[int, ...]] | None:

@@ -17,7 +17,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.modeling_outputs import BackboneOutput
 from transformers.models.swin.modeling_swin import SwinBackbone, SwinLayer, SwinMLP, SwinPatchMerging, SwinStage
 
 from .compiled import window_attention
@@ -275,24 +274,20 @@ class InnermostSwinStage(SwinStage):
         return before_downsampling.view(before_downsampling.shape[0], height, width, -1).permute(0, 3, 1, 2)
 
 
-class InnermostSwinBackbone(SwinBackbone):
-    """transformers' backbone, whose maps at inference on CPUs keep the memory of their tokens too, which all that
-    reads them wants."""
-
-    def forward(self, pixel_values: Tensor, **options) -> BackboneOutput:
-        asked = self.config.output_hidden_states or self.config.output_attentions or not self.config.return_dict
-        if asked or not set(options) <= {"interpolate_pos_encoding"} or not runs_eagerly(pixel_values):
-            return super().forward(pixel_values, **options)
-        options |= {"always_partition": True, "output_hidden_states_before_downsampling": True}
-        stages = self.swin(pixel_values, output_hidden_states=True, **options).reshaped_hidden_states
-        maps = dict(zip(self.stage_names, stages, strict=True))
-        return BackboneOutput(
-            feature_maps=tuple(
-                map_of(normed(self.hidden_states_norms[name], tokens_of(maps[name])), maps[name].shape[-2:])
-                for name in self.stage_names
-                if name in self.out_features
-            )
-        )
+def innermost_maps(backbone: nn.Module, pixel_values: Tensor, options: dict) -> tuple[Tensor, ...] | None:
+    """transformers' backbone at inference on CPUs, whose maps keep the memory of their tokens, too: what reads them
+    wants channels innermost. None elsewhere. Its class stays transformers', by which old checkpoints are read."""
+    asked = backbone.config.output_hidden_states or backbone.config.output_attentions
+    if asked or not runs_eagerly(pixel_values) or type(backbone) is not SwinBackbone or hooked(backbone):
+        return None
+    options = options | {"always_partition": True, "output_hidden_states_before_downsampling": True}
+    stages = backbone.swin(pixel_values, output_hidden_states=True, **options).reshaped_hidden_states
+    maps = dict(zip(backbone.stage_names, stages, strict=True))
+    return tuple(
+        map_of(normed(backbone.hidden_states_norms[name], tokens_of(maps[name])), maps[name].shape[-2:])
+        for name in backbone.stage_names
+        if name in backbone.out_features
+    )
 
 
 def drop_paths_of_both_branches(backbone: nn.Module):
@@ -310,10 +305,8 @@ def drop_path_of_output(drop_path: nn.Module, module: nn.Module, args: tuple, ou
 
 def gather_windows(backbone: nn.Module):
     """Give Swin's stages and blocks these forwards."""
-    if type(backbone) is SwinBackbone:
-        backbone.__class__ = InnermostSwinBackbone  # the same parameters and names
     for stage in backbone.swin.encoder.layers:
-        stage.__class__ = InnermostSwinStage
+        stage.__class__ = InnermostSwinStage  # the same parameters and names
         if type(stage.downsample) is SwinPatchMerging:
             stage.downsample.__class__ = GatheredPatchMerging
         for block in stage.blocks:
