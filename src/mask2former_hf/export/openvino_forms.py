@@ -49,9 +49,9 @@ def _inputs(node, name: str) -> list | None:
 class BagsOfCorners(MultiScaleDeformableAttention):
     """Of every query and head one bag of 4 * L * P rows: the corners of its points, of all levels.
 
-    Values, offsets and results stay as the linear layers make and take them. At 640 x 640 a layer takes 57 ms instead
-    of 72 with `GridSample`, which reads every channel of a corner by itself, with two passes over all samples after
-    it. (2 threads; a third of both are the linear layers.)
+    Values, offsets and results stay as the linear layers make and take them. `GridSample` reads every channel of a
+    corner by itself, and two passes over all samples follow. Swin-T at 640 x 640 takes 1.25 s instead of 1.32 (2
+    threads, medians of 12 in turn); a layer alone 53 ms instead of 62, of which 19 are its linear layers.
     """
 
     def forward(
