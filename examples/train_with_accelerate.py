@@ -59,21 +59,9 @@ def main(arguments):
     )
     set_seed(arguments.seed)
     train, val = reader(arguments, "train"), reader(arguments, "val")
-    if arguments.model is not None:
-        model, _ = model_for_classes(arguments.model, train.classes, train.task, arguments.queries)
-    else:
-        fields = {} if arguments.queries is None else {"num_queries": arguments.queries}
-        model = new_model(arguments.backbone, train.classes, train.task, arguments.random_weights, **fields)
+    model = model_for(arguments, train)
     processor = processor_for(train.classes, arguments.crop, 2 * arguments.crop)
-    augmented = AugmentedDataset(train, augmentation_for(train.task, arguments.crop), seed=arguments.seed)
-    loader = DataLoader(
-        augmented,
-        batch_size=arguments.batch_size,
-        shuffle=True,
-        num_workers=arguments.num_workers,
-        collate_fn=SegmentationCollator(processor, resize=False),
-        generator=torch.Generator(),  # an iterator more, after a resume, must not move the state that draws points
-    )
+    loader = loader_for(arguments, train, processor)
     model.to(accelerator.device)
     if accelerator.num_processes > 1:
         match_gradient_strides(model)
@@ -116,7 +104,11 @@ def main(arguments):
                 figures = evaluate(accelerator, model, processor, val, arguments)
                 progress.write(f"step {position.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items()))
     progress.close()
+    finish(accelerator, model, processor, val, arguments)
 
+
+def finish(accelerator, model, processor, val, arguments):
+    """Write the model and its figures."""
     state = accelerator.get_state_dict(model)
     if accelerator.is_main_process:
         accelerator.unwrap_model(model).save_pretrained(arguments.output, state_dict=state)
@@ -137,6 +129,27 @@ def reader(arguments, split):
     if classes is None:
         raise SystemExit("--classes is missing: a json that names the labels of the maps")
     return LabelMaps(images, maps, classes)
+
+
+def model_for(arguments, train):
+    """A checkpoint's with the classes of the data, or a new one."""
+    if arguments.model is not None:
+        return model_for_classes(arguments.model, train.classes, train.task, arguments.queries)[0]
+    fields = {} if arguments.queries is None else {"num_queries": arguments.queries}
+    return new_model(arguments.backbone, train.classes, train.task, arguments.random_weights, **fields)
+
+
+def loader_for(arguments, train, processor):
+    """Batches of augmented images."""
+    augmented = AugmentedDataset(train, augmentation_for(train.task, arguments.crop), seed=arguments.seed)
+    return DataLoader(
+        augmented,
+        batch_size=arguments.batch_size,
+        shuffle=True,
+        num_workers=arguments.num_workers,
+        collate_fn=SegmentationCollator(processor, resize=False),
+        generator=torch.Generator(),  # an iterator more, after a resume, must not move the state that draws points
+    )
 
 
 def training_step(accelerator, model, optimizer, micro_batches, clip):

@@ -20,8 +20,7 @@ from mask2former_hf import Segmenter
 from mask2former_hf.cli.main import main
 from mask2former_hf.data.file_lock import FileLock
 from mask2former_hf.inference import many_images
-from mask2former_hf.inference.photos import WAITING, in_batches
-from mask2former_hf.inference.workers import WorkerDied, Workers, write_result
+from mask2former_hf.inference.workers import write_result
 
 SIZES = ((60, 90), (90, 60), (70, 70))
 COUNT, BROKEN = 12, 4
@@ -98,15 +97,6 @@ def test_batches_of_mixed_sizes_give_what_each_image_gives_alone(whole, checkpoi
         result = segmenter(photos / f"{name}.png", threshold=0.1)
         picture = np.asarray(Image.open(io.BytesIO(whole[f"shards/00000-of-00004/panoptic/{name}.png"]))).astype(int)
         assert result.segments and (picture[..., 0] == result.map).mean() > 0.999
-
-
-def test_images_of_one_canvas_come_together_and_none_waits_for_long():
-    items = [("wide", 0), ("high", 1), ("wide", 2), ("wide", 3), ("high", 4), ("square", 5)]
-    batches = list(in_batches(items, 2, lambda item: item[0]))
-    assert batches == [[("wide", 0), ("wide", 2)], [("high", 1), ("high", 4)], [("wide", 3)], [("square", 5)]]
-    drawn = []
-    source = ((drawn.append(k), ("first" if k == 0 else f"{k}", k))[1] for k in range(100))
-    assert next(in_batches(source, 3, lambda item: item[0])) == [("first", 0)] and len(drawn) == WAITING * 3
 
 
 def test_an_unreadable_image_is_listed_and_the_list_can_be_predicted(whole, photos, checkpoint, tmp_path, capsys):
@@ -386,13 +376,6 @@ def test_workers_end_with_a_process_that_is_killed(checkpoint, photos, tmp_path)
     while (is_there := _runs(worker)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not is_there
-
-
-def test_a_worker_that_is_ended_from_outside_is_said_and_not_waited_for():
-    workers = Workers(1)
-    with pytest.raises(WorkerDied, match="a worker process was ended from outside"):
-        workers.result(workers.submit(os._exit, 9))
-    workers.stop()
 
 
 def _runs(process: int) -> bool:

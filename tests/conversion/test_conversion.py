@@ -1,6 +1,5 @@
 """Checkpoints of the original and of mmdetection, converted and converted back."""
 
-import errno
 import json
 import pickle
 import re
@@ -9,15 +8,14 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
-from helpers import GOLDEN, GoldenCase, needs_golden, relative_difference, tiny_model
-from safetensors.torch import load_file, save_file
+from commands import convert
+from helpers import GOLDEN, GoldenCase, needs_golden, relative_difference
+from safetensors.torch import load_file
 
 from mask2former_hf import Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
-from mask2former_hf.cli.main import main
 from mask2former_hf.conversion.architecture import Settings, infer_architecture, make_config
 from mask2former_hf.conversion.checkpoint_files import Checkpoint, read_checkpoint, write_original
 from mask2former_hf.conversion.converting import build_model, recognise_source
-from mask2former_hf.conversion.detectron2_config import settings_from_yaml
 from mask2former_hf.conversion.mmdetection import merge_order, to_original
 from mask2former_hf.conversion.names import CheckpointError
 from mask2former_hf.conversion.original import (
@@ -40,10 +38,6 @@ def write_zoo(path, state, **more):
     arrays = {name: tensor.numpy() for name, tensor in state.items()}
     path.write_bytes(pickle.dumps({"model": arrays, "__author__": "third_party"} | more))
     return path
-
-
-def convert(*arguments):
-    return main(["convert", *map(str, arguments)])
 
 
 def assert_equal_states(ours, theirs):
@@ -213,11 +207,10 @@ def test_position_index_is_the_row_of_the_relative_step():
 # --- mmdetection
 
 
-def as_mmdetection(state, version):
-    """The original's tensors under mmdetection's names, by its source; written apart from the table under test."""
+def mmdetection_rules(version):
     attention = {2: ("attentions.0", "attentions.1"), 3: ("cross_attn", "self_attn")}[version]
     encoder_attention, ffn = {2: ("attentions.0", "ffns.0"), 3: ("self_attn", "ffn")}[version]
-    rules = [
+    return [
         (r"backbone\.patch_embed\.proj\.", "backbone.patch_embed.projection."),
         (r"backbone\.layers\.(\d)\.blocks\.(\d+)\.attn\.", r"backbone.stages.\1.blocks.\2.attn.w_msa."),
         (r"backbone\.layers\.(\d)\.blocks\.(\d+)\.mlp\.fc1", r"backbone.stages.\1.blocks.\2.ffn.layers.0.0"),
@@ -260,6 +253,11 @@ def as_mmdetection(state, version):
         (r"head\.class_embed", "head.cls_embed"),
         (r"head\.input_proj\.", "head.decoder_input_projs."),
     ]  # fmt: skip
+
+
+def as_mmdetection(state, version):
+    """The original's tensors under mmdetection's names, by its source; written apart from the table under test."""
+    rules = mmdetection_rules(version)
     renamed = {}
     for name, tensor in state.items():
         if name == "criterion.empty_weight":
@@ -333,298 +331,3 @@ def test_an_mmdetection_file_runs_and_keeps_its_class_names(tmp_path, capsys):
         outputs = model(golden.pixel_values)
     assert relative_difference(outputs.class_queries_logits, golden.outputs["pred_logits"]) < 1e-5
     assert model.config.id2label[132] == "stuff 52" and model.config.stuff_label_ids == list(range(80, 133))
-
-
-# --- nothing is silent, nothing is run, nothing is left behind
-
-
-@pytest.fixture
-def small():
-    """A small model and the same weights as a checkpoint of the original."""
-    model = tiny_model("swin")
-    from mask2former_hf.conversion.converting import to_original as names_of_original
-
-    return model, names_of_original(model)
-
-
-def test_a_model_of_ours_survives_both_ways(small, tmp_path):
-    model, state = small
-    write_original(tmp_path / "model.pkl", state)
-    assert convert(tmp_path / "model.pkl", "--output", tmp_path / "out") == 0
-    back = Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path / "out")
-    unused = "encoder.swin.layernorm"  # not in the original
-    for (name, expected), (_, loaded) in zip(model.state_dict().items(), back.state_dict().items(), strict=True):
-        assert unused in name or torch.equal(expected, loaded), name
-
-
-def test_missing_unknown_and_misshapen_tensors_are_listed(small, tmp_path, capsys):
-    _, state = small
-    state["sem_seg_head.predictor.new_part.weight"] = torch.zeros(1)
-    save_file(state, tmp_path / "unknown.safetensors")
-    assert convert(tmp_path / "unknown.safetensors", "--output", tmp_path / "out") == 2
-    assert "sem_seg_head.predictor.new_part.weight" in capsys.readouterr().err
-    del state["sem_seg_head.predictor.new_part.weight"]
-    del state["sem_seg_head.predictor.decoder_norm.bias"]
-    state["backbone.norm0.weight"] = torch.zeros(3)
-    save_file(state, tmp_path / "broken.safetensors")
-    assert convert(tmp_path / "broken.safetensors", "--output", tmp_path / "out") == 2
-    said = capsys.readouterr().err
-    assert "decoder.layernorm.bias" in said and "hidden_states_norms.stage1.weight (3,), not (16,)" in said
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.safetensors", "unknown.safetensors"]
-
-
-DECIDING = [
-    "sem_seg_head.predictor.query_feat.weight",
-    "sem_seg_head.predictor.class_embed.weight",
-    "sem_seg_head.predictor.transformer_self_attention_layers.1.self_attn.in_proj_weight",
-    "sem_seg_head.pixel_decoder.input_proj.0.0.weight",
-    "sem_seg_head.pixel_decoder.transformer.encoder.layers.0.self_attn.attention_weights.weight",
-    "backbone.patch_embed.proj.weight",
-    "backbone.layers.0.blocks.0.attn.qkv.bias",
-    "backbone.layers.0.blocks.0.attn.relative_position_bias_table",
-    "backbone.layers.0.downsample.reduction.weight",
-    "criterion.empty_weight",
-]
-
-
-@pytest.mark.parametrize("name", DECIDING)
-@pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 5), (1, 7, 3, 5)])
-def test_a_tensor_of_a_senseless_shape_is_an_error_that_names_it(small, name, shape):
-    state = small[1]
-    assert name in state
-    with pytest.raises(CheckpointError) as caught:
-        build_model(recognise_source(Checkpoint(state | {name: torch.zeros(shape)}, {})))
-    assert (
-        name.rsplit(".", 1)[0] in str(caught.value)
-        or "tensors do not fill" in str(caught.value)
-        or ("no model has the configuration" in str(caught.value))
-    )
-
-
-def test_weights_that_are_not_finite_are_refused(small):
-    state = small[1]
-    state["sem_seg_head.predictor.decoder_norm.bias"][0] = float("nan")
-    with pytest.raises(CheckpointError, match=r"1 not finite: .*decoder.layernorm.bias"):
-        build_model(recognise_source(Checkpoint(state, {})))
-
-
-def test_names_that_are_numbers_are_refused(tmp_path):
-    torch.save({"model": {3: torch.zeros(1)}}, tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match="not tensors with a name: 3"):
-        read_checkpoint(tmp_path / "x.pth")
-
-
-def test_the_folder_that_one_is_in_is_not_replaced(small, tmp_path, capsys, monkeypatch):
-    write_original(tmp_path / "model.pth", small[1])
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    for output in (".", ".."):
-        assert convert(tmp_path / "model.pth", "--output", output, "--overwrite") == 2
-        assert "would replace the folder that you are in" in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "model.pth"]
-
-
-def test_a_full_disk_is_told_of_the_output(small, tmp_path, capsys, monkeypatch):
-    write_original(tmp_path / "model.pth", small[1])
-
-    def full(*arguments, **options):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Mask2FormerForUniversalSegmentation, "save_pretrained", full)
-    assert convert(tmp_path / "model.pth", "--output", tmp_path / "out") == 2
-    assert f"{tmp_path / 'out'}: No space left on device" in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.pth"]
-
-
-def test_another_backbone_cannot_go_back(tmp_path, capsys):
-    tiny_model("convnext").save_pretrained(tmp_path / "folder")
-    assert convert(tmp_path / "folder", "--to", "original", "--output", tmp_path / "m.pth") == 2
-    assert "Its backbones are Swin and ResNet" in capsys.readouterr().err
-    assert not (tmp_path / "m.pth").exists()
-
-
-@pytest.mark.parametrize(
-    "state, message",
-    [
-        ({"backbone.patch_embed.proj.weight": torch.zeros(1)}, "neither facebookresearch/Mask2Former"),
-        ({"model.pixel_level_module.x": torch.zeros(1)}, "from_pretrained"),
-        ({"sem_seg_head.predictor.x": torch.zeros(1)}, "neither the original's Swin nor its ResNet"),
-    ],
-)
-def test_other_checkpoints_are_named(state, message):
-    with pytest.raises(CheckpointError, match=message):
-        recognise_source(Checkpoint(state, {}))
-
-
-class Payload:
-    """Unpickling it creates a file."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return open, (self.path, "w")
-
-
-@pytest.mark.parametrize("name", ["evil.pkl", "evil.pth", "nested.pkl"])
-def test_a_malicious_file_is_refused_by_name_and_runs_nothing(name, tmp_path, capsys):
-    victim, source = tmp_path / "victim", tmp_path / name
-    content = {"model": {"sem_seg_head.predictor.query_feat.weight": Payload(victim)}}
-    if name == "evil.pkl":
-        source.write_bytes(pickle.dumps(content))
-    elif name == "evil.pth":
-        torch.save(content, source)
-    else:  # a pickle that hands bytes to torch's own unrestricted torch.load
-
-        class Nested:
-            def __reduce__(self):
-                torch.save(content, tmp_path / "inner")
-                return torch.storage._load_from_bytes, ((tmp_path / "inner").read_bytes(),)
-
-        source.write_bytes(pickle.dumps({"model": {"x": Nested()}}))
-    assert convert(source, "--output", tmp_path / "out") == 2
-    said = capsys.readouterr().err
-    assert re.search(r"\b(_?io|builtins)\.open\b", said), said
-    assert not victim.exists() and not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_arrays_and_tensors_of_every_pickle_protocol_are_read(protocol, tmp_path):
-    state = {
-        "array": np.arange(6, dtype=np.float32).reshape(2, 3),
-        "scalar": np.array(3),
-        "tensor": torch.randn(4, 4)[1:, ::2],
-        "parameter": torch.nn.Parameter(torch.randn(3)),
-        "empty": torch.empty(0, 2),
-    }
-    path = tmp_path / "x.pkl"
-    path.write_bytes(pickle.dumps({"model": OrderedDict(state), "__author__": "x"}, protocol=protocol))
-    tensors, rest = read_checkpoint(path)
-    assert rest == {"__author__": "x"}
-    for name, value in state.items():
-        assert torch.equal(tensors[name], torch.as_tensor(value)), name
-
-
-@pytest.mark.parametrize("name", ["text.pkl", "text.pth", "text.safetensors", "list.pkl", "absent.pth"])
-def test_a_file_that_is_no_checkpoint_gives_one_line(name, tmp_path, capsys):
-    if name == "list.pkl":
-        (tmp_path / name).write_bytes(pickle.dumps([1, 2]))
-    elif name != "absent.pth":
-        (tmp_path / name).write_bytes(b"not a checkpoint")
-    assert convert(tmp_path / name, "--output", tmp_path / "out") == 2
-    said = capsys.readouterr().err
-    assert name in said and len(said.splitlines()) == 1
-
-
-def test_a_filled_folder_is_kept_unless_told(small, tmp_path, capsys):
-    write_original(tmp_path / "model.pth", small[1])
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine.txt").write_text("precious")
-    arguments = (tmp_path / "model.pth", "--output", tmp_path / "out")
-    assert convert(*arguments) == 2
-    assert "--overwrite" in capsys.readouterr().err and (tmp_path / "out" / "mine.txt").exists()
-    assert convert(*arguments, "--overwrite") == 0
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "config.json", "model.safetensors", "preprocessor_config.json"
-    }  # fmt: skip
-    assert {path.name for path in tmp_path.iterdir()} == {"model.pth", "out"}
-
-
-def test_an_error_while_saving_leaves_everything_as_it_was(small, tmp_path, capsys, monkeypatch):
-    def full(self, *arguments, **options):
-        raise OSError(28, "No space left on device")
-
-    write_original(tmp_path / "model.pth", small[1])
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine.txt").write_text("precious")
-    monkeypatch.setattr(Mask2FormerImageProcessor, "save_pretrained", full)
-    assert convert(tmp_path / "model.pth", "--output", tmp_path / "out", "--overwrite") == 2
-    assert "No space left" in capsys.readouterr().err
-    assert convert(tmp_path / "model.pth", "--output", tmp_path / "other") == 2
-    assert {path.name for path in tmp_path.iterdir()} == {"model.pth", "out"}
-    assert (tmp_path / "out" / "mine.txt").read_text() == "precious"
-
-
-# --- yaml
-
-
-def test_a_yaml_is_read_over_its_bases_and_runs_nothing(tmp_path):
-    victim = tmp_path / "victim"
-    (tmp_path / "swin").mkdir()
-    (tmp_path / "Base.yaml").write_text(
-        f"""
-MODEL:
-  BACKBONE: {{NAME: "build_resnet_backbone", FREEZE_AT: 0}}
-  RESNETS: {{DEPTH: 50, STRIDE_IN_1X1: False}}
-DATASETS:
-  TEST: ("cityscapes_fine_panoptic_val",)
-INPUT:
-  MIN_SIZE_TRAIN: !!python/object/apply:eval ["open('{victim}', 'w')"]
-  MIN_SIZE_TEST: 1024
-  MAX_SIZE_TEST: 2048
-  FORMAT: "RGB"
-"""
-    )
-    (tmp_path / "r50.yaml").write_text(
-        """
-_BASE_: Base.yaml
-MODEL:
-  SEM_SEG_HEAD: {PIXEL_DECODER_NAME: "MSDeformAttnPixelDecoder", NUM_CLASSES: 19, IGNORE_VALUE: 255}
-  MASK_FORMER:
-    TRANSFORMER_DECODER_NAME: "MultiScaleMaskedTransformerDecoder"
-    NUM_OBJECT_QUERIES: 100
-    TEST: {PANOPTIC_ON: True, INSTANCE_ON: True, OBJECT_MASK_THRESHOLD: 0.0, OVERLAP_THRESHOLD: 0.8}
-"""
-    )
-    (tmp_path / "swin" / "tiny.yaml").write_text(
-        """
-_BASE_: ../r50.yaml
-MODEL:
-  BACKBONE: {NAME: "D2SwinTransformer"}
-  SWIN: {EMBED_DIM: 96, DEPTHS: [2, 2, 6, 2], NUM_HEADS: [3, 6, 12, 24], WINDOW_SIZE: 7, DROP_PATH_RATE: 0.3}
-  MASK_FORMER: {NUM_OBJECT_QUERIES: 200, PRE_NORM: True}
-"""
-    )
-    settings = settings_from_yaml(tmp_path / "swin" / "tiny.yaml")
-    assert (settings.processor["object_mask_threshold"], settings.processor["overlap_threshold"]) == (0.0, 0.8)
-    assert settings.config == {
-        "num_labels": 19, "ignore_value": 255, "num_queries": 200, "pre_norm": True, "task": "panoptic",
-        "pixel_decoder_type": "deformable", "decoder_type": "masked", "head_type": "masks",
-    }  # fmt: skip
-    assert settings.backbone == {
-        "model_type": "swin", "embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7,
-        "drop_path_rate": 0.3, "image_size": 224,
-    }  # fmt: skip
-    assert settings.processor["size"] == {"shortest_edge": 1024, "longest_edge": 2048}
-    assert settings.class_set == "cityscapes-panoptic"
-    resnet = settings_from_yaml(tmp_path / "r50.yaml")
-    assert resnet.config["freeze_batch_norm"] is True and resnet.backbone["depths"] == [3, 4, 6, 3]
-    assert not victim.exists()
-    (tmp_path / "Base.yaml").unlink()
-    with pytest.raises(CheckpointError, match="Base.yaml does not exist: it is the _BASE_ of r50.yaml"):
-        settings_from_yaml(tmp_path / "swin" / "tiny.yaml")
-
-
-YAML = """
-MODEL:
-  SEM_SEG_HEAD: {PIXEL_DECODER_NAME: MSDeformAttnPixelDecoder}
-  MASK_FORMER: {TRANSFORMER_DECODER_NAME: MultiScaleMaskedTransformerDecoder}
-"""
-
-
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("a: [", "is not yaml"),
-        ("just words", "contains no settings"),
-        ("_BASE_: x.yaml", "leads back to the file itself"),
-        ("MODEL: 3", "a value is not of the kind"),
-        (YAML + "INPUT: {MIN_SIZE_TEST: wide}", "a value is not of the kind"),
-        (YAML + "DATASETS: [3]", "a value is not of the kind"),
-        ("MODEL: {SEM_SEG_HEAD: {PIXEL_DECODER_NAME: FaPN}}", "'FaPN'; what is converted is .*BasePixelDecoder"),
-    ],
-)
-def test_a_yaml_of_something_else_is_refused(text, message, tmp_path):
-    (tmp_path / "x.yaml").write_text(text)
-    with pytest.raises(CheckpointError, match=message):
-        settings_from_yaml(tmp_path / "x.yaml")

@@ -1,6 +1,5 @@
 """Training augmentation against the original's recorded mappers, OpenCV's numbers and plain geometry."""
 
-import colorsys
 import dataclasses
 import json
 import pickle
@@ -8,32 +7,27 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from helpers import GOLDEN, SHARED, needs_golden
-from PIL import Image
+from helpers import generated_scene as scene
 from torch.utils.data import DataLoader, IterableDataset
 
 from mask2former_hf.data.augmentation import (
     BACKGROUND_ID,
     AugmentedDataset,
-    DropEmptySegments,
     FixedSizeCrop,
     HorizontalFlip,
     LargeScaleJitter,
     PadTo,
     RandomCrop,
     ResizeShortestEdge,
-    SSDColour,
     by_name,
     instance_lsj,
     panoptic_lsj,
     replay,
     resize_crop,
 )
-from mask2former_hf.data.colour import hsv_to_rgb, rgb_to_hsv, ssd_colour
 from mask2former_hf.data.example import Example
 from mask2former_hf.data.scenes import ScenesDataset
 
-SAMPLES = SHARED / "data" / "coco_panoptic_samples" / "panopticapi_sample_data"
 CROP = {"short_sides": [40, 64, 90], "max_size": 120, "crop": (48, 56), "pad": 64}
 PIPELINES = {
     "coco_panoptic_lsj": {"size": 64},
@@ -42,10 +36,6 @@ PIPELINES = {
     "mask_former_instance": CROP,
     "mask_former_panoptic": CROP | {"pad": None, "single_category_max_area": 0.75},
 }
-
-
-def scene(index=0, size=(72, 96)):
-    return ScenesDataset(index + 1, size=size)[index]
 
 
 def flat(ids, categories=None):
@@ -65,66 +55,6 @@ def same(one, other):
         else:
             assert here == there, field.name
     return True
-
-
-# The original's mappers
-
-
-def golden_records():
-    """Recorded transforms of the original in our names; the mappers draw flip, resize, crop and pad."""
-    for case in json.loads((GOLDEN / "dataset_mappers" / "info.json").read_text()):
-        semantic = case["case"].startswith("sem")
-        record = []
-        for step in case["transforms"]:
-            if step["type"] == "HFlipTransform":
-                record.append(["HorizontalFlip", {"flip": True}])
-            elif step["type"] == "ResizeTransform":
-                size = {"height": step["new_h"], "width": step["new_w"]}
-                record.append(["ResizeShortestEdge", {**size, "nearest": "corner" if semantic else "centre"}])
-            elif step["type"] == "CropTransform":
-                place = {"top": int(step["y0"]), "left": int(step["x0"]), "height": step["h"], "width": step["w"]}
-                record.append(["RandomCrop", place])
-        side = 192 if semantic else 256
-        padding = {"height": side, "width": side, "padding_id": 0 if semantic else BACKGROUND_ID}
-        yield case["case"], case["file"], [*record, ["PadTo", padding]]
-
-
-@needs_golden
-@pytest.mark.skipif(not SAMPLES.is_dir(), reason="images of the golden mappers (../shared/data) not found")
-def test_recorded_draws_give_the_original_mappers_images_masks_and_classes():
-    arrays = np.load(GOLDEN / "dataset_mappers" / "mappers.npz")
-    annotations = json.loads((SAMPLES / "panoptic_examples.json").read_text())["annotations"]
-    contiguous = {c["id"]: c["index"] for c in golden_classes()}
-    cases = list(golden_records())
-    assert len(cases) == 6
-    for case, file, record in cases:
-        image = np.asarray(Image.open(SAMPLES / "input_images" / f"{file}.jpg").convert("RGB"))
-        if case.startswith("sem"):
-            labels = np.asarray(Image.open(GOLDEN / "dataset_mappers" / "sem" / f"{file}.png")).astype(np.int32)
-            ids = np.where(labels == 255, 0, labels + 1).astype(np.int32)
-            segments = [{"id": i, "category_id": i - 1} for i in range(1, 256)]
-        else:
-            ids = np.asarray(Image.open(SAMPLES / "panoptic_examples" / f"{file}.png").convert("RGB"))
-            ids = (ids.astype(np.int32) * [1, 256, 256**2]).sum(-1).astype(np.int32)
-            segments = next(a for a in annotations if a["image_id"] == int(file))["segments_info"]
-            segments = [{**s, "category_id": contiguous[s["category_id"]]} for s in segments if not s["iscrowd"]]
-        result = replay(Example(image, ids, segments), record)
-        assert np.array_equal(result.image, arrays[f"{case}.image"].transpose(1, 2, 0))
-        if case.startswith("sem"):
-            labels = np.where(result.segmentation == 0, 255, result.segmentation - 1)
-            assert np.array_equal(labels, arrays[f"{case}.sem_seg"])
-            result = DropEmptySegments.apply(result, {})
-        else:
-            masks = np.stack([result.segmentation == s["id"] for s in result.segments])
-            assert np.array_equal(np.packbits(masks.reshape(len(masks), -1), axis=1), arrays[f"{case}.masks"])
-        classes = [segment["category_id"] for segment in result.segments]
-        assert classes == arrays[f"{case}.classes"].tolist()
-
-
-def golden_classes():
-    categories = json.loads((SAMPLES / "panoptic_examples.json").read_text())["categories"]
-    things_first = sorted(categories, key=lambda category: (not category["isthing"], category["id"]))
-    return [{**category, "index": index} for index, category in enumerate(things_first)]
 
 
 # Geometry
@@ -333,106 +263,6 @@ def test_a_record_names_the_steps_in_the_original_order():
     assert names["mask_former_panoptic"] == ["ResizeShortestEdge", "RandomCrop", "SSDColour", "HorizontalFlip"]
     assert names["mask_former_instance"] == [*names["mask_former_panoptic"], "PadTo"]
     assert names["mask_former_semantic"] == [*names["mask_former_instance"], "DropEmptySegments"]
-
-
-# Colour: constants computed with OpenCV 5.0 (cv2.cvtColor on a row of 32 pixels) and the original's steps
-
-PIXELS = [
-    [200, 30, 90],
-    [12, 250, 7],
-    [0, 0, 0],
-    [128, 128, 128],
-    [255] * 3,
-    [3, 77, 201],
-    [250, 249, 1],
-    [90, 10, 140],
-]
-AS_HSV = [
-    [169, 217, 200],
-    [59, 248, 250],
-    [0, 0, 0],
-    [0, 0, 128],
-    [0, 0, 255],
-    [109, 251, 201],
-    [30, 254, 250],
-    [138, 237, 140],
-]
-ALL = {"brightness": 11.7, "contrast": 0.8, "saturation": 1.4, "hue": 9}
-JITTERED = [
-    (
-        {"brightness": -20.5, "contrast": 1.3},
-        [[232, 11, 89], [0, 255, 0], [0] * 3, [139] * 3, [255] * 3, [0, 72, 233], [255, 255, 0], [89, 0, 154]],
-    ),
-    (
-        {"saturation": 0.6},
-        [
-            [200, 98, 135],
-            [109, 250, 104],
-            [0] * 3,
-            [128] * 3,
-            [255] * 3,
-            [82, 126, 201],
-            [250, 250, 100],
-            [108, 62, 140],
-        ],
-    ),
-    (
-        {"hue": -17},
-        [[200, 29, 188], [152, 250, 6], [0] * 3, [128] * 3, [255] * 3, [3, 187, 201], [250, 108, 0], [14, 9, 140]],
-    ),
-    (
-        ALL | {"contrast_first": True},
-        [[168, 0, 11], [0, 204, 54], [8] * 3, [111] * 3, [204] * 3, [0, 11, 169], [142, 204, 0], [112, 0, 120]],
-    ),
-    (
-        ALL | {"contrast_first": False},
-        [[168, 0, 11], [0, 204, 54], [8] * 3, [111] * 3, [204] * 3, [0, 11, 169], [142, 204, 0], [108, 0, 120]],
-    ),
-]
-
-
-def test_hsv_is_that_of_opencv():
-    assert rgb_to_hsv(np.array([PIXELS], np.uint8))[0].tolist() == AS_HSV
-
-
-@pytest.mark.parametrize("steps, expected", JITTERED)
-def test_colour_steps_give_the_values_of_opencv(steps, expected):
-    assert ssd_colour(np.array([PIXELS], np.uint8), **steps)[0].tolist() == expected
-
-
-def test_hsv_is_near_colorsys_everywhere():
-    pixels = np.random.default_rng(0).integers(0, 256, (3000, 3), dtype=np.uint8)
-    exact = np.array([colorsys.rgb_to_hsv(*(pixel / 255)) for pixel in pixels.astype(float)]) * (180, 255, 255)
-    difference = abs(rgb_to_hsv(pixels) - exact)
-    difference[:, 0] = np.minimum(difference[:, 0], 180 - difference[:, 0])
-    assert difference.max() < 0.6
-    hsv = np.stack([pixels[:, 0] % 180, pixels[:, 1], pixels[:, 2]], axis=1)
-    exact = 255 * np.array([colorsys.hsv_to_rgb(h / 180, s / 255, v / 255) for h, s, v in hsv.astype(float)])
-    back = exact - hsv_to_rgb(hsv)  # truncated
-    assert back.min() > -0.01 and back.max() < 1.01
-
-
-def test_colour_parameters_have_the_original_ranges_and_frequencies():
-    rng = np.random.default_rng(0)
-    drawn = [SSDColour().draw({}, rng) for _ in range(4000)]
-    for name, low, high in (
-        ("brightness", -32, 32),
-        ("contrast", 0.5, 1.5),
-        ("saturation", 0.5, 1.5),
-        ("hue", -18, 18),
-    ):
-        values = np.array([p[name] for p in drawn if p[name] is not None])
-        assert 0.46 < len(values) / 4000 < 0.54
-        margin = (high - low) / 100
-        assert low <= values.min() < low + margin and high - margin < values.max() <= high
-    assert 0.46 < np.mean([p["contrast_first"] for p in drawn]) < 0.54
-
-
-def test_colour_leaves_the_map_and_its_areas_alone():
-    example = scene()
-    result = SSDColour.apply(example, ALL | {"contrast_first": True})
-    assert result.segmentation is example.segmentation and result.segments == example.segments
-    assert not np.array_equal(result.image, example.image)
 
 
 # Data sets

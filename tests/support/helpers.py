@@ -13,6 +13,7 @@ from transformers import ConvNextConfig, ResNetConfig, SwinConfig
 
 from mask2former_hf import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
 from mask2former_hf.cli.main import main
+from mask2former_hf.data.scenes import ScenesDataset
 
 SUPPORT = Path(__file__).resolve().parent  # what worker processes import from
 SHARED = SUPPORT.parents[2] / "shared"
@@ -262,3 +263,11 @@ class GoldenCase:
 @pytest.fixture(params=["swin_coco_panoptic", "r50_coco_panoptic", "swin_ade_semantic_prenorm"])
 def golden_case(request):
     return GoldenCase(request.param)
+
+
+def noise_image(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def generated_scene(index=0, size=(72, 96)):
+    return ScenesDataset(index + 1, size=size)[index]

@@ -1,6 +1,8 @@
 """Model, processor and card to the Hub, in one commit."""
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -51,7 +53,7 @@ def push_to_hub(
         else:
             model.save_pretrained(folder)
             processor.save_pretrained(folder)
-        try:
+        with _clear_errors(repo_id, api.endpoint):
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             write_model_card(model, Path(folder), processor, repo_id=repo_id, with_code=with_code, **card)
             if revision is not None:
@@ -59,21 +61,28 @@ def push_to_hub(
             commit = api.upload_folder(
                 repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message
             )
-        except HfHubHTTPError as error:
-            if error.response.status_code not in (401, 403):
-                raise
-            raise PermissionError(
-                f"repo_id={repo_id!r}: the Hub at {api.endpoint} does not let this token write there, or there is "
-                "none. Log in with `hf auth login`, or pass token= with a token that may write"
-            ) from error
-        except Exception as error:
-            if not _is_transport(error):
-                raise
-            raise ConnectionError(
-                f"repo_id={repo_id!r}: the connection to {api.endpoint} was lost while uploading. Nothing was "
-                "published: the repository is as it was before. Run it again; files that arrived are not sent twice"
-            ) from error
     return commit.commit_url
+
+
+@contextmanager
+def _clear_errors(repo_id: str, endpoint: str) -> Iterator[None]:
+    """Of a refusal and of a lost connection errors that say what to do."""
+    try:
+        yield
+    except HfHubHTTPError as error:
+        if error.response.status_code not in (401, 403):
+            raise
+        raise PermissionError(
+            f"repo_id={repo_id!r}: the Hub at {endpoint} does not let this token write there, or there is none. Log "
+            "in with `hf auth login`, or pass token= with a token that may write"
+        ) from error
+    except Exception as error:
+        if not _is_transport(error):
+            raise
+        raise ConnectionError(
+            f"repo_id={repo_id!r}: the connection to {endpoint} was lost while uploading. Nothing was published: the "
+            "repository is as it was before. Run it again; files that arrived are not sent twice"
+        ) from error
 
 
 def _is_transport(error: BaseException | None) -> bool:

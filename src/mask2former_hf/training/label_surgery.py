@@ -100,24 +100,13 @@ def set_labels(
     sources = [[index for index, target in enumerate(targets) if target == label] for label in labels]
 
     head, criterion = model.class_predictor, model.criterion
-    bound = 1 / math.sqrt(head.in_features)
     classifier = torch.cat([head.weight, head.bias.unsqueeze(1)], dim=1)  # (K + 1, C + 1)
-    rows, weights = [], []
-    for indices in sources:
-        if indices:
-            row = classifier[indices].mean(0)
-            row[-1] += math.log(len(indices))
-            weights.append(criterion.empty_weight[indices].mean())
-        else:
-            row = _uniform(classifier[0].shape, classifier, generator) * bound
-            weights.append(torch.ones_like(criterion.empty_weight[-1]))
-        rows.append(row)
-    classifier = torch.stack([*rows, classifier[-1]])
+    classifier, weights = _rows(classifier, criterion.empty_weight, sources, generator)
     replacement = nn.Linear(head.in_features, len(labels) + 1, device=head.weight.device, dtype=head.weight.dtype)
     replacement.weight.copy_(classifier[:, :-1])
     replacement.bias.copy_(classifier[:, -1])
     model.class_predictor = _like(head, replacement)
-    criterion.empty_weight = torch.stack([*weights, criterion.empty_weight[-1]])
+    criterion.empty_weight = weights
 
     _update_config(model.config, labels, sources, stuff)
     used = {index for indices in sources for index in indices}
@@ -127,6 +116,23 @@ def set_labels(
         added=[label for label, indices in zip(labels, sources, strict=True) if not indices],
         dropped=[name for index, name in enumerate(old) if index not in used],
     )
+
+
+def _rows(classifier: Tensor, empty_weight: Tensor, sources: list[list[int]], generator) -> tuple[Tensor, Tensor]:
+    """Of each new label the classifier's row, which ends in the bias, and the weight in the loss; of "no object" the
+    old ones."""
+    bound = 1 / math.sqrt(classifier.shape[1] - 1)
+    rows, weights = [], []
+    for indices in sources:
+        if indices:
+            row = classifier[indices].mean(0)
+            row[-1] += math.log(len(indices))
+            weights.append(empty_weight[indices].mean())
+        else:
+            row = _uniform(classifier[0].shape, classifier, generator) * bound
+            weights.append(torch.ones_like(empty_weight[-1]))
+        rows.append(row)
+    return torch.stack([*rows, classifier[-1]]), torch.stack([*weights, empty_weight[-1]])
 
 
 def _check_names(labels: list[str], mapping: dict, old: list[str], stuff: Iterable[str] | None):

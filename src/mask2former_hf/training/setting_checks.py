@@ -65,19 +65,7 @@ def check(settings: TrainingSettings):
     """
     if settings.output is None:
         raise ValueError("output= is missing: a folder for the run")
-    if settings.model is not None and settings.backbone is not None:
-        raise ValueError("model= and backbone=: choose one, a checkpoint to start from or a new model")
-    of_original = settings.recipe is not None and vit_recipe(settings.recipe) is None
-    if not of_original and settings.model is None and settings.backbone is None:
-        raise ValueError("give model= (a checkpoint to start from), backbone= or recipe= (a new model)")
-    if settings.model is not None and settings.random_weights:
-        raise ValueError("random_weights= is for a new model; leave it out with model=")
-    if settings.steps is None and settings.epochs is None:
-        raise ValueError("steps= is missing: give the number of optimizer steps, epochs=, or a recipe=")
-    if settings.steps is not None and settings.epochs is not None:
-        raise ValueError("steps= and epochs=: choose one")
-    if settings.epochs is not None and not 0 < settings.epochs <= MOST_STEPS:
-        raise ValueError(f"epochs={settings.epochs}: must be above 0 and at most {MOST_STEPS}")
+    _check_start(settings)
     if not 0 < settings.held_out < 1:
         raise ValueError(f"held_out={settings.held_out}: must be above 0 and below 1")
     if settings.layer_decay is not None and not 0 < settings.layer_decay <= 1:
@@ -106,6 +94,28 @@ def check(settings: TrainingSettings):
         if getattr(settings, name) not in (None, *known):
             raise ValueError(f"{name}={getattr(settings, name)}: must be one of {', '.join(known)}")
     _check_new(settings)
+    _check_together(settings)
+
+
+def _check_start(settings: TrainingSettings):
+    """One beginning and one length."""
+    if settings.model is not None and settings.backbone is not None:
+        raise ValueError("model= and backbone=: choose one, a checkpoint to start from or a new model")
+    of_original = settings.recipe is not None and vit_recipe(settings.recipe) is None
+    if not of_original and settings.model is None and settings.backbone is None:
+        raise ValueError("give model= (a checkpoint to start from), backbone= or recipe= (a new model)")
+    if settings.model is not None and settings.random_weights:
+        raise ValueError("random_weights= is for a new model; leave it out with model=")
+    if settings.steps is None and settings.epochs is None:
+        raise ValueError("steps= is missing: give the number of optimizer steps, epochs=, or a recipe=")
+    if settings.steps is not None and settings.epochs is not None:
+        raise ValueError("steps= and epochs=: choose one")
+    if settings.epochs is not None and not 0 < settings.epochs <= MOST_STEPS:
+        raise ValueError(f"epochs={settings.epochs}: must be above 0 and at most {MOST_STEPS}")
+
+
+def _check_together(settings: TrainingSettings):
+    """Settings that exclude or need each other."""
     if settings.teacher is None and (settings.teacher_only or settings.teacher_cache):
         raise ValueError("teacher_only= and teacher_cache= need teacher=, a checkpoint with the same classes")
     if settings.teacher_cache and settings.augmentation != "none":
