@@ -15,7 +15,7 @@ from torch import Tensor
 from . import convolutions, cpu, norms, problem, triton_gpu, windows
 from .choosing import ENVIRONMENT_VARIABLE, KERNELS, chosen_name, kernel_report, select, use_kernel
 from .operators import dtype_under_autocast, fused
-from .training import activation_backward, matrix_product, uncertain_points, uniform_points
+from .training import activation_backward_, matrix_product, uncertain_points, uniform_points
 
 # Elements from which a kernel saves more of a GPU's time than its launch from Python takes of the host's: 0.1 ms and
 # more (H200, with a host that takes 30 us for an operator of torch).
@@ -44,7 +44,7 @@ def leaving_pytorch() -> bool:
 __all__ = [
     "ENVIRONMENT_VARIABLE",
     "KERNELS",
-    "activation_backward",
+    "activation_backward_",
     "attend_in_windows",
     "attend_in_windows_backward",
     "attention",

@@ -4,7 +4,7 @@
 // weight's gradient, the gradients before it, and their sums over the rows, the first bias' gradient. torch takes three
 // passes, and GELU's exponential twice; in bfloat16, where less has to be moved, it is faster. Sums are of blocks of rows
 // and then of those in order, so that they do not depend on the number of threads.
-// Layouts (row-major): wide, gradient, activated and of_wide (N, W), sums (W).
+// Layouts (row-major): wide, gradient, activated and of_wide (N, W), sums (W); activated may be wide, of_wide gradient.
 
 #include <vector>
 

@@ -15,14 +15,14 @@
 
 namespace {
 
-struct Factor {
+struct Operand {
   const void* data;
   int64_t step;  // elements between two K if `by_k`, else between two of the other index
   bool by_k;
 };
 
 struct Matrices {
-  Factor a, b;
+  Operand a, b;
   const void* bias;  // (N) in the factors' dtype, may be null
   const void* plus;  // in out's dtype, may be null or out
   void* out;
@@ -34,7 +34,7 @@ struct Matrices {
 
 constexpr int64_t kRows = 12, kColumns = 32;  // of a tile: with two vectors of columns 24 of 32 registers
 constexpr int64_t kWords = 256;               // of a block of K, where out holds float32
-constexpr int64_t kBlock = 1 << 17;           // words of a that a task has at a time: 512 KB
+constexpr int64_t kWordsOfA = 1 << 17;        // that a task has at a time: 512 KB
 constexpr int64_t kAhead = 32;                // words that are fetched before they are packed
 constexpr int64_t kFewRows = 96;              // of a task, for which a panel of b is laid out
 #ifdef MSDA_THREADS_ALWAYS  // for tests
@@ -77,7 +77,7 @@ BF16_INLINE __m512 sum_of_a_word(__m512i words, uint16_t) {
 // Of up to 16 of a factor's columns (rows, for a) from `first` on the words of K from `k` on, `length` elements, to
 // to[word * width + column], zero behind the last column.
 template <typename T>
-BF16_INLINE void pack(const Factor& f, int64_t first, int64_t count, int64_t k, int64_t length, uint32_t* to,
+BF16_INLINE void pack(const Operand& f, int64_t first, int64_t count, int64_t k, int64_t length, uint32_t* to,
                       int64_t width, int64_t written, float* sums, float scale) {
   const T* data = static_cast<const T*>(f.data);
   const __mmask16 present = static_cast<__mmask16>(first_bits(count));
@@ -244,7 +244,7 @@ void multiply_matrices(const Matrices& p, int64_t threads) {
   // Rounded to bfloat16 once: a block is all of K.
   const int64_t length = p.half_out ? p.K : std::min(p.K, kWords * kOfAWord<T>);
   const int64_t words = (length + kOfAWord<T> - 1) / kOfAWord<T>, panels = (p.N + kColumns - 1) / kColumns;
-  const int64_t most = std::max(kRows, kBlock / words / kRows * kRows);
+  const int64_t most = std::max(kRows, kWordsOfA / words / kRows * kRows);
   // A chunk of rows packs b's columns, and a group of columns a's rows, each for itself.
   const int64_t wanted = lies_well<T>(p) || p.N <= p.M ? threads : 1;
   const int64_t even = std::max((p.M + wanted - 1) / wanted, kFewRows), at_most = std::min(most, even);
@@ -272,7 +272,7 @@ extern "C" {
 // flags: whether factors are bfloat16, whether out and plus are (of float32 they are not), whether results are rectified.
 void msda_matrix_product(const void* const* factors, const void* plus, const int64_t* sizes, const int64_t* flags,
                          double scale, int64_t threads, float* sums, void* out) {
-  const Factor a{factors[0], sizes[3], sizes[4] != 0}, b{factors[1], sizes[5], sizes[6] != 0};
+  const Operand a{factors[0], sizes[3], sizes[4] != 0}, b{factors[1], sizes[5], sizes[6] != 0};
   const bool half = flags[0] != 0, half_out = flags[1] != 0, rectifies = flags[2] != 0;
   const Matrices p{a,        b,        factors[2], plus,     out,
                    sums,     sizes[0], sizes[1],   sizes[2], static_cast<float>(scale),

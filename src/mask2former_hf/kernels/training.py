@@ -51,29 +51,32 @@ def uncertain_points(maps: Tensor, candidates: Tensor, weights: Tensor | None, c
     return out
 
 
-def activation_backward(name: str, gradient: Tensor, wide: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Of a GELU or ReLU between two products.
+def activation_backward_(
+    name: str, gradient: Tensor, wide: Tensor, keep_wide: bool
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Of a GELU or ReLU between two products; `gradient` is written over.
 
     Args:
         name: "gelu" (the exact one), or "relu".
         gradient: (N, W) float32, of the activated rows; W a multiple of 8.
         wide: (N, W) float32, what GELU gets, or what ReLU has made.
+        keep_wide: whether `wide` stays as it is; else the activated rows take its place.
 
     Returns:
-        (N, W) activated rows, (N, W) gradients of the rows before, and (W,) sums of these.
+        (N, W) activated rows, (N, W) gradients of the rows before, in `gradient`, and (W,) sums of these.
     """
     if not (_runs(wide.device) and _fit((gradient, wide), torch.float32)):
         return None
     (N, W), gelu = wide.shape, name == "gelu"
     if W == 0 or W % 8 or gradient.shape != wide.shape:
         return None
-    activated, of_wide = torch.empty_like(wide) if gelu else wide, torch.empty_like(wide)
+    activated = torch.empty_like(wide) if gelu and keep_wide else wide
     sums = torch.zeros(W, dtype=torch.float32, device="cpu")
     numbers = (N, W, gelu, torch.get_num_threads())
     cpu.library().msda_activation_backward(
-        _at(wide), _at(gradient), *map(ctypes.c_int64, numbers), *map(_at, (activated, of_wide, sums))
+        _at(wide), _at(gradient), *map(ctypes.c_int64, numbers), *map(_at, (activated, gradient, sums))
     )
-    return activated, of_wide, sums
+    return activated, gradient, sums
 
 
 def matrix_product(

@@ -10,7 +10,7 @@ try:
 except ImportError:
     kernels = None
 
-activation_backward = getattr(kernels, "activation_backward", None)
+activation_backward_ = getattr(kernels, "activation_backward_", None)
 deformable_attention = getattr(kernels, "deformable_attention", None)
 batch_norm_ = getattr(kernels, "batch_norm_", None)
 group_norm_ = getattr(kernels, "group_norm_", None)

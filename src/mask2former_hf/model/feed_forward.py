@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .compiled import activation_backward
+from .compiled import activation_backward_
 from .cpu_layout import chunk_length
 from .onednn import Sums, matrix_product, plus_product, product, product_dtype
 
@@ -33,10 +33,15 @@ ACTIVATIONS = {
 }
 
 
-def gradients_before(name: str, gradient: Tensor, wide: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Of (N, W) gradients after an activation: the activated rows, the gradients before, and their sums if at hand."""
-    if activation_backward is not None:
-        found = activation_backward(name, gradient, wide)
+def gradients_before_(
+    name: str, gradient: Tensor, wide: Tensor, keep_wide: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Of (N, W) gradients after an activation: the activated rows, the gradients before, and their sums if at hand.
+
+    The gradients may be written over, and unless they are to be kept the wide rows.
+    """
+    if activation_backward_ is not None:
+        found = activation_backward_(name, gradient, wide, keep_wide)
         if found is not None:
             return found
     activation = ACTIVATIONS[name]
@@ -106,7 +111,7 @@ class FeedForward(torch.autograd.Function):
                 rows, of_added = rows.to(dtype), gradient[some].to(dtype)
                 wide = kept[index] if keep else product(rows, weights[0], first_bias.to(dtype), activation.within)
                 of_activated = matrix_product(of_added, weights[1], factor)
-                activated, of_wide, of_bias = gradients_before(ctx.options[0], of_activated, wide)
+                activated, of_wide, of_bias = gradients_before_(ctx.options[0], of_activated, wide, keep)
                 second.add(of_added, activated, factor=factor)
                 first.add(of_wide, rows, of_bias)
                 if norm is None:
