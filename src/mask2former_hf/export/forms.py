@@ -15,16 +15,19 @@ from transformers.models.swin.modeling_swin import SwinLayer
 
 from ..model.cpu_layout import ConvolutionNorm
 from ..model.deformable_attention import MultiScaleDeformableAttention
-from ..model.projected_masks import leaves_projection, with_projected_embeddings
+from ..model.modeling_mask2former import Mask2FormerModel
+from ..model.pixel_decoder import Mask2FormerPixelDecoder
+from ..model.pointwise_convolution import PointwiseConvolution
 from ..model.swin_speed import GatheredSwinLayer
+from ..model.transformer_decoder import Mask2FormerMaskedAttentionDecoder, Mask2FormerMaskPredictor
 
 
 def to_graph_forms(model: nn.Module, forms: dict[type, type]):
     """Change the parts of a `Mask2FormerForUniversalSegmentation` that have another form, as in `FORMS`."""
     for module in model.modules():
         module.__class__ = forms.get(type(module), type(module))
-    if leaves_projection(model.model):
-        model.model = with_projected_embeddings(model.model)  # 0.1 s less
+    if _projects_masks(model.model):
+        project_embeddings(model.model)
 
 
 class AlwaysCroppedSwinLayer(SwinLayer):
@@ -77,8 +80,58 @@ class GraphDeformableAttention(MultiScaleDeformableAttention):
         return self.output_proj(output.to(self.output_proj.weight.dtype))
 
 
+class ProjectedMaskPredictor(Mask2FormerMaskPredictor):
+    """Makes (B, Q, C + 1) embeddings: the product with the features, and what is added to it."""
+
+    def masks(self, embeddings: Tensor, features: Tensor) -> Tensor:
+        """Logits (B, Q, S) of (B, C, S) features."""
+        return embeddings[..., :-1] @ features + embeddings[..., -1:]
+
+    def allowed_positions(self, states: Tensor, features: Tensor) -> Tensor:
+        allowed = self.masks(self(states), features) >= 0
+        return allowed | ~allowed.any(dim=-1, keepdim=True)
+
+
+class ProjectedMasksModel(Mask2FormerModel):
+    def mask_maps(self, embeddings: Tensor, mask_features: Tensor) -> Tensor:
+        predictor = self.transformer_module.decoder.mask_predictor
+        return predictor.masks(embeddings, mask_features.flatten(2)).unflatten(2, mask_features.shape[-2:])
+
+
 FORMS = {
     GatheredSwinLayer: AlwaysCroppedSwinLayer,
     ConvolutionNorm: GraphConvolutionNorm,
     MultiScaleDeformableAttention: GraphDeformableAttention,
 }
+
+
+def _projects_masks(model: nn.Module) -> bool:
+    """Whether mask features are a projection that nothing reads but the masks of the queries, and both are what they
+    were built as, no adapter's."""
+    pixels, decoder = model.pixel_level_module.decoder, getattr(model.transformer_module, "decoder", None)
+    return (
+        type(model) is Mask2FormerModel
+        and type(pixels) is Mask2FormerPixelDecoder
+        and type(pixels.mask_projection) is PointwiseConvolution
+        and type(decoder) is Mask2FormerMaskedAttentionDecoder
+        and type(decoder.mask_predictor) is Mask2FormerMaskPredictor
+        and type(decoder.mask_predictor.mask_embedder[-1][0]) is nn.Linear
+    )
+
+
+@torch.no_grad()
+def project_embeddings(model: Mask2FormerModel):
+    """Multiply the projection of the mask features into the last layer of the mask embeddings.
+
+    E (W f + b) = (E W) f + E b: a projection of Q embeddings instead of every pixel. 0.1 s less.
+    """
+    pixels, decoder = model.pixel_level_module.decoder, model.transformer_module.decoder
+    last = decoder.mask_predictor.mask_embedder[-1]
+    projection = torch.cat([pixels.mask_projection.weight.flatten(1), pixels.mask_projection.bias.unsqueeze(1)], dim=1)
+    layer = nn.Linear(last[0].in_features, projection.shape[1], dtype=last[0].weight.dtype)
+    layer.weight.copy_(projection.T.double() @ last[0].weight.double())
+    layer.bias.copy_(projection.T.double() @ last[0].bias.double())
+    last[0] = layer.requires_grad_(False)
+    pixels.mask_projection = nn.Identity()
+    decoder.mask_predictor.__class__ = ProjectedMaskPredictor
+    model.__class__ = ProjectedMasksModel

@@ -13,7 +13,7 @@ from .tracing import is_large, save
 # Convolutions and products by weights take the time of a network. What the results hang on stays in float32: the
 # positions that deformable attention samples, and the heads, whose logits decide pixels.
 QUANTIZED = ("Conv", "MatMul", "Gemm")
-IN_FLOAT32 = ("sampling_offsets", "attention_weights", "class_predictor", "mask_predictor", "mask_projection")
+IN_FLOAT32 = ("sampling_offsets", "attention_weights", "class_predictor", "mask_embedder", "mask_projection")
 
 
 def quantized(graph, processor, images: Sequence[np.ndarray]):

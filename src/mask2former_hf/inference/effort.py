@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from ..model.number_checks import check_fractions
-from ..model.projected_masks import with_part
 from ..model.transformer_decoder import Bystanders, DecoderStates, Mask2FormerMaskedAttentionDecoder
 
 EARLY = 1 / 2  # of the whole decoder's layers: from then on a query that says "nothing" rarely changes its mind
@@ -55,14 +54,14 @@ def at_effort(model: nn.Module, effort: float) -> nn.Module:
     if config.encoder_exits:
         encoder = model.model.pixel_level_module.decoder.encoder
         encoder = first_layers(encoder, max(1, _layers(effort, len(encoder.layers))))
-        model = with_part(model, ("model", "pixel_level_module", "decoder", "encoder"), encoder)
+        model = _with_part(model, ("model", "pixel_level_module", "decoder", "encoder"), encoder)
     decoder = model.model.transformer_module.decoder
     count, early = (_layers(share, len(decoder.layers)) for share in (effort, EARLY))
     decoder = first_layers(decoder, count)
     if count > early:
         decoder.__class__ = SparingDecoder
         decoder.early, decoder.heads = early, (model.class_predictor,)  # in a tuple, as it is a part of the model
-    return with_part(model, ("model", "transformer_module", "decoder"), decoder)
+    return _with_part(model, ("model", "transformer_module", "decoder"), decoder)
 
 
 def first_layers(part: nn.Module, count: int) -> nn.Module:
@@ -126,3 +125,12 @@ def _with_rows(weights: Tensor, rows: Tensor, count: int) -> Tensor:
     """(1, h, q, S) attention of some queries → (1, h, Q, S), zeros for the others."""
     whole = weights.new_zeros(*weights.shape[:2], count, weights.shape[-1])
     return whole.index_copy(2, rows, weights)
+
+
+def _with_part(module: nn.Module, path: tuple[str, ...], part: nn.Module) -> nn.Module:
+    """The same module with another part, whose owners are copied and nothing else."""
+    if not path:
+        return part
+    changed = copy.copy(module)
+    changed._modules = module._modules | {path[0]: _with_part(module._modules[path[0]], path[1:], part)}
+    return changed

@@ -18,20 +18,11 @@ from .configuration_mask2former import Mask2FormerConfig, built_in_values, check
 from .criterion import LossSettings, Mask2FormerLoss
 from .designs import make_head, make_pixel_decoder, make_transformer
 from .mask_logits import LazyMasks
-from .onednn import runs_eagerly, times_map
-from .outputs import (
-    OF_THE_MODEL_ALONE,
-    Later,
-    MadeWhenRead,
-    Mask2FormerForUniversalSegmentationOutput,
-    Mask2FormerModelOutput,
-    ModelOutputMadeWhenRead,
-    OutputMadeWhenRead,
-)
+from .onednn import times_map
+from .outputs import OF_THE_MODEL_ALONE, Mask2FormerForUniversalSegmentationOutput, Mask2FormerModelOutput
 from .per_pixel_head import ClassMaps, class_maps
 from .pixel_decoder import Mask2FormerPixelLevelModule
 from .pretrained import Mask2FormerPreTrainedModel
-from .projected_masks import leaves_projection, with_projected_embeddings
 from .transfers import filled, to_device
 from .transformer_decoder import Mask2FormerTransformerModule
 
@@ -139,17 +130,11 @@ class Mask2FormerModel(Mask2FormerPreTrainedModel):
         self, pixel_values: Tensor, mask_logits: str, output_hidden_states: bool, output_attentions: bool
     ) -> Mask2FormerModelOutput:
         eager = output_attentions or self.config._attn_implementation == "eager"
-        projects_later = runs_eagerly(pixel_values) and leaves_projection(self)
-        model = with_projected_embeddings(self) if projects_later else self
-        features, mask_features, maps = model.pixel_level_module(pixel_values)
-        states = model.transformer_module(maps, mask_features, eager)
+        features, mask_features, maps = self.pixel_level_module(pixel_values)
+        states = self.transformer_module(maps, mask_features, eager)
         chosen = {"none": [], "last": states.normalised[-1:], "all": states.normalised}[mask_logits]
-        masks = tuple(model.mask_maps(model.mask_embeddings(state), mask_features) for state in chosen)
-        output_class = Mask2FormerModelOutput
-        if projects_later:
-            projection, pixels = self.pixel_level_module.decoder.mask_projection, mask_features
-            output_class, mask_features = ModelOutputMadeWhenRead, Later(lambda: projection(pixels))
-        return output_class(
+        masks = tuple(self.mask_maps(self.mask_embeddings(state), mask_features) for state in chosen)
+        return Mask2FormerModelOutput(
             encoder_last_hidden_state=features[-1],
             pixel_decoder_last_hidden_state=mask_features,
             transformer_decoder_last_hidden_state=states.hidden[-1],
@@ -271,14 +256,13 @@ class Mask2FormerForSegmentation(Mask2FormerPreTrainedModel):
                 {"masks_queries_logits": masks, "class_queries_logits": classes}
                 for masks, classes in zip(outputs.masks_queries_logits[:-1], class_logits[:-1], strict=True)
             ]
-        output_class = OutputMadeWhenRead if isinstance(outputs, MadeWhenRead) else self.output_class
-        output = output_class(
+        output = self.output_class(
             loss=loss,
             class_queries_logits=class_logits[-1],
             masks_queries_logits=outputs.masks_queries_logits[-1] if wants_masks else None,
             auxiliary_logits=auxiliary_logits,
             loss_dict=loss_dict,
-            **{name: value for name, value in vars(outputs).items() if name not in OF_THE_MODEL_ALONE},
+            **{name: value for name, value in outputs.items() if name not in OF_THE_MODEL_ALONE},
         )
         return output if self.model._choose(return_dict, "return_dict") else output.to_tuple()
 

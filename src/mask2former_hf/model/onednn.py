@@ -182,25 +182,18 @@ def scaled_dot_product_attention(
 
 
 def times_features(rows: Tensor, features: Tensor) -> Tensor:
-    """(B, Q, C) @ (B, C, S); of (B, Q, C + 1) rows the last number is added to it.
-
-    Image by image where channels are innermost: torch's batched product would transpose the features, which in
-    bfloat16 takes longer than to multiply them.
-    """
-    if rows.shape[-1] > features.shape[1]:
-        added = rows[..., -1:]
-        products = times_features(rows[..., :-1], features)
-        return products.add_(added) if runs_eagerly(products) else products + added
+    """(B, Q, C) @ (B, C, S); image by image where channels are innermost: torch's batched product would transpose the
+    features, which in bfloat16 takes longer than to multiply them."""
     by_pixel = features.transpose(1, 2)  # (B, S, C)
     if not (runs_eagerly(rows) and by_pixel.is_contiguous() and products_are_faster(rows.dtype)):
         return rows @ features
-    products = [product(some.contiguous(), pixels, None) for some, pixels in zip(rows, by_pixel, strict=True)]
+    products = [product(some, pixels, None) for some, pixels in zip(rows, by_pixel, strict=True)]
     return products[0].unsqueeze(0) if len(products) == 1 else torch.stack(products)
 
 
 def times_map(rows: Tensor, features: Tensor) -> Tensor:
-    """(B, Q, C) or (B, Q, C + 1) rows and (B, C, H, W) features -> (B, Q, H, W)."""
-    if runs_eagerly(features) or rows.shape[-1] > features.shape[1]:
+    """(B, Q, C) rows and (B, C, H, W) features -> (B, Q, H, W)."""
+    if runs_eagerly(features):
         return times_features(rows, features.flatten(2)).unflatten(-1, features.shape[-2:])
     return torch.einsum("bqc,bchw->bqhw", rows, features)
 

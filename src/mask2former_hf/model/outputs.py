@@ -3,10 +3,8 @@
 Letters: B batch, Q queries, K classes, C channels, h heads, L supervised predictions (decoder layers + 1).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
@@ -81,40 +79,3 @@ class Mask2FormerForUniversalSegmentationOutput(ModelOutput):
     image_sizes: Tensor | None = None
     canvas_sizes: Tensor | None = None
     mask_strides: Tensor | None = None
-
-
-class Later:
-    """A tensor to be made, in the mode of the moment in which this was."""
-
-    def __init__(self, make: Callable[[], Tensor]):
-        self.make, self.in_inference_mode = make, torch.is_inference_mode_enabled()
-
-    def __call__(self) -> Tensor:
-        with torch.inference_mode() if self.in_inference_mode else torch.no_grad():
-            return self.make()
-
-
-LATE = "pixel_decoder_last_hidden_state"
-READS = (LATE, "items", "values", "get", "__reduce__", "__reduce_ex__")
-
-
-class MadeWhenRead:
-    """An output whose mask features are a `Later`, made when somebody reads them: at inference most callers do not."""
-
-    def __getattribute__(self, name):
-        if name in READS and isinstance(late := vars(self).get(LATE), Later):
-            self[LATE] = late()
-        return super().__getattribute__(name)
-
-    def __getitem__(self, key):
-        if isinstance(key, str) and key in self:
-            return getattr(self, key)
-        return super().__getitem__(key)  # which reads all
-
-
-class ModelOutputMadeWhenRead(MadeWhenRead, Mask2FormerModelOutput):
-    pass
-
-
-class OutputMadeWhenRead(MadeWhenRead, Mask2FormerForUniversalSegmentationOutput):
-    pass
