@@ -66,9 +66,7 @@ def measure(backbone: str, folder: Path, arguments) -> dict[str, float]:
         options = {"threads": arguments.threads}
         exports[f"ONNX Runtime, {dtype}"] = ExportedModel(folder / dtype, **options, runtime="onnxruntime")
         if has_openvino:
-            exports[f"OpenVINO, {dtype}"] = own = ExportedModel(folder / dtype, **options, runtime="openvino")
-            if dtype == "float32":
-                own.graph.often = 0  # compiled for one shape, as it is after some runs
+            exports[f"OpenVINO, {dtype}"] = ExportedModel(folder / dtype, **options, runtime="openvino")
     runs |= {name: lambda own=own: own.logits(pixels.numpy()) for name, own in exports.items()}
     clock = time.process_time if arguments.processor_time else time.perf_counter
     return interleaved_medians(runs, arguments.repeats, clock=clock)

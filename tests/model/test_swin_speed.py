@@ -156,3 +156,17 @@ def test_weights_of_another_class_are_multiplied_by_torch_s_modules(backbones, a
     with torch.no_grad(), use_kernel("reference"):  # whose norms round as torch's
         assert_near(ours(pixels).feature_maps, stock(pixels).feature_maps)
     assert attended == []
+
+
+@pytest.mark.parametrize("size", [(9, 13), (8, 12)], ids=["padded", "whole windows"])
+def test_a_block_that_is_exported_always_crops_and_gives_the_same(backbones, size, monkeypatch):
+    """A trace of whole windows has to crop other sizes; transformers' asks of the size that it sees."""
+    block = backbones[1].swin.encoder.layers[0].blocks[1]
+    x = torch.randn(2, size[0] * size[1], 16)
+    with torch.no_grad():
+        expected = block(x, size, always_partition=True)[0]
+        for name in ("is_exporting", "is_compiling"):
+            monkeypatch.setattr(torch.compiler, name, lambda: True)
+        padded, crops = block.maybe_pad(x.view(2, *size, 16), *size)
+        assert padded.shape[1:3] == tuple(-(-side // 4) * 4 for side in size) and crops[3] > 0 and crops[5] > 0
+        torch.testing.assert_close(block(x, size, always_partition=True)[0], expected, rtol=1e-5, atol=1e-5)

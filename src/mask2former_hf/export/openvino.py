@@ -1,10 +1,8 @@
 """The ONNX graph → OpenVINO's own form."""
 
-import math
-from collections.abc import Iterator
 from pathlib import Path
 
-from ..inference.exported import MODEL, ExportedModel
+from ..inference.exported import MODEL
 from ..inference.runtimes import OPENVINO_MODEL
 from .errors import require
 from .openvino_forms import join_weighted_rows
@@ -34,15 +32,3 @@ def convert(folder: Path, graph=None):
     openvino.save_model(converted, folder / OPENVINO_MODEL, compress_to_fp16=False)
     for path in (source, source.with_name(source.name + WEIGHTS)):
         path.unlink(missing_ok=True)
-
-
-def ways_to_run(folder: Path) -> Iterator[ExportedModel]:
-    """The network compiled for all shapes, and one compiled for each shape where such are used; one of them in memory
-    at a time."""
-    exported = ExportedModel(folder, runtime="openvino")
-    has_own = exported.graph.often < math.inf
-    yield exported
-    if has_own:
-        exported = ExportedModel(folder, runtime="openvino")
-        exported.graph.often, exported.graph.kept = 0, 1
-        yield exported

@@ -1,8 +1,6 @@
 """A graph in ONNX Runtime or in OpenVINO, behind one interface: the shapes of its ends, and `run`."""
 
 import logging
-import math
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import import_module
@@ -12,7 +10,6 @@ import numpy as np
 
 OPENVINO_MODEL = "model.xml"  # which an export for OpenVINO has beside `model.onnx`
 KEPT = 4  # networks compiled for one shape
-OFTEN = 8  # runs of a shape after which a compilation of 1.2 s has paid, at 0.17 s for each run
 
 logger = logging.getLogger(__name__)
 
@@ -61,12 +58,12 @@ class OnnxGraph:
 class OpenVinoGraph:
     """A graph in OpenVINO, on the CPU: `model.xml`, or an ONNX file. As `OnnxGraph`, but every input must be fed.
 
-    It is compiled for all shapes of pixels, and anew for one that comes often: chains of products and sums are fused
-    in the latter alone. ResNet-50 at 640 x 640, 2 threads, takes 1.44 s in the former and 1.27 s in the latter.
+    It is compiled for each shape of pixels that comes, in 2 s: chains of products and sums are fused then, and sums of
+    weighted rows are compiled for one shape alone. Of 8 bits it is compiled for all shapes: in OpenVINO 2026.4.1 a
+    network of these for one shape gives other logits from its second run on, by up to 0.9 of a tiny model's.
 
     Attributes:
-        often: runs after which a shape has a network of its own.
-        kept: number of such networks, the latest, each with weights of its own.
+        kept: number of networks of one shape, the latest, each with weights of its own.
     """
 
     name = "openvino"
@@ -82,14 +79,9 @@ class OpenVinoGraph:
         self.inputs, self.outputs = _shapes(self.network.inputs), _shapes(self.network.outputs)
         # float32 as the file has it: on processors with bfloat16 the CPU plugin takes that by itself.
         self.options = {"INFERENCE_PRECISION_HINT": "f32"} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
-        self.often = math.inf if self._has_8_bits() else OFTEN
-        self.kept, self._runs = KEPT, Counter()
+        self.has_8_bits = any(op.get_type_name() == "FakeQuantize" for op in self.network.get_ops())
+        self.kept = KEPT
         self._for_all, self._compiled = None, {}  # the latter by shape, the latest last
-
-    def _has_8_bits(self) -> bool:
-        """Then the network for all shapes runs alone: in OpenVINO 2026.4.1 one of 8 bits that is compiled for one
-        shape gives other logits from its second run on, by up to 0.9 of a tiny model's."""
-        return any(op.get_type_name() == "FakeQuantize" for op in self.network.get_ops())
 
     def run(self, names: Iterable[str], feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The outputs of these names."""
@@ -101,11 +93,9 @@ class OpenVinoGraph:
         return [outputs[name] for name in names]
 
     def network_for(self, pixels: np.ndarray | None = None):
-        """What runs pixels next; without pixels the network for all shapes."""
-        if pixels is not None:
-            self._runs[pixels.shape] += 1
-            if pixels.shape in self._compiled or self._runs[pixels.shape] > self.often:
-                return self.compiled(pixels.shape)
+        """What runs pixels; without pixels the network for all shapes."""
+        if pixels is not None and not self.has_8_bits:
+            return self.compiled(pixels.shape)
         if self._for_all is None:
             self._for_all = self.core.compile_model(self.network, "CPU", self.options)
         return self._for_all
@@ -115,9 +105,7 @@ class OpenVinoGraph:
         compiled = self._compiled.pop(shape, None)
         if compiled is None:
             if len(self._compiled) == self.kept:
-                oldest = next(iter(self._compiled))
-                del self._compiled[oldest]
-                self._runs[oldest] = 0  # it has to come often again
+                del self._compiled[next(iter(self._compiled))]
             network = self.network.clone()
             network.reshape({"pixel_values": shape})
             compiled = self.core.compile_model(network, "CPU", self.options)
