@@ -57,7 +57,7 @@ def end_to_end(decided, processor, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def for_openvino(exported, end_to_end, tmp_path_factory):
-    """Those folders as `export --to openvino` leaves them: "logits", and one per task."""
+    """Those folders as `export --to openvino` leaves them, but for float32's own forms: "logits", and one per task."""
     pytest.importorskip("openvino", reason="its extra, [openvino], is not among what the tests install")
     folder = tmp_path_factory.mktemp("for_openvino")
     shutil.copytree(end_to_end, folder, dirs_exist_ok=True)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -28,6 +29,16 @@ def test_openvino_keeps_the_networks_of_the_latest_shapes(for_openvino):
     for shape in (shapes[0], shapes[1], shapes[0], shapes[2]):
         graph.run(LOGITS, {"pixel_values": np.zeros(shape, np.float32)})
     assert list(graph._compiled) == [shapes[0], shapes[2]]
+
+
+def test_openvino_gives_each_thread_its_own_results(for_openvino):
+    exported = ExportedModel(for_openvino / "logits")
+    pixels = [np.full((1, 3, 64, 64), value, np.float32) for value in (-1, 0, 1, 2)]
+    expected = [exported.logits(x) for x in pixels]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(exported.logits, pixels * 4))
+    for ours, theirs in zip(found, expected * 4, strict=True):
+        assert all((a == b).all() for a, b in zip(ours, theirs, strict=True))
 
 
 RUN = """

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoBackbone, SwinConfig
 
 from mask2former_hf.kernels import use_kernel
-from mask2former_hf.model import onednn, swin_speed
+from mask2former_hf.model import cpu_layout, onednn, swin_speed
 from mask2former_hf.model.backbone import feature_maps
 
 SIZES = [(2, 96, 130), (1, 56, 56), (3, 40, 8)]  # padded, whole windows, less than a window
@@ -170,3 +170,14 @@ def test_a_block_that_is_exported_always_crops_and_gives_the_same(backbones, siz
         padded, crops = block.maybe_pad(x.view(2, *size, 16), *size)
         assert padded.shape[1:3] == tuple(-(-side // 4) * 4 for side in size) and crops[3] > 0 and crops[5] > 0
         torch.testing.assert_close(block(x, size, always_partition=True)[0], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_hook_in_the_mlp_sees_all_rows_at_once(backbones, monkeypatch):
+    monkeypatch.setattr(cpu_layout, "chunk_length", lambda width, device: 8)
+    mlp, x, seen = copy.deepcopy(backbones[1].swin.encoder.layers[0].blocks[0].mlp), torch.randn(2, 12, 16), []
+    with torch.no_grad():
+        expected = mlp(x)
+        for layer in (mlp.fc1, mlp.fc2):
+            layer.register_forward_hook(lambda module, args, output: seen.append(args[0].shape[:-1]))
+        torch.testing.assert_close(mlp(x), expected, rtol=1e-5, atol=1e-5)
+    assert seen == [(2, 12)] * 2

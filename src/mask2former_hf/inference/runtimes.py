@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
@@ -82,15 +83,17 @@ class OpenVinoGraph:
         self.has_8_bits = any(op.get_type_name() == "FakeQuantize" for op in self.network.get_ops())
         self.kept = KEPT
         self._for_all, self._compiled = None, {}  # the latter by shape, the latest last
+        self._alone = Lock()  # a compiled network runs one request at a time, with all threads that it has
 
     def run(self, names: Iterable[str], feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The outputs of these names."""
         try:
-            outputs = self.network_for(feed.get("pixel_values"))(dict(feed))
+            with self._alone:
+                outputs = self.network_for(feed.get("pixel_values"))(dict(feed))
+                return [outputs[name] for name in names]
         except RuntimeError as error:
             _refuse_without_memory(self.name, error)
             raise
-        return [outputs[name] for name in names]
 
     def network_for(self, pixels: np.ndarray | None = None):
         """What runs pixels; without pixels the network for all shapes."""

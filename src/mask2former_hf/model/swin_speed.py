@@ -244,7 +244,8 @@ class OneDnnSwinMLP(SwinMLP):
         output = feed_forward(self.fc1, self.fc2, hidden_states, "gelu")
         if output is not None:
             return output
-        if not runs_eagerly(hidden_states):
+        plain_layers = all(type(layer) is nn.Linear and not hooked(layer) for layer in (self.fc1, self.fc2))
+        if not (plain_layers and runs_eagerly(hidden_states)):  # others see all rows at once
             return self._layers(hidden_states)
         rows = in_blocks(self._layers, hidden_states.flatten(0, -2), self.fc1.out_features)
         return rows.view(*hidden_states.shape[:-1], -1)
