@@ -137,7 +137,7 @@ def test_the_runtime_is_the_one_that_a_folder_is_for_and_that_is_there(exported,
     def import_module(name):
         if name not in present:
             raise ImportError(f"No module named {name!r}")
-        return sys.modules[name]
+        return sys.modules.get(name)
 
     monkeypatch.setattr(runtimes, "import_module", import_module)
     chosen = [runtimes.runtime_of(*own) for own in ((exported, None), (tmp_path, None), (tmp_path, "cuda:1"))]
