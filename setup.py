@@ -14,7 +14,7 @@ KERNELS = (
     *("mask_points", "activations", "matrices"),
 )
 SOURCES = [f"{FOLDER}/{name}_cpu.cpp" for name in KERNELS]
-HEADERS = [f"{FOLDER}/{name}.h" for name in ("cpu_vectors", "msda_samples", "bf16_cpu")]
+HEADERS = [f"{FOLDER}/{name}.h" for name in ("cpu_vectors", "msda_samples", "bf16_cpu", "amx_cpu")]
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
 

@@ -242,15 +242,10 @@ BF16_TARGET void write_seen(const Attended& p, int64_t b, int64_t head, const Se
   }
 }
 
-struct ReleaseSeen {
-  void operator()(Seen* memory) const { ::operator delete(memory, std::align_val_t(64)); }
-};
-
 void attend_all(const Attended& p, int64_t threads) {
   parallel(p.B * p.h, threads, [&](int64_t i) {
     const int64_t b = i / p.h, head = i % p.h;
-    const std::unique_ptr<Seen, ReleaseSeen> seen(
-        static_cast<Seen*>(::operator new(sizeof(Seen) * p.Q, std::align_val_t(64))));
+    const Kept<Seen, Seen> seen(p.Q);
     see_keys(p, b, head, 0, p.S, seen.get());
     write_seen(p, b, head, seen.get());
   });

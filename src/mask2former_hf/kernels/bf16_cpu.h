@@ -10,12 +10,52 @@
 #if defined(__x86_64__) && !defined(MSDA_NO_BF16)
 #include <immintrin.h>
 
+#include <new>
+
 #define BF16_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,prefer-vector-width=512")))
 #define BF16_INLINE static inline __attribute__((always_inline)) BF16_TARGET
 
 namespace {
 
 typedef uint32_t word __attribute__((aligned(2), may_alias));  // two neighbours
+
+// Memory by cache lines.
+struct ReleaseAligned {
+  void operator()(void* memory) const { ::operator delete(memory, std::align_val_t(64)); }
+};
+template <typename T>
+using Aligned = std::unique_ptr<T, ReleaseAligned>;
+template <typename T>
+Aligned<T> aligned(int64_t count) {
+  return Aligned<T>(static_cast<T*>(::operator new(sizeof(T) * count, std::align_val_t(64))));
+}
+
+constexpr int64_t kMostKept = 32 << 20;  // bytes
+
+// Memory of this thread for a purpose, one at a time. Up to 32 MB the thread keeps it: what it gave back would be fresh
+// pages the next time.
+template <typename Purpose, typename T>
+class Kept {
+ public:
+  explicit Kept(int64_t count) {
+    static thread_local Aligned<T> kept;
+    static thread_local int64_t held = 0;
+    if (static_cast<int64_t>(sizeof(T)) * count > kMostKept) {
+      own_ = aligned<T>(count);
+    } else if (held < count) {
+      held = 0;
+      kept.reset();
+      kept = aligned<T>(count);
+      held = count;
+    }
+    data_ = own_ ? own_.get() : kept.get();
+  }
+  T* get() const { return data_; }
+
+ private:
+  Aligned<T> own_;
+  T* data_;
+};
 
 BF16_INLINE __m512 dot(__m512 sums, __m512i pairs, __m512i others) {
   return _mm512_dpbf16_ps(sums, as<__m512bh>(pairs), as<__m512bh>(others));

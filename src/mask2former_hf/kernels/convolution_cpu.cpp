@@ -10,12 +10,14 @@
 #include "bf16_cpu.h"
 
 #ifdef BF16_TARGET
-#include <new>
-
 namespace {
 
 constexpr int64_t kPositions = 16, kColumns = 32, kTileRows = 12;
 constexpr int64_t kCache = 245760;  // bytes of a task: a quarter of the second one
+
+struct Weights;  // what memory is for
+struct Patches;
+struct Products;
 
 template <typename T>
 struct Convolution {
@@ -30,16 +32,6 @@ struct Convolution {
   const int64_t across = (W + 1) / 2, tiles = (H + 1) / 2 * across;  // of an image
   const int64_t panel = C * kColumns, panels = O / kColumns;         // numbers of 32 output channels at one position
 };
-
-struct ReleaseCells {
-  void operator()(void* memory) const { ::operator delete(memory, std::align_val_t(64)); }
-};
-template <typename T>
-using Cells = std::unique_ptr<T, ReleaseCells>;
-template <typename T>
-Cells<T> cells(int64_t count) {
-  return Cells<T>(static_cast<T*>(::operator new(sizeof(T) * count, std::align_val_t(64))));
-}
 
 BF16_INLINE __m512 load_channels(__mmask16 present, const float* p) { return _mm512_maskz_loadu_ps(present, p); }
 BF16_INLINE __m512 load_channels(__mmask16 present, const uint16_t* p) {
@@ -242,13 +234,13 @@ int64_t tiles_at_once(const Convolution<T>& p, int64_t threads) {
 
 template <typename T>
 void convolve(const Convolution<T>& p, int64_t threads) {
-  const Cells<T> packed = cells<T>(kPositions * p.panels * p.panel);
+  const Kept<Weights, T> packed(kPositions * p.panels * p.panel);
   parallel(p.panels, threads, [&](int64_t i) { transform_weights(p, i, packed.get()); });
   const int64_t most = tiles_at_once(p, threads), chunks = (p.tiles + most - 1) / most;
   std::atomic<int64_t> next{0};
   parallel(std::min(threads, p.B * chunks), threads, [&](int64_t) {  // as many as there are threads, with memory each
-    const Cells<T> patches = cells<T>(kPositions * most * p.C);
-    const Cells<float> products = cells<float>(kPositions * most * kColumns);
+    const Kept<Patches, T> patches(kPositions * most * p.C);
+    const Kept<Products, float> products(kPositions * most * kColumns);
     for (int64_t i = next++; i < p.B * chunks; i = next++) {
       const int64_t first = i % chunks * most, count = std::min(most, p.tiles - first);
       convolve_tiles(p, i / chunks, first, count, packed.get(), patches.get(), products.get());

@@ -11,8 +11,6 @@
 #include "bf16_cpu.h"
 
 #ifdef BF16_TARGET
-#include <new>
-
 namespace {
 
 struct Operand {
@@ -45,6 +43,8 @@ constexpr double kSmallProduct = 1e7;  // multiplications of one thread in 0.1 m
 
 INLINE int64_t rounded_up(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
 INLINE uint32_t first_bits(int64_t count) { return count >= 32 ? ~0u : count <= 0 ? 0 : (1u << count) - 1; }
+
+struct BlockAndPanel;  // what memory is for
 
 template <typename T>
 constexpr int64_t kOfAWord = 4 / sizeof(T);
@@ -221,23 +221,6 @@ BF16_TARGET void multiply_block(const Matrices& p, int64_t from, int64_t to, int
   }
 }
 
-struct ReleaseWords {
-  void operator()(uint32_t* memory) const { ::operator delete(memory, std::align_val_t(64)); }
-};
-
-// A thread keeps its memory, at most a block and a panel: what it gave back would be fresh pages the next time.
-uint32_t* own_memory(int64_t words) {
-  static thread_local std::unique_ptr<uint32_t, ReleaseWords> memory;
-  static thread_local int64_t held = 0;
-  if (held < words) {
-    held = 0;
-    memory.reset();
-    memory.reset(static_cast<uint32_t*>(::operator new(4 * words, std::align_val_t(64))));
-    held = words;
-  }
-  return memory.get();
-}
-
 template <typename T, typename O>
 void multiply_matrices(const Matrices& p, int64_t threads) {
   if (static_cast<double>(p.M) * p.N * p.K < kSmallProduct) threads = 1;
@@ -255,10 +238,10 @@ void multiply_matrices(const Matrices& p, int64_t threads) {
   const int64_t groups = std::min(panels, (threads + chunks - 1) / chunks);
   parallel(chunks * groups, threads, [&](int64_t i) {
     const int64_t from = i / groups * rows, group = i % groups;
-    uint32_t* const memory = own_memory(words * (rows + kColumns));
+    const Kept<BlockAndPanel, uint32_t> memory(words * (rows + kColumns));
     const int64_t left = group * panels / groups * kColumns, right = (group + 1) * panels / groups * kColumns;
-    multiply_block<T, O>(p, from, std::min(from + rows, p.M), left, std::min(right, p.N), length, memory,
-                         memory + words * rows);
+    multiply_block<T, O>(p, from, std::min(from + rows, p.M), left, std::min(right, p.N), length, memory.get(),
+                         memory.get() + words * rows);
   });
 }
 

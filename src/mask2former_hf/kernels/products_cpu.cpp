@@ -2,13 +2,13 @@
 // bias, a summand, a ReLU or GELU. Layouts (row-major): x (M, K), weight (N, K), scale and bias (N), plus and out (M, N); K even.
 //
 // oneDNN reaches 350 of the 460 GFLOP/s of two Zen 4 cores at the model's sizes. The weight is laid out in panels in
-// every call, which takes a hundredth of the time, so that no weight can be stale.
+// every call, which takes a hundredth of the time, so that no weight can be stale. AMX multiplies where there is one and
+// K is a multiple of 32.
 
-#include "bf16_cpu.h"
+#include "amx_cpu.h"
 
 #ifdef BF16_TARGET
 #include <cmath>
-#include <new>
 
 namespace {
 
@@ -27,9 +27,14 @@ struct Product {
   const int64_t panels = (N + 31) / 32;
 };
 
+struct PackedWeight;  // what memory is for
+struct SecondWeight;
+struct Between;
+struct LastRows;
+
 constexpr int kTileRows = 12;                // with two vectors of columns 24 of 32 registers
 constexpr int64_t kChunk = 1 << 17;          // numbers of x that a task reads: 256 KB, in the second cache
-constexpr int64_t kMostRows = 40 * kTileRows;
+constexpr int64_t kMostRows = 480;
 #ifdef MSDA_THREADS_ALWAYS  // for tests
 constexpr double kSmallProduct = 1;
 #else
@@ -57,28 +62,39 @@ BF16_INLINE __m512 after(__m512 x) {
   return THEN == kGelu ? gelu(x) : x;
 }
 
+// 16 columns of the result, of which `present` exist, and what follows their sums.
+struct Columns {
+  int64_t first;
+  __mmask16 present;
+  __m512 scale, bias;
+};
+
+BF16_INLINE Columns columns_from(const Product& p, int64_t first) {
+  const int64_t count = std::max<int64_t>(0, std::min<int64_t>(16, p.N - first));
+  const __mmask16 present = static_cast<__mmask16>((1u << count) - 1);
+  return {first, present, p.scale ? _mm512_maskz_loadu_ps(present, p.scale + first) : _mm512_set1_ps(1),
+          p.bias ? widened(_mm256_maskz_loadu_epi16(present, p.bias + first)) : _mm512_setzero_ps()};
+}
+
+template <int THEN>
+BF16_INLINE void write_sums(const Product& p, int64_t row, const Columns& columns, __m512 sums) {
+  const int64_t at = row * p.N + columns.first;
+  __m512 y = _mm512_fmadd_ps(sums, columns.scale, columns.bias);
+  if (p.plus) y = _mm512_add_ps(y, widened(_mm256_maskz_loadu_epi16(columns.present, p.plus + at)));
+  _mm256_mask_storeu_epi16(p.out + at, columns.present, narrowed(after<THEN>(y)));
+}
+
 template <int R, int THEN>
 BF16_INLINE void product_tile(const Product& p, int64_t row, int64_t panel, const uint16_t* packed) {
   const uint16_t* rows[R];
   for (int r = 0; r < R; ++r) rows[r] = p.x + (row + r) * p.K;
-  const int64_t column = 32 * panel, columns = std::min<int64_t>(32, p.N - column);
-  const __mmask16 present[2] = {static_cast<__mmask16>(columns < 16 ? (1u << columns) - 1 : 0xffff),
-                                static_cast<__mmask16>(columns < 16 ? 0 : (1u << (columns - 16)) - 1)};
   __m512 sums[R][2] = {};
   accumulate<R, 2>(rows, packed + panel * p.K * 32, 32, p.K / 2, sums);
 #pragma GCC unroll 2
   for (int v = 0; v < 2; ++v) {
-    const __m512 scale =
-        p.scale ? _mm512_maskz_loadu_ps(present[v], p.scale + column + 16 * v) : _mm512_set1_ps(1);
-    const __m512 bias =
-        p.bias ? widened(_mm256_maskz_loadu_epi16(present[v], p.bias + column + 16 * v)) : _mm512_setzero_ps();
+    const Columns columns = columns_from(p, 32 * panel + 16 * v);
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      const int64_t at = (row + r) * p.N + column + 16 * v;
-      __m512 y = _mm512_fmadd_ps(sums[r][v], scale, bias);
-      if (p.plus) y = _mm512_add_ps(y, widened(_mm256_maskz_loadu_epi16(present[v], p.plus + at)));
-      _mm256_mask_storeu_epi16(p.out + at, present[v], narrowed(after<THEN>(y)));
-    }
+    for (int r = 0; r < R; ++r) write_sums<THEN>(p, row + r, columns, sums[r][v]);
   }
 }
 
@@ -93,6 +109,29 @@ BF16_TARGET void product_task(const Product& p, int64_t first, int64_t last, int
   }
 }
 
+#ifdef AMX_TARGET
+template <int THEN>
+AMX_TARGET void product_task_of_tiles(const Product& p, int64_t first, int64_t last, int64_t first_panel,
+                                      int64_t last_panel, const uint16_t* packed) {
+  const Tiles tiles;
+  alignas(64) float sums[kAmxSide * kAmxSide];
+  const int64_t whole = (last - first) / kAmxSide * kAmxSide, left = last - first - whole;
+  const Kept<LastRows, uint16_t> rest(kAmxSide * p.K);  // whose results behind the last are not read
+  std::memcpy(rest.get(), p.x + (first + whole) * p.K, sizeof(uint16_t) * left * p.K);
+  for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+    const Columns columns[2] = {columns_from(p, 32 * panel), columns_from(p, 32 * panel + 16)};
+    for (int64_t row = first; row < last; row += kAmxSide) {
+      const int64_t rows = std::min(kAmxSide, last - row);
+      const uint16_t* x = rows < kAmxSide ? rest.get() : p.x + row * p.K;
+      rows > 16 ? multiply_block<2>(x, p.K, packed + panel * p.K * 32, p.K, sums)
+                : multiply_block<1>(x, p.K, packed + panel * p.K * 32, p.K, sums);
+      for (int64_t r = 0; r < rows; ++r)
+        for (int v = 0; v < 2; ++v) write_sums<THEN>(p, row + r, columns[v], _mm512_load_ps(sums + r * kAmxSide + 16 * v));
+    }
+  }
+}
+#endif
+
 BF16_TARGET void pack_task(const Product& p, int64_t panel, uint16_t* packed) {
   const uint16_t* rows[16];
   for (int half = 0; half < 2; ++half) {
@@ -102,37 +141,40 @@ BF16_TARGET void pack_task(const Product& p, int64_t panel, uint16_t* packed) {
   }
 }
 
-struct ReleaseHalves {
-  void operator()(uint16_t* memory) const { ::operator delete(memory, std::align_val_t(64)); }
-};
-typedef std::unique_ptr<uint16_t, ReleaseHalves> Halves;
-
-Halves halves(int64_t count) {
-  return Halves(static_cast<uint16_t*>(::operator new(sizeof(uint16_t) * count, std::align_val_t(64))));
-}
-
-Halves packed_weight(const Product& p, int64_t threads) {
-  Halves packed = halves(p.panels * p.K * 32);
-  uint16_t* const memory = packed.get();
+// (panels, K, 32) of the weight, in `packed`.
+void pack_weight(const Product& p, int64_t threads, uint16_t* packed) {
   const int64_t packs = std::min(p.panels, 4 * threads);
   parallel(packs, threads, [&](int64_t i) {
-    for (int64_t k = i * p.panels / packs; k < (i + 1) * p.panels / packs; ++k) pack_task(p, k, memory);
+    for (int64_t k = i * p.panels / packs; k < (i + 1) * p.panels / packs; ++k) pack_task(p, k, packed);
   });
-  return packed;
+}
+
+template <int THEN>
+void multiply_rows_then(const Product& p, int64_t first, int64_t last, int64_t a, int64_t b, const uint16_t* packed) {
+#ifdef AMX_TARGET
+  if (p.K % kAmxDepth == 0 && has_tiles()) return product_task_of_tiles<THEN>(p, first, last, a, b, packed);
+#endif
+  product_task<THEN>(p, first, last, a, b, packed);
 }
 
 void multiply_rows(const Product& p, int64_t first, int64_t last, int64_t a, int64_t b, const uint16_t* packed) {
-  p.then == kGelu   ? product_task<kGelu>(p, first, last, a, b, packed)
-  : p.then == kRelu ? product_task<kRelu>(p, first, last, a, b, packed)
-                    : product_task<kNothing>(p, first, last, a, b, packed);
+  p.then == kGelu   ? multiply_rows_then<kGelu>(p, first, last, a, b, packed)
+  : p.then == kRelu ? multiply_rows_then<kRelu>(p, first, last, a, b, packed)
+                    : multiply_rows_then<kNothing>(p, first, last, a, b, packed);
+}
+
+// As many rows as fit, whole tiles, and as many as other threads have.
+int64_t rows_of_a_task(int64_t rows, int64_t fit, int64_t threads) {
+  const int64_t unit = has_tiles() ? kAmxSide : kTileRows;
+  const int64_t most = std::max<int64_t>(1, std::min(kMostRows, fit) / unit) * unit;
+  return std::min(most, ((rows + threads - 1) / threads + unit - 1) / unit * unit);
 }
 
 void multiply_all(const Product& p, int64_t threads) {
   if (static_cast<double>(p.M) * p.N * p.K < kSmallProduct) threads = 1;
-  const Halves packed = packed_weight(p, threads);
-  const int64_t most = std::max<int64_t>(1, std::min(kMostRows, kChunk / p.K) / kTileRows) * kTileRows;
-  const int64_t even = ((p.M + threads - 1) / threads + kTileRows - 1) / kTileRows * kTileRows;
-  const int64_t rows = std::min(most, even), chunks = (p.M + rows - 1) / rows;
+  const Kept<PackedWeight, uint16_t> packed(p.panels * p.K * 32);
+  pack_weight(p, threads, packed.get());
+  const int64_t rows = rows_of_a_task(p.M, kChunk / p.K, threads), chunks = (p.M + rows - 1) / rows;
   const int64_t groups = std::min(p.panels, std::max<int64_t>(1, 8 * threads / chunks));
   parallel(chunks * groups, threads, [&](int64_t i) {
     const int64_t chunk = i / groups, group = i % groups;
@@ -144,13 +186,14 @@ void multiply_all(const Product& p, int64_t threads) {
 // `second` of what `first` makes, which exists for the rows of a task only: 512 KB, in the second cache.
 void feed_forward(const Product& first, const Product& second, int64_t threads) {
   if (2.0 * first.M * first.N * first.K < kSmallProduct) threads = 1;
-  const Halves one = packed_weight(first, threads), two = packed_weight(second, threads);
-  const int64_t most = std::max<int64_t>(1, std::min(kMostRows, 2 * kChunk / first.N) / kTileRows) * kTileRows;
-  const int64_t even = ((first.M + threads - 1) / threads + kTileRows - 1) / kTileRows * kTileRows;
-  const int64_t rows = std::min(most, even), chunks = (first.M + rows - 1) / rows;
+  const Kept<PackedWeight, uint16_t> one(first.panels * first.K * 32);
+  const Kept<SecondWeight, uint16_t> two(second.panels * second.K * 32);
+  pack_weight(first, threads, one.get());
+  pack_weight(second, threads, two.get());
+  const int64_t rows = rows_of_a_task(first.M, 2 * kChunk / first.N, threads), chunks = (first.M + rows - 1) / rows;
   parallel(chunks, threads, [&](int64_t i) {
     const int64_t from = i * rows, some = std::min(rows, first.M - from);
-    const Halves between = halves(rows * first.N);
+    const Kept<Between, uint16_t> between(rows * first.N);
     const int64_t sizes[2][3] = {{some, first.N, first.K}, {some, second.N, second.K}};
     const uint16_t* x = first.x + from * first.K;
     const Product a{x, first.weight, nullptr, first.bias, nullptr, sizes[0], first.then, between.get()};
@@ -168,7 +211,8 @@ void feed_forward(const Product& first, const Product& second, int64_t threads) 
 extern "C" {
 
 #ifdef BF16_TARGET
-int64_t msda_multiplies_bfloat16() { return multiplies_bfloat16(); }
+// 0 not at all, 1 by AVX-512 BF16, 2 by AMX too.
+int64_t msda_multiplies_bfloat16() { return multiplies_bfloat16() + has_tiles(); }
 
 // `then`: 0 nothing, 1 a ReLU, 2 the exact GELU.
 void msda_product(const uint16_t* x, const uint16_t* weight, const float* scale, const uint16_t* bias,
