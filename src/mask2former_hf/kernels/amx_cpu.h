@@ -52,9 +52,9 @@ struct Tiles {
   Tiles& operator=(const Tiles&) = delete;
 };
 
-// (16 * R, 32) sums over `depth` neighbours, a multiple of 32, of rows `step` numbers apart and a panel.
+// A block of (16 * R, 32) sums: to zero, more of them, and to memory.
 template <int R>
-AMX_INLINE void multiply_block(const uint16_t* rows, int64_t step, const uint16_t* panel, int64_t depth, float* sums) {
+AMX_INLINE void start_block() {
   asm volatile("" ::: "memory");  // of GCC's intrinsics only those that store know that memory matters
   _tile_zero(0);
   _tile_zero(1);
@@ -62,6 +62,11 @@ AMX_INLINE void multiply_block(const uint16_t* rows, int64_t step, const uint16_
     _tile_zero(2);
     _tile_zero(3);
   }
+}
+
+// Over `depth` neighbours, a multiple of 32, of rows `step` numbers apart and a panel.
+template <int R>
+AMX_INLINE void add_to_block(const uint16_t* rows, int64_t step, const uint16_t* panel, int64_t depth) {
   for (int64_t k = 0; k < depth; k += kAmxDepth) {
     _tile_loadd(6, panel + k * kAmxSide, 4 * kAmxSide);
     _tile_loadd(4, rows + k, 2 * step);
@@ -74,12 +79,23 @@ AMX_INLINE void multiply_block(const uint16_t* rows, int64_t step, const uint16_
       _tile_dpbf16ps(3, 5, 7);
     }
   }
+}
+
+template <int R>
+AMX_INLINE void store_block(float* sums) {
   _tile_stored(0, sums, 4 * kAmxSide);
   _tile_stored(1, sums + 16, 4 * kAmxSide);
   if (R == 2) {
     _tile_stored(2, sums + 16 * kAmxSide, 4 * kAmxSide);
     _tile_stored(3, sums + 16 * kAmxSide + 16, 4 * kAmxSide);
   }
+}
+
+template <int R>
+AMX_INLINE void multiply_block(const uint16_t* rows, int64_t step, const uint16_t* panel, int64_t depth, float* sums) {
+  start_block<R>();
+  add_to_block<R>(rows, step, panel, depth);
+  store_block<R>(sums);
 }
 
 }  // namespace

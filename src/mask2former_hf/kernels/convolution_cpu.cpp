@@ -3,16 +3,15 @@
 //
 // Of every 4 x 4 patch of the input, two apart, and of every 3 x 3 weight 16 sums are made in float32, and rounded to
 // bfloat16 where that is multiplied; 16 products of matrices and other sums of their results, in float32, give 2 x 2
-// outputs. Some tiles and 32 output channels at a time, so that all of it stays in the second cache. Layouts
-// (row-major): x (B, H, W, C), weight (O, C, 3, 3), scale and bias (O), out (B, H, W, O); C a multiple of 16, O of 32;
-// stride and padding 1. The weight is transformed in every call, so that none can be stale.
+// outputs. Some tiles and 32 output channels at a time, so that all of it stays in the second cache. The weight is
+// transformed in every call, so that none can be stale.
 
-#include "bf16_cpu.h"
+#include "convolution_cpu.h"
 
 #ifdef BF16_TARGET
 namespace {
 
-constexpr int64_t kPositions = 16, kColumns = 32, kTileRows = 12;
+constexpr int64_t kPositions = 16, kTileRows = 12;
 constexpr int64_t kCache = 245760;  // bytes of a task: a quarter of the second one
 
 struct Weights;  // what memory is for
@@ -20,46 +19,12 @@ struct Patches;
 struct Products;
 
 template <typename T>
-struct Convolution {
-  const T* x;
-  const T* weight;
-  const float* scale;  // of what is summed, may be null
-  const float* bias;   // may be null
-  const int64_t* sizes;  // the five below
-  bool rectify;
-  T* out;
-  const int64_t B = sizes[0], H = sizes[1], W = sizes[2], C = sizes[3], O = sizes[4];
-  const int64_t across = (W + 1) / 2, tiles = (H + 1) / 2 * across;  // of an image
-  const int64_t panel = C * kColumns, panels = O / kColumns;         // numbers of 32 output channels at one position
-};
-
-BF16_INLINE __m512 load_channels(__mmask16 present, const float* p) { return _mm512_maskz_loadu_ps(present, p); }
-BF16_INLINE __m512 load_channels(__mmask16 present, const uint16_t* p) {
-  return widened(_mm256_maskz_loadu_epi16(present, p));
+INLINE int64_t tiles_across(const Convolution<T>& p) {
+  return (p.W + 1) / 2;
 }
-BF16_INLINE void store_channels(float* p, __m512 x) { _mm512_storeu_ps(p, x); }
-BF16_INLINE void store_channels(uint16_t* p, __m512 x) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrowed(x));
-}
-
-// The nine weights of one input channel for 16 output channels that are `step` numbers apart.
-BF16_INLINE void load_weights(const float* from, int64_t step, __m512 (&w)[9]) {
-  const __m512i places = _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
-                                            _mm512_set1_epi32(static_cast<int>(step)));
-#pragma GCC unroll 9
-  for (int j = 0; j < 9; ++j) w[j] = _mm512_i32gather_ps(places, from + j, 4);
-}
-BF16_INLINE void load_weights(const uint16_t* from, int64_t step, __m512 (&w)[9]) {
-  const __m512i places = _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
-                                            _mm512_set1_epi32(static_cast<int>(step)));
-  const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000));
-#pragma GCC unroll 4
-  for (int j = 0; j < 8; j += 2) {  // two neighbours
-    const __m512i words = _mm512_i32gather_epi32(places, from + j, 2);
-    w[j] = _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
-    w[j + 1] = _mm512_castsi512_ps(_mm512_and_si512(words, upper));
-  }
-  w[8] = _mm512_castsi512_ps(_mm512_and_si512(_mm512_i32gather_epi32(places, from + 7, 2), upper));
+template <typename T>
+INLINE int64_t tiles_of(const Convolution<T>& p) {  // an image
+  return (p.H + 1) / 2 * tiles_across(p);
 }
 
 BF16_INLINE void transform_weight(const __m512 (&w)[9], __m512 (&to)[16]) {
@@ -116,7 +81,7 @@ BF16_TARGET void transform_weights(const Convolution<uint16_t>& p, int64_t panel
 template <typename T>
 BF16_TARGET void transform_patches(const Convolution<T>& p, int64_t b, int64_t first, int64_t count, T* to) {
   for (int64_t t = 0; t < count; ++t) {
-    const int64_t top = (first + t) / p.across * 2 - 1, left = (first + t) % p.across * 2 - 1;
+    const int64_t top = (first + t) / tiles_across(p) * 2 - 1, left = (first + t) % tiles_across(p) * 2 - 1;
     for (int64_t c = 0; c < p.C; c += 16) {
       __m512 d[4][4], half[4][4];
 #pragma GCC unroll 4
@@ -173,8 +138,8 @@ BF16_INLINE void multiply_tiles(const T* patches, const T* weights, int64_t C, f
 
 // The 2 x 2 outputs of a tile of 16 channels, of (kPositions, count, 32) products.
 template <typename T>
-BF16_INLINE void write_outputs(const Convolution<T>& p, int64_t b, int64_t tile, int64_t channel, const float* products,
-                               int64_t count) {
+BF16_INLINE void write_outputs(const Convolution<T>& p, int64_t b, int64_t tile, const Columns& columns,
+                               const float* products, int64_t count) {
   __m512 half[2][4];
 #pragma GCC unroll 4
   for (int j = 0; j < 4; ++j) {
@@ -184,21 +149,15 @@ BF16_INLINE void write_outputs(const Convolution<T>& p, int64_t b, int64_t tile,
     half[0][j] = _mm512_add_ps(_mm512_add_ps(m[0], m[1]), m[2]);
     half[1][j] = _mm512_sub_ps(_mm512_sub_ps(m[1], m[2]), m[3]);
   }
-  const __m512 scale = p.scale ? _mm512_loadu_ps(p.scale + channel) : _mm512_set1_ps(1);
-  const __m512 bias = p.bias ? _mm512_loadu_ps(p.bias + channel) : _mm512_setzero_ps();
-  const int64_t y = tile / p.across * 2, x = tile % p.across * 2;
+  const int64_t y = tile / tiles_across(p) * 2, x = tile % tiles_across(p) * 2;
 #pragma GCC unroll 2
   for (int i = 0; i < 2; ++i) {
     const __m512* m = half[i];
     const __m512 sums[2] = {_mm512_add_ps(_mm512_add_ps(m[0], m[1]), m[2]),
                             _mm512_sub_ps(_mm512_sub_ps(m[1], m[2]), m[3])};
 #pragma GCC unroll 2
-    for (int j = 0; j < 2; ++j) {
-      if (y + i >= p.H || x + j >= p.W) continue;
-      __m512 value = _mm512_fmadd_ps(sums[j], scale, bias);
-      if (p.rectify) value = _mm512_mask_mov_ps(value, _mm512_cmp_ps_mask(value, _mm512_setzero_ps(), _CMP_LT_OQ), _mm512_setzero_ps());
-      store_channels(p.out + ((b * p.H + y + i) * p.W + x + j) * p.O + channel, value);
-    }
+    for (int j = 0; j < 2; ++j)
+      if (y + i < p.H && x + j < p.W) write_sums(p, (b * p.H + y + i) * p.W + x + j, columns, sums[j]);
   }
 }
 
@@ -216,9 +175,10 @@ BF16_TARGET void convolve_tiles(const Convolution<T>& p, int64_t b, int64_t firs
       for (; t + 4 <= count; t += 4) multiply_tiles<4>(own + t * p.C, weights, p.C, to + kColumns * t);
       for (; t < count; ++t) multiply_tiles<1>(own + t * p.C, weights, p.C, to + kColumns * t);
     }
+    const Columns columns[2] = {columns_from(p, kColumns * panel), columns_from(p, kColumns * panel + 16)};
     for (int64_t t = 0; t < count; ++t)
       for (int v = 0; v < 2; ++v)
-        write_outputs(p, b, first + t, kColumns * panel + 16 * v, products + kColumns * t + 16 * v, count);
+        write_outputs(p, b, first + t, columns[v], products + kColumns * t + 16 * v, count);
   }
 }
 
@@ -227,8 +187,8 @@ template <typename T>
 int64_t tiles_at_once(const Convolution<T>& p, int64_t threads) {
   const int64_t bytes = kPositions * (p.C * sizeof(T) + kColumns * sizeof(float));
   const int64_t most = std::max<int64_t>(2, kCache / bytes / kTileRows) * kTileRows;
-  const int64_t rounds = (p.B * p.tiles + threads * most - 1) / (threads * most);
-  const int64_t even = (p.B * p.tiles + threads * rounds - 1) / (threads * rounds);
+  const int64_t rounds = (p.B * tiles_of(p) + threads * most - 1) / (threads * most);
+  const int64_t even = (p.B * tiles_of(p) + threads * rounds - 1) / (threads * rounds);
   return std::min(most, (even + kTileRows - 1) / kTileRows * kTileRows);
 }
 
@@ -236,13 +196,13 @@ template <typename T>
 void convolve(const Convolution<T>& p, int64_t threads) {
   const Kept<Weights, T> packed(kPositions * p.panels * p.panel);
   parallel(p.panels, threads, [&](int64_t i) { transform_weights(p, i, packed.get()); });
-  const int64_t most = tiles_at_once(p, threads), chunks = (p.tiles + most - 1) / most;
+  const int64_t most = tiles_at_once(p, threads), chunks = (tiles_of(p) + most - 1) / most;
   std::atomic<int64_t> next{0};
   parallel(std::min(threads, p.B * chunks), threads, [&](int64_t) {  // as many as there are threads, with memory each
     const Kept<Patches, T> patches(kPositions * most * p.C);
     const Kept<Products, float> products(kPositions * most * kColumns);
     for (int64_t i = next++; i < p.B * chunks; i = next++) {
-      const int64_t first = i % chunks * most, count = std::min(most, p.tiles - first);
+      const int64_t first = i % chunks * most, count = std::min(most, tiles_of(p) - first);
       convolve_tiles(p, i / chunks, first, count, packed.get(), patches.get(), products.get());
     }
   });
@@ -258,7 +218,8 @@ void msda_convolution(const void* x, const void* weight, const float* scale, con
                       int64_t rectify, int64_t bfloat16, int64_t threads, void* out) {
   if (bfloat16) {
     const auto *own = static_cast<const uint16_t*>(x), *factors = static_cast<const uint16_t*>(weight);
-    convolve(Convolution<uint16_t>{own, factors, scale, bias, sizes, rectify != 0, static_cast<uint16_t*>(out)}, threads);
+    const Convolution<uint16_t> p{own, factors, scale, bias, sizes, rectify != 0, static_cast<uint16_t*>(out)};
+    has_tiles() && p.C % kAmxDepth == 0 ? convolve_by_tiles(p, threads) : convolve(p, threads);
   } else {
     const auto *own = static_cast<const float*>(x), *factors = static_cast<const float*>(weight);
     convolve(Convolution<float>{own, factors, scale, bias, sizes, rectify != 0, static_cast<float*>(out)}, threads);
