@@ -45,6 +45,14 @@ def test_auto_is_bfloat16_where_the_cpu_multiplies_it(name, native, checkpoint):
     assert VideoSegmenter(checkpoint, dtype="auto", device="cpu").model.dtype == torch.bfloat16
 
 
+def test_auto_is_float32_where_bfloat16_is_slower(native):
+    native(avx512_bf16=True, cpu_name="Intel Xeon")
+    assert fastest_dtype("cpu")[0] == torch.float32
+    native(avx512_bf16=True, amx_bf16=True, cpu_name="Intel Xeon")
+    dtype, reason = fastest_dtype("cpu")
+    assert dtype == torch.bfloat16 and "AMX" in reason
+
+
 def test_auto_is_float32_elsewhere(native, checkpoint, tmp_path):
     native(avx512_f=True, avx512_bf16=False)
     Segmenter(checkpoint, device="cpu", dtype="bfloat16").model.save_pretrained(tmp_path)

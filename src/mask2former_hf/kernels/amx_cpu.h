@@ -18,6 +18,8 @@
   __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,amx-tile,amx-bf16,prefer-vector-width=512")))
 #define AMX_INLINE static inline __attribute__((always_inline)) AMX_TARGET
 
+__attribute__((visibility("hidden"))) inline bool msda_tiles = true;  // msda_use_tiles()
+
 namespace {
 
 constexpr int64_t kAmxSide = 32, kAmxDepth = 32;  // of a block of sums, and neighbours of a step
@@ -30,10 +32,10 @@ inline bool ask_for_tiles() {
          syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
 }
 
-// Whether this process may use the tiles; asked once.
+// Whether this process may use the tiles, asked once, and shall.
 inline bool has_tiles() {
   static const bool found = multiplies_bfloat16() && ask_for_tiles();
-  return found;
+  return found && msda_tiles;
 }
 
 // All eight of 16 rows of 64 bytes.

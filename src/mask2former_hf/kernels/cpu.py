@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import problem
 
-INTERFACE_VERSION = 5
+INTERFACE_VERSION = 6
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 LIBRARY = Path(__file__).with_name(f"_msda_cpu{SUFFIX}")
 DTYPES = (torch.float32, torch.bfloat16)
@@ -42,6 +42,7 @@ def library() -> ctypes.CDLL | str:
             "msda_feed_forward",
             "msda_product",
             "msda_use_pool",
+            "msda_use_tiles",
             "msda_uniform",
             "msda_uncertain_points",
             "msda_activation_backward",
@@ -67,6 +68,16 @@ def multiplies_bfloat16() -> bool:
     """Whether products and attentions of bfloat16 can run: where the processor has AVX-512 BF16."""
     loaded = library()
     return not isinstance(loaded, str) and bool(loaded.msda_multiplies_bfloat16())
+
+
+def has_tiles() -> bool:
+    """Whether they run by AMX, as far as their shapes allow."""
+    return multiplies_bfloat16() and library().msda_multiplies_bfloat16() == 2
+
+
+def use_tiles(wanted: bool):
+    """Whether AMX multiplies where there is one: for tests and measurements."""
+    library().msda_use_tiles(ctypes.c_int64(wanted))
 
 
 def why_not(device: torch.device, dtype: torch.dtype) -> str | None:

@@ -283,7 +283,7 @@ void backward(const Problem& p, const Gradients& g, int64_t threads) {
 extern "C" {
 
 // Changes with the arguments below; the Python side refuses another one.
-int64_t msda_interface_version() { return 5; }
+int64_t msda_interface_version() { return 6; }
 int64_t msda_max_samples() { return kMaxSamples; }
 
 // GOMP_parallel of the process' OpenMP, or null for threads of our own, as in every fork from then on.

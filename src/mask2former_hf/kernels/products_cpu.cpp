@@ -214,6 +214,14 @@ extern "C" {
 // 0 not at all, 1 by AVX-512 BF16, 2 by AMX too.
 int64_t msda_multiplies_bfloat16() { return multiplies_bfloat16() + has_tiles(); }
 
+void msda_use_tiles(int64_t wanted) {
+#ifdef AMX_TARGET
+  msda_tiles = wanted != 0;
+#else
+  (void)wanted;
+#endif
+}
+
 // `then`: 0 nothing, 1 a ReLU, 2 the exact GELU.
 void msda_product(const uint16_t* x, const uint16_t* weight, const float* scale, const uint16_t* bias,
                   const uint16_t* plus, const int64_t* sizes, int64_t then, int64_t threads, uint16_t* out) {
@@ -229,6 +237,7 @@ void msda_feed_forward(const uint16_t* x, const uint16_t* const* weights, const 
 }
 #else
 int64_t msda_multiplies_bfloat16() { return 0; }
+void msda_use_tiles(int64_t) {}
 void msda_product(const uint16_t*, const uint16_t*, const float*, const uint16_t*, const uint16_t*, const int64_t*,
                   int64_t, int64_t, uint16_t*) {}
 void msda_feed_forward(const uint16_t*, const uint16_t* const*, const uint16_t*, const int64_t*, int64_t, int64_t,
