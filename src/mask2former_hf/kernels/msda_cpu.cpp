@@ -84,6 +84,16 @@ INLINE void gather(const Head<T>& rows, int64_t D, int64_t count, int64_t at, co
   }
 }
 
+// Not inside each of what follows: that would be compiled for minutes. Nothing else is where the samples are written.
+CLONES void prepare_samples(const Problem& p, const Levels& levels, int64_t b, int64_t q, int64_t n, int64_t head,
+                            Samples& __restrict s) {
+  p.L * p.P == 12 ? prepare<12, false>(p, levels, b, q, n, head, s) : prepare<0, false>(p, levels, b, q, n, head, s);
+}
+CLONES void prepare_samples_for_gradients(const Problem& p, const Levels& levels, int64_t b, int64_t q, int64_t n,
+                                          int64_t head, Samples& __restrict s) {
+  p.L * p.P == 12 ? prepare<12, true>(p, levels, b, q, n, head, s) : prepare<0, true>(p, levels, b, q, n, head, s);
+}
+
 template <typename T, int D8, int COUNT>
 INLINE void forward_head(const Problem& p, const Levels& levels, const Head<T>& rows, int64_t b, int64_t head,
                          int64_t first, int64_t last, T* out) {
@@ -91,7 +101,7 @@ INLINE void forward_head(const Problem& p, const Levels& levels, const Head<T>& 
   Samples s;
   for (int64_t q = first; q < last; q += kLanes / padded) {
     const int64_t n = std::min(kLanes / padded, last - q);
-    prepare<COUNT, false>(p, levels, b, q, n, head, s);
+    prepare_samples(p, levels, b, q, n, head, s);
     for (int64_t k = 0; k < n; ++k)
       gather<T, D8>(rows, D, count, k * padded, s, out + ((b * p.Q + q + k) * p.h + head) * D);
   }
@@ -121,8 +131,22 @@ INLINE void scatter_corners(const Head<T>& rows, int64_t D, const T* incoming, c
   for (int c = 0; c < 4; ++c) dot[c] = s.inside[c][j] * (dot[c] + dots[c]);
 }
 
-// Gradients of one query's samples, at lane `at` and on, and what they add to the sums of the head's value gradients.
-template <typename T, typename P, int D8, int COUNT>
+// Gradients of the positions and weights of one query's samples.
+template <typename P>
+INLINE void write_gradients(const Problem& p, const Gradients& g, int64_t item, int64_t count, const float* along_x,
+                            const float* along_y, const float* of_weights) {
+  P* position = static_cast<P*>(g.positions) + item * count * 2;
+  for (int64_t i = 0; i < count; ++i, position += 2) {
+    const int64_t l = p.fused ? 0 : i / p.P;
+    store_one(position, along_x[i] * (p.fused ? 1 : p.shapes[2 * l + 1]));
+    store_one(position + 1, along_y[i] * (p.fused ? 1 : p.shapes[2 * l]));
+  }
+  P* weights = static_cast<P*>(g.weights) + item * count;
+  for (int64_t i = 0; i < count; ++i) store_one(weights + i, of_weights[i]);
+}
+
+// Of one query's samples, at lane `at` and on, all gradients, and what they add to the sums of the head's values.
+template <typename T, int D8, int COUNT>
 INLINE void scatter(const Problem& p, const Gradients& g, const Head<T>& rows, float* sums, int64_t item, int64_t at,
                     const Samples& s) {
   const int64_t D = D8 ? 8 * D8 : p.D, count = COUNT ? COUNT : p.L * p.P;
@@ -143,15 +167,10 @@ INLINE void scatter(const Problem& p, const Gradients& g, const Head<T>& rows, f
     along_y[i] = attention * ((1 - x) * (c - a) + x * (d - b));
   }
   for (int64_t i = 0; i < count; ++i) weighted += s.attention[at + i] * attention_gradient[i];
-  P* position = static_cast<P*>(g.positions) + item * count * 2;
-  for (int64_t i = 0; i < count; ++i, position += 2) {
-    const int64_t l = p.fused ? 0 : i / p.P;
-    store_one(position, along_x[i] * (p.fused ? 1 : p.shapes[2 * l + 1]));
-    store_one(position + 1, along_y[i] * (p.fused ? 1 : p.shapes[2 * l]));
-  }
-  P* weights = static_cast<P*>(g.weights) + item * count;
-  for (int64_t i = 0; i < count; ++i)
-    store_one(weights + i, p.fused ? s.attention[at + i] * (attention_gradient[i] - weighted) : attention_gradient[i]);
+  for (int64_t i = 0; p.fused && i < count; ++i)
+    attention_gradient[i] = s.attention[at + i] * (attention_gradient[i] - weighted);
+  p.bfloat16_positions ? write_gradients<uint16_t>(p, g, item, count, along_x, along_y, attention_gradient)
+                       : write_gradients<float>(p, g, item, count, along_x, along_y, attention_gradient);
 }
 
 template <typename T, int D8, int COUNT>
@@ -162,10 +181,9 @@ INLINE void backward_head(const Problem& p, const Levels& levels, const Gradient
   Samples s;
   for (int64_t q = 0; q < p.Q; q += kLanes / padded) {
     const int64_t n = std::min(kLanes / padded, p.Q - q), item = (b * p.Q + q) * p.h + head;
-    prepare<COUNT, true>(p, levels, b, q, n, head, s);
+    prepare_samples_for_gradients(p, levels, b, q, n, head, s);
     for (int64_t k = 0; k < n; ++k)
-      p.bfloat16_positions ? scatter<T, uint16_t, D8, COUNT>(p, g, rows, sums, item + k * p.h, k * padded, s)
-                           : scatter<T, float, D8, COUNT>(p, g, rows, sums, item + k * p.h, k * padded, s);
+      scatter<T, D8, COUNT>(p, g, rows, sums, item + k * p.h, k * padded, s);
   }
   T* to = static_cast<T*>(g.value) + (b * p.S * p.h + head) * D;
   for (int64_t row = 0; row < p.S; ++row, to += p.h * D, sums += D) {
