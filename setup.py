@@ -11,10 +11,10 @@ from setuptools.command.build_ext import build_ext
 FOLDER = "src/mask2former_hf/kernels"
 KERNELS = (
     *("msda", "group_norm", "layer_norm", "window_attention", "attention", "convolution", "products"),
-    *("mask_points", "activations", "matrices"),
+    *("mask_points", "activations", "matrices", "window_attention_bf16"),
 )
 SOURCES = [f"{FOLDER}/{name}_cpu.cpp" for name in KERNELS]
-HEADERS = [f"{FOLDER}/{name}.h" for name in ("cpu_vectors", "msda_samples", "bf16_cpu", "amx_cpu")]
+HEADERS = [f"{FOLDER}/{name}.h" for name in ("cpu_vectors", "msda_samples", "bf16_cpu", "amx_cpu", "attention_cpu")]
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
 
