@@ -3,20 +3,34 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-FOLDER = "src/mask2former_hf/kernels"
-KERNELS = (
-    *("msda", "group_norm", "layer_norm", "window_attention", "attention", "convolution", "convolution_tiles"),
-    *("products", "mask_points", "activations", "matrices"),
-)
-SOURCES = [f"{FOLDER}/{name}_cpu.cpp" for name in KERNELS]
-HEADERS = [f"{FOLDER}/{name}.h" for name in ("cpu_vectors", "msda_samples", "bf16_cpu", "amx_cpu", "convolution_cpu")]
+FOLDER = Path("src/mask2former_hf/kernels")
+SOURCES = sorted(str(path) for path in FOLDER.glob("*_cpu.cpp"))
+HEADERS = sorted(str(path) for path in FOLDER.glob("*.h"))
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
-FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
+FLAGS = ["-O3", "-std=c++17", "-fPIC", "-pthread", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
+
+
+def build(command: list[str], target: Path):
+    """The library, its sources compiled side by side."""
+
+    def run(*arguments: str):
+        subprocess.run([*command, *arguments], check=True, capture_output=True, text=True)
+
+    def compiled(source: str) -> str:
+        made = str(Path(folder, Path(source).stem + ".o"))
+        run("-c", source, "-o", made)
+        return made
+
+    with TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+        largest_first = sorted(SOURCES, key=lambda source: "msda_" not in source)
+        run("-shared", *pool.map(compiled, largest_first), "-o", str(target))
 
 
 class BuildKernel(build_ext):
@@ -30,10 +44,8 @@ class BuildKernel(build_ext):
         # Not every compiler knows AVX-512 BF16, nor can every platform choose between versions of a function when it
         # loads them.
         for extra in ([], ["-DMSDA_NO_BF16"], ["-DMSDA_NO_BF16", "-DMSDA_NO_CLONES"]):
-            command = [*compiler, *FLAGS, *extra, *SOURCES, "-o", str(target)]
             try:
-                subprocess.run(command, check=True, capture_output=True, text=True)
-                return
+                return build([*compiler, *FLAGS, *extra], target)
             except (OSError, subprocess.CalledProcessError) as error:
                 problem = getattr(error, "stderr", None) or error
         print(

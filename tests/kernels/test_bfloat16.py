@@ -54,19 +54,21 @@ def test_a_feed_forward_block_is_its_two_products(rows, C, W, then):
 
 
 @needs_avx512_bf16
-@pytest.mark.parametrize("Q, S, share", [(20, 400, 0.02), (7, 133, 0.5), (9, 64, None)])
+@pytest.mark.parametrize(
+    "Q, S, share", [(20, 400, 0.02), (7, 133, 0.5), (9, 64, None), (1, 1, None), (17, 1000, 0.3), (100, 31, 0.5)]
+)
 def test_attention_is_that_of_float64_and_of_nothing_zero(Q, S, share):
     torch.manual_seed(0)
     query, key, value = halves((2, Q, 64), (2, S, 64), (2, S, 64))
     allowed = None if share is None else torch.rand(2, Q, S) < share
     if allowed is not None:
-        allowed[0, 3] = False
+        allowed[0, Q // 2] = False
     heads = [x.double().unflatten(-1, (2, 32)).transpose(1, 2) for x in (query, key, value)]
     exact = F.scaled_dot_product_attention(*heads, None if allowed is None else allowed[:, None])
     with torch.no_grad():
         found = kernels.attention(query, key, value, 2, allowed)
     exact = exact.transpose(1, 2).flatten(2).nan_to_num()
-    assert found.isfinite().all() and (allowed is None or not found[0, 3].any())
+    assert found.isfinite().all() and (allowed is None or not found[0, Q // 2].any())
     assert (found - exact).abs().max() < 2**-8 * exact.abs().max()
 
 
@@ -155,6 +157,31 @@ def test_a_number_that_is_none_spoils_its_row_alone():
             assert found[3].isnan().all() and found[[0, 1, 2, 4]].isfinite().all()
         attended = kernels.attention(x[None], x[None, :3], x[None, :3], 1, None)[0]
     assert attended[3].isnan().all() and attended[[0, 1, 2, 4]].isfinite().all()
+
+
+@needs_avx512_bf16
+@pytest.mark.parametrize("spoilt", ["key", "value"])
+@torch.no_grad()
+def test_a_number_that_is_none_spoils_an_attentions_head_alone_where_it_may_be_seen(spoilt):
+    torch.manual_seed(0)
+    query, key, value = halves((2, 40, 64), (2, 300, 64), (2, 300, 64))
+    clean = kernels.attention(query, key, value, 2, None)
+    (key if spoilt == "key" else value)[0, 200, 40] = float("nan")
+    found, none = kernels.attention(query, key, value, 2, None), torch.zeros_like(clean, dtype=torch.bool)
+    none[0, :, slice(32, 64) if spoilt == "key" else 40] = True
+    assert torch.equal(found.isnan(), none) and torch.equal(found[~none], clean[~none])
+    allowed = torch.ones(2, 40, 300, dtype=torch.bool)
+    allowed[:, :, 192:256] = False
+    assert kernels.attention(query, key, value, 2, allowed).isfinite().all()
+
+
+@needs_avx512_bf16
+@torch.no_grad()
+def test_small_numbers_are_none_to_an_attention_and_some_after_it():
+    (x,) = halves((1, 64, 32))
+    kernels.attention(x, x, x, 1, None)
+    kernels.attend_in_windows(x.repeat(1, 1, 3)[0], x.new_zeros(96), torch.arange(64), torch.zeros(1, 64, 64), None, 1)
+    assert (torch.full((64,), 1e-39) * 0.5).all()
 
 
 def test_graphs_autocast_other_layouts_dtypes_and_kernels_are_left_to_torch():

@@ -41,7 +41,10 @@ def formula(projected, fill, places, bias, seam, scale):
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-6), (torch.bfloat16, 2**-8)])
 @pytest.mark.parametrize(
     "sizes",
-    [(19, 7, 3, 32, 40, 5), (9, 4, 2, 8, 3, 9), (2, 12, 1, 40, 0, 0), (3, 12, 2, 32, 9, 1), (1, 1, 2, 16, 0, 0)],
+    [
+        *((19, 7, 3, 32, 40, 5), (9, 4, 2, 8, 3, 9), (2, 12, 1, 40, 0, 0), (3, 12, 2, 32, 9, 1), (1, 1, 2, 16, 0, 0)),
+        *((5, 10, 2, 32, 7, 2), (4, 8, 1, 32, 0, 4), (1, 1, 2, 32, 0, 0)),
+    ],
     ids=str,
 )
 def test_values_and_gradients_are_those_of_the_formula_in_float64(sizes, dtype, tolerance):
@@ -74,14 +77,15 @@ def test_the_number_of_threads_changes_no_bit():
 
 
 @needs_cpp
-def test_a_number_that_is_none_spoils_its_window_and_head_alone():
-    projected, *others = problem(3, 4, 2, 8, 0, 0)
+@pytest.mark.parametrize("width, dtype", [(8, torch.float32), (32, torch.bfloat16)])
+def test_a_number_that_is_none_spoils_its_window_and_head_alone(width, dtype):
+    projected, *others = problem(3, 4, 2, width, 0, 0, dtype)
     token = others[1].view(3, 16)[1, 5]
-    projected[token, 16 + 3] = float("nan")  # in a key of the first head
+    projected[token, 2 * width + 3] = float("nan")  # in a key of the first head
     with torch.no_grad():
         spoilt = attend_in_windows(projected, *others).isnan()
     expected = torch.zeros_like(spoilt)
-    expected[others[1].view(3, 16)[1], :8] = True
+    expected[others[1].view(3, 16)[1], :width] = True
     assert torch.equal(spoilt, expected)
 
 

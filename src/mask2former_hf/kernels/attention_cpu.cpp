@@ -1,143 +1,14 @@
-// Attention in bfloat16 on CPUs by AVX-512 BF16: of tokens within windows (window_attention_cpu.cpp has the problem and
-// every other case), and of some queries over many keys, masked or not.
+// Attention in bfloat16 of some queries over many keys on CPUs, masked or not, by AVX-512 BF16 or AMX.
 //
 // Scores, their softmax and all sums are float32; its weights are rounded to bfloat16 before they are multiplied with
 // the values, as in torch's. A head has 32 channels. Where a mask leaves a tile of queries none of 64 keys, nothing of
 // it is computed.
 
-#include "bf16_cpu.h"
+#include "attention_cpu.h"
 
 #ifdef BF16_TARGET
-#include <cmath>
-#include <vector>
 
 namespace {
-
-constexpr int64_t kHeadWords = 16, kHeadDim = 32;
-
-// Rows of values, two by two, as a panel of two vectors of columns; zero behind the last.
-BF16_INLINE void pack_pairs(const uint16_t* const* rows, int64_t count, uint16_t* to) {
-  alignas(64) uint16_t order[2][32];
-  for (int half = 0; half < 2; ++half)
-    for (int k = 0; k < 16; ++k) {
-      order[half][2 * k] = static_cast<uint16_t>(16 * half + k);
-      order[half][2 * k + 1] = static_cast<uint16_t>(32 + 16 * half + k);
-    }
-  const __m512i low = _mm512_load_si512(order[0]), high = _mm512_load_si512(order[1]);
-  for (int64_t i = 0; i < count; i += 2, to += 64) {
-    const __m512i a = _mm512_loadu_si512(rows[i]);
-    const __m512i b = i + 1 < count ? _mm512_loadu_si512(rows[i + 1]) : _mm512_setzero_si512();
-    _mm512_storeu_si512(to, _mm512_permutex2var_epi16(a, low, b));
-    _mm512_storeu_si512(to + 32, _mm512_permutex2var_epi16(a, high, b));
-  }
-}
-
-// Windows.
-
-struct Windows {
-  const uint16_t* projected;  // (N, 3, h, 32)
-  const uint16_t* fill;       // (3, h, 32)
-  const int64_t* places;      // (w, n)
-  const float* bias;          // (h, n, n)
-  const float* seam;          // (s, n, n)
-  const int64_t* sizes;       // N, w, n, h, 32, s
-  float scale;
-  uint16_t* out;  // (N, h, 32)
-  const int64_t N = sizes[0], w = sizes[1], n = sizes[2], h = sizes[3], s = sizes[5];
-};
-
-template <int V>
-struct WindowScratch {
-  alignas(64) uint16_t keys[kHeadWords * V * 32];
-  alignas(64) uint16_t values[V * 8 * 64];
-  alignas(64) uint16_t weights[V * 16 * V * 16];
-  float inverse[V * 16];
-};
-
-// Softmax weights, not yet divided by their sums, of R rows of a window from row i on.
-template <int R, int V>
-BF16_INLINE void window_rows(const Windows& p, int64_t head, const float* seam, int64_t i,
-                             const uint16_t* const* queries, WindowScratch<V>& scratch) {
-  __m512 sums[R][V] = {};
-  accumulate<R, V>(queries + i, scratch.keys, V * 16, kHeadWords, sums);
-  const __m512 scale = _mm512_set1_ps(p.scale), none = _mm512_set1_ps(-INFINITY);
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) {
-    const float* bias = p.bias + (head * p.n + i + r) * p.n;
-    __m512 most = none;
-#pragma GCC unroll 16
-    for (int v = 0; v < V; ++v) {
-      const int64_t left = std::max<int64_t>(0, std::min<int64_t>(16, p.n - 16 * v));
-      const __mmask16 present = static_cast<__mmask16>((1u << left) - 1);
-      __m512 x = _mm512_mask_fmadd_ps(sums[r][v], present, scale, _mm512_maskz_loadu_ps(present, bias + 16 * v));
-      if (seam) x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(present, seam + (i + r) * p.n + 16 * v));
-      sums[r][v] = _mm512_mask_mov_ps(none, present, x);
-      most = _mm512_max_ps(most, sums[r][v]);
-    }
-    const __m512 largest = _mm512_set1_ps(_mm512_reduce_max_ps(most));
-    __m512 total = _mm512_setzero_ps();
-#pragma GCC unroll 16
-    for (int v = 0; v < V; ++v) {
-      const __m512 e = exponential(_mm512_sub_ps(sums[r][v], largest));
-      total = _mm512_add_ps(total, e);
-      _mm256_store_si256(reinterpret_cast<__m256i*>(scratch.weights + (i + r) * V * 16 + 16 * v), narrowed(e));
-    }
-    scratch.inverse[i + r] = 1 / _mm512_reduce_add_ps(total);
-  }
-}
-
-template <int R, int V>
-BF16_INLINE void window_results(const Windows& p, int64_t head, const int64_t* places, int64_t i,
-                                const WindowScratch<V>& scratch) {
-  const uint16_t* rows[R];
-  for (int r = 0; r < R; ++r) rows[r] = scratch.weights + (i + r) * V * 16;
-  __m512 sums[R][2] = {};
-  accumulate<R, 2>(rows, scratch.values, 32, (p.n + 1) / 2, sums);
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) {
-    if (places[i + r] >= p.N) continue;
-    const __m512 scale = _mm512_set1_ps(scratch.inverse[i + r]);
-    uint16_t* to = p.out + (places[i + r] * p.h + head) * kHeadDim;
-#pragma GCC unroll 2
-    for (int v = 0; v < 2; ++v)
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + 16 * v), narrowed(_mm512_mul_ps(sums[r][v], scale)));
-  }
-}
-
-template <int V>
-BF16_TARGET void window_heads(const Windows& p, int64_t window, int64_t first_head, int64_t last_head) {
-  constexpr int kRows = V > 4 ? 2 : 6;
-  WindowScratch<V> scratch;
-  const int64_t *places = p.places + window * p.n, stride = 3 * p.h * kHeadDim;
-  const float* seam = window < p.w - p.s ? nullptr : p.seam + (window - (p.w - p.s)) * p.n * p.n;
-  const uint16_t *queries[V * 16], *keys[V * 16], *values[V * 16];
-  for (int64_t head = first_head; head < last_head; ++head) {
-    for (int64_t i = 0; i < p.n; ++i) {
-      queries[i] = (places[i] < p.N ? p.projected + places[i] * stride : p.fill) + head * kHeadDim;
-      keys[i] = queries[i] + p.h * kHeadDim;
-      values[i] = keys[i] + p.h * kHeadDim;
-    }
-    for (int64_t k = 0; k < V; ++k)
-      pack_columns(keys + 16 * k, std::max<int64_t>(0, std::min<int64_t>(16, p.n - 16 * k)), kHeadWords,
-                   scratch.keys + 32 * k, V * 16);
-    pack_pairs(values, p.n, scratch.values);
-    int64_t i = 0;
-    for (; i + kRows <= p.n; i += kRows) window_rows<kRows, V>(p, head, seam, i, queries, scratch);
-    for (; i < p.n; ++i) window_rows<1, V>(p, head, seam, i, queries, scratch);
-    for (i = 0; i + 12 <= p.n; i += 12) window_results<12, V>(p, head, places, i, scratch);
-    for (; i < p.n; ++i) window_results<1, V>(p, head, places, i, scratch);
-  }
-}
-
-template <int V>
-void all_windows(const Windows& p, int64_t threads) {
-  const int64_t of_a_task = std::max<int64_t>(1, 64 / p.h), tasks = (p.w + of_a_task - 1) / of_a_task;
-  parallel(tasks, threads, [&](int64_t i) {
-    for (int64_t k = i * of_a_task; k < std::min((i + 1) * of_a_task, p.w); ++k) window_heads<V>(p, k, 0, p.h);
-  });
-}
-
-// Queries over keys.
 
 struct Attended {
   const uint16_t* query;   // (B, Q, h, 32)
@@ -242,9 +113,168 @@ BF16_TARGET void write_seen(const Attended& p, int64_t b, int64_t head, const Se
   }
 }
 
+#ifdef AMX_TARGET
+
+// Keys of a block: with 128 it stays in the first cache (with 256 up to a quarter slower). A mask is looked at by 64.
+constexpr int64_t kBlock = 128, kChunks = kBlock / 64;
+
+// What 16 queries have seen so far: sums of values and weights, and the largest scores before they are scaled.
+struct SeenTile {
+  alignas(64) float sums[kSide * kSums], most[kSide];
+};
+
+struct BlockScratch {
+  alignas(64) uint16_t keys[kBlock * kHeadDim], values[kBlock * kHeadDim];
+  alignas(64) float scores[kSide * kBlock];
+  alignas(64) uint16_t weights[kSide * kBlock];
+  alignas(64) float largest[kTile] = {}, shifts[kSide], factors[kSide];
+  uint64_t allowed[kChunks][kSide];
+  int64_t chunks[kChunks];  // that any query may see
+};
+
+// Which of a block's `count` keys each of 16 queries may see, and the number of chunks that any may.
+BF16_INLINE int64_t read_mask(const Attended& p, int64_t b, int64_t first, int64_t block, int64_t count, BlockScratch& s) {
+  const int64_t queries = std::min(kSide, p.Q - first);
+  int64_t some = 0;
+  for (int64_t c = 0; 64 * c < count; ++c) {
+    const __mmask64 present = count - 64 * c < 64 ? (1ull << (count - 64 * c)) - 1 : ~0ull;
+    uint64_t any = 0;
+    for (int64_t r = 0; r < kSide; ++r) {
+      uint64_t own = r < queries ? present : 0;
+      if (p.allowed && r < queries) {
+        const uint8_t* const from = p.allowed + (b * p.Q + first + r) * p.S + block + 64 * c;
+        const __m512i bytes = _mm512_maskz_loadu_epi8(present, from);
+        own = _mm512_test_epi8_mask(bytes, bytes);
+      }
+      s.allowed[c][r] = own;
+      any |= own;
+    }
+    if (any) s.chunks[some++] = c;
+  }
+  return some;
+}
+
+// Takes the largest scores up into `seen`, whose sums are scaled to them.
+BF16_INLINE void find_largest(int64_t some, __m512 scale, BlockScratch& s, SeenTile& seen) {
+  for (int64_t r = 0; r < kSide; ++r) {
+    __m512 most = _mm512_set1_ps(-INFINITY);
+    for (int64_t i = 0; i < some; ++i) {
+      const float* const scores = s.scores + 4 * s.chunks[i] * kTile + 16 * r;
+      const uint64_t own = s.allowed[s.chunks[i]][r];
+#pragma GCC unroll 4
+      for (int t = 0; t < 4; ++t)
+        most = _mm512_mask_max_ps(most, static_cast<__mmask16>(own >> (16 * t)), most, _mm512_load_ps(scores + t * kTile));
+    }
+    _mm512_store_ps(s.largest + 16 * r, most);
+  }
+  const __m512 before = _mm512_load_ps(seen.most), least = _mm512_set1_ps(-INFINITY);
+  const __m512 most = _mm512_max_ps(before, largest_of_each(s.largest));
+  const __mmask16 any = _mm512_cmp_ps_mask(most, least, _CMP_NEQ_UQ);
+  const __m512 shift = _mm512_maskz_mul_ps(any, most, scale);
+  _mm512_store_ps(s.shifts, shift);
+  const __mmask16 more = _mm512_cmp_ps_mask(most, before, _CMP_NEQ_UQ);
+  if (!more) return;
+  _mm512_store_ps(seen.most, most);
+  _mm512_store_ps(s.factors, power_of_two(0xffff, _mm512_fmsub_ps(before, scale, shift)));
+  for (int64_t r = 0; r < kSide; ++r) {
+    if (!(more >> r & 1)) continue;
+    const __m512 factor = _mm512_set1_ps(s.factors[r]);
+    for (int64_t v = 0; v < kSums; v += 16)
+      _mm512_store_ps(seen.sums + r * kSums + v, _mm512_mul_ps(_mm512_load_ps(seen.sums + r * kSums + v), factor));
+  }
+}
+
+// Softmax weights, not divided by their sums. Passing over 64 keys that a query may not see saves a tenth.
+BF16_INLINE void weigh_block(int64_t some, __m512 scale, BlockScratch& s) {
+  for (int64_t i = 0; i < some; ++i)
+    for (int64_t r = 0; r < kSide; ++r) {
+      const uint64_t own = s.allowed[s.chunks[i]][r];
+      const float* const scores = s.scores + 4 * s.chunks[i] * kTile + 16 * r;
+      uint16_t* const weights = s.weights + 2 * s.chunks[i] * kWeights + 32 * r;
+      if (!own) {
+        _mm512_store_si512(weights, _mm512_setzero_si512());
+        _mm512_store_si512(weights + kWeights, _mm512_setzero_si512());
+        continue;
+      }
+      const __m512 shift = _mm512_set1_ps(s.shifts[r]);
+      __m512 e[4];
+#pragma GCC unroll 4
+      for (int t = 0; t < 4; ++t)
+        e[t] = power_of_two(static_cast<__mmask16>(own >> (16 * t)),
+                            _mm512_fmsub_ps(_mm512_load_ps(scores + t * kTile), scale, shift));
+      _mm512_store_si512(weights, as<__m512i>(_mm512_cvtne2ps_pbh(e[1], e[0])));
+      _mm512_store_si512(weights + kWeights, as<__m512i>(_mm512_cvtne2ps_pbh(e[3], e[2])));
+    }
+}
+
+AMX_INLINE void see_block_of_tiles(const uint16_t* queries, int64_t some, BlockScratch& s, SeenTile& seen) {
+  const __m512 scale = _mm512_set1_ps(0.17677669529f * kLog2E);  // 1 / sqrt 32
+  for (int64_t i = 0; i < some; ++i)
+    multiply_keys(queries, s.keys + 64 * s.chunks[i] * kHeadDim, 4, s.scores + 4 * s.chunks[i] * kTile);
+  find_largest(some, scale, s, seen);
+  weigh_block(some, scale, s);
+  asm volatile("" ::: "memory");  // see multiply_block
+  _tile_loadd(0, seen.sums, 4 * kSums);
+  _tile_loadd(1, seen.sums + 16, 4 * kSums);
+  _tile_loadd(2, seen.sums + 32, 4 * kSums);
+  for (int64_t i = 0; i < some; ++i) {
+    add_values(s.weights + 2 * s.chunks[i] * kWeights, s.values + 64 * s.chunks[i] * kHeadDim);
+    add_values(s.weights + (2 * s.chunks[i] + 1) * kWeights, s.values + (64 * s.chunks[i] + 32) * kHeadDim);
+  }
+  store_sums(seen.sums);
+}
+
+// Keys and values [from, from + count) of a head, zero behind them up to whole chunks.
+BF16_TARGET void pack_block(const Attended& p, int64_t b, int64_t head, int64_t from, int64_t count, BlockScratch& s) {
+  const uint16_t *keys[kBlock], *values[kBlock];
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t at = ((b * p.S + from + i) * p.h + head) * kHeadDim;
+    keys[i] = p.key + at, values[i] = p.value + at;
+  }
+  const int64_t whole = (count + 63) / 64 * 64, pairs = (count + 1) / 2;
+  for (int64_t i = 0; i < whole; i += kSide)
+    pack_columns(keys + i, std::max<int64_t>(0, std::min(kSide, count - i)), kHeadWords, s.keys + i * kHeadDim, kSide);
+  pack_pairs(values, count, s.values);
+  std::memset(s.values + pairs * 64, 0, sizeof(uint16_t) * 64 * (whole / 2 - pairs));
+}
+
+struct QueryTiles;  // what memory is for
+
+AMX_TARGET void attend_of_tiles(const Attended& p, int64_t b, int64_t head) {
+  const Tiles tiles;
+  load_ones();
+  const int64_t count = (p.Q + kSide - 1) / kSide;
+  const Kept<Seen, SeenTile> kept(count);
+  const Kept<QueryTiles, uint16_t> queries(count * kWeights);
+  SeenTile* const seen = kept.get();
+  std::memset(queries.get(), 0, sizeof(uint16_t) * count * kWeights);
+  for (int64_t q = 0; q < p.Q; ++q)
+    std::memcpy(queries.get() + q * kHeadDim, p.query + ((b * p.Q + q) * p.h + head) * kHeadDim, 2 * kHeadDim);
+  for (int64_t t = 0; t < count; ++t) {
+    std::fill_n(seen[t].sums, kSide * kSums, 0.0f);
+    std::fill_n(seen[t].most, kSide, -INFINITY);
+  }
+  BlockScratch scratch;
+  for (int64_t block = 0; block < p.S; block += kBlock) {
+    const int64_t keys = std::min(kBlock, p.S - block);
+    pack_block(p, b, head, block, keys, scratch);
+    for (int64_t t = 0; t < count; ++t)
+      if (const int64_t some = read_mask(p, b, t * kSide, block, keys, scratch))
+        see_block_of_tiles(queries.get() + t * kWeights, some, scratch, seen[t]);
+  }
+  for (int64_t q = 0; q < p.Q; ++q)
+    write_mean(seen[q / kSide].sums + q % kSide * kSums, p.out + ((b * p.Q + q) * p.h + head) * kHeadDim);
+}
+
+#endif
+
 void attend_all(const Attended& p, int64_t threads) {
   parallel(p.B * p.h, threads, [&](int64_t i) {
     const int64_t b = i / p.h, head = i % p.h;
+    const SmallAreZero zero;
+#ifdef AMX_TARGET
+    if (has_tiles()) return attend_of_tiles(p, b, head);
+#endif
     const Kept<Seen, Seen> seen(p.Q);
     see_keys(p, b, head, 0, p.S, seen.get());
     write_seen(p, b, head, seen.get());
@@ -257,21 +287,11 @@ void attend_all(const Attended& p, int64_t threads) {
 extern "C" {
 
 #ifdef BF16_TARGET
-// As msda_window_attention; heads of 32 channels, n up to 144.
-void msda_window_attention_bf16(const uint16_t* projected, const uint16_t* fill, const int64_t* places,
-                                const float* bias, const float* seam, const int64_t* sizes, double scale,
-                                int64_t threads, uint16_t* out) {
-  const Windows p{projected, fill, places, bias, seam, sizes, static_cast<float>(scale), out};
-  p.n <= 64 ? all_windows<4>(p, threads) : all_windows<9>(p, threads);
-}
-
 void msda_attention(const uint16_t* query, const uint16_t* key, const uint16_t* value, const uint8_t* allowed,
                     const int64_t* sizes, int64_t threads, uint16_t* out) {
   attend_all(Attended{query, key, value, allowed, sizes, out}, threads);
 }
 #else
-void msda_window_attention_bf16(const uint16_t*, const uint16_t*, const int64_t*, const float*, const float*,
-                                const int64_t*, double, int64_t, uint16_t*) {}
 void msda_attention(const uint16_t*, const uint16_t*, const uint16_t*, const uint8_t*, const int64_t*, int64_t,
                     uint16_t*) {}
 #endif
