@@ -38,6 +38,7 @@ def formula(projected, fill, places, bias, seam, scale):
 
 
 @needs_cpp
+@pytest.mark.usefixtures("units")
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-6), (torch.bfloat16, 2**-8)])
 @pytest.mark.parametrize(
     "sizes",
@@ -63,6 +64,7 @@ def test_values_and_gradients_are_those_of_the_formula_in_float64(sizes, dtype, 
 
 
 @needs_cpp
+@pytest.mark.usefixtures("units")
 def test_the_number_of_threads_changes_no_bit():
     given, threads, found = problem(150, 7, 4, 32, 100, 20), torch.get_num_threads(), []
     try:
@@ -77,6 +79,7 @@ def test_the_number_of_threads_changes_no_bit():
 
 
 @needs_cpp
+@pytest.mark.usefixtures("units")
 @pytest.mark.parametrize("width, dtype", [(8, torch.float32), (32, torch.bfloat16)])
 def test_a_number_that_is_none_spoils_its_window_and_head_alone(width, dtype):
     projected, *others = problem(3, 4, 2, width, 0, 0, dtype)

@@ -7,8 +7,8 @@ if TYPE_CHECKING:
 
 NAMES = ("float32", "bfloat16", "float16")
 AUTO = "auto"
-# Names of torch.cpu.get_capabilities for products of bfloat16, the last one Arm's. Intel's processors multiply faster in
-# float32 than by AVX-512 BF16 (170 to 240 and 100 to 135 GFLOP/s of two cores, Emerald Rapids), but for AMX.
+# Names of torch.cpu.get_capabilities for products of bfloat16, the last one Arm's. Without AMX Intel's processors are
+# faster in float32: 170 to 240 GFLOP/s of two cores, and by AVX-512 BF16 100 to 135 (Emerald Rapids).
 NATIVE = {"amx_bf16": "AMX BF16", "avx512_bf16": "AVX-512 BF16", "bf16": "Arm BF16"}
 SLOW_ON_INTEL = "avx512_bf16"
 
@@ -53,7 +53,10 @@ def fastest_dtype(device: "torch.device | str") -> "tuple[torch.dtype, str]":
         return (
             (torch.bfloat16, f"this CPU multiplies bfloat16 natively ({found})")
             if found
-            else (torch.float32, f"this CPU has none of {', '.join(NATIVE.values())} that is faster, as far as torch can tell")
+            else (
+                torch.float32,
+                f"this CPU has none of {', '.join(NATIVE.values())} that is faster, as far as torch can tell",
+            )
         )
     if kind == "cuda":
         native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
