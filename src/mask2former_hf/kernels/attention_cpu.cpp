@@ -271,7 +271,6 @@ AMX_TARGET void attend_of_tiles(const Attended& p, int64_t b, int64_t head) {
 void attend_all(const Attended& p, int64_t threads) {
   parallel(p.B * p.h, threads, [&](int64_t i) {
     const int64_t b = i / p.h, head = i % p.h;
-    const SmallAreZero zero;
 #ifdef AMX_TARGET
     if (has_tiles()) return attend_of_tiles(p, b, head);
 #endif

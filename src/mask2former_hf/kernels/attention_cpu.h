@@ -16,20 +16,6 @@ namespace {
 
 constexpr int64_t kHeadWords = 16, kHeadDim = 32;
 
-// Numbers below float32's normal ones are zero while this lives: Intel's processors take some hundred cycles where one
-// arises, and exp(-100), with which Swin hides neighbours from each other, is one. By AVX-512 BF16 attention with a mask
-// took 3.3 times as long without, windows 1.7 times (Emerald Rapids).
-class SmallAreZero {
- public:
-  SmallAreZero() { _mm_setcsr(before_ | 0x8000); }
-  ~SmallAreZero() { _mm_setcsr(before_); }
-  SmallAreZero(const SmallAreZero&) = delete;
-  SmallAreZero& operator=(const SmallAreZero&) = delete;
-
- private:
-  const unsigned before_ = _mm_getcsr();
-};
-
 // Rows of values, two by two, as a panel of two vectors of columns; zero behind the last.
 BF16_INLINE void pack_pairs(const uint16_t* const* rows, int64_t count, uint16_t* to) {
   alignas(64) uint16_t order[2][32];

@@ -11,6 +11,9 @@
 #include <memory>
 #include <mutex>
 #include <thread>
+#ifdef __x86_64__
+#include <xmmintrin.h>
+#endif
 
 #define INLINE static inline __attribute__((always_inline))
 #if defined(__x86_64__) && defined(__linux__) && !defined(MSDA_NO_CLONES)
@@ -143,6 +146,26 @@ INLINE vec exp_of_negative(vec x) {
   return scaled_exp(x, __builtin_convertvector(exponent, vec), as<vec>((exponent + 127) << 23));
 }
 
+// Numbers below float32's normal ones are zero while this lives: Intel's processors take some hundred cycles where one
+// arises, and exp(-100), with which Swin hides neighbours from each other, is one, as is GELU's exp(-x^2 / 2) of 14. By
+// AVX-512 BF16 attention with a mask took 3.3 times as long without, windows 1.7 times, a GELU of numbers with a
+// deviation of 10 ten times (Emerald Rapids).
+class SmallAreZero {
+#ifdef __x86_64__
+ public:
+  SmallAreZero() { _mm_setcsr(before_ | 0x8000); }
+  ~SmallAreZero() { _mm_setcsr(before_); }
+  SmallAreZero(const SmallAreZero&) = delete;
+  SmallAreZero& operator=(const SmallAreZero&) = delete;
+
+ private:
+  const unsigned before_ = _mm_getcsr();
+#else
+ public:
+  ~SmallAreZero() {}  // so that it counts as used
+#endif
+};
+
 struct Progress {
   std::atomic<int64_t> next{0};  // task to take
   int64_t finished = 0;
@@ -157,6 +180,7 @@ struct Shared {
   std::atomic<int64_t> next{0};
   static void work(void* data) {
     auto& own = *static_cast<Shared*>(data);
+    const SmallAreZero zero;
     for (int64_t i = own.next++; i < own.count; i = own.next++) (*own.task)(i);
   }
 };
@@ -171,6 +195,7 @@ struct Shared {
 template <typename Task>
 void parallel(int64_t count, int64_t threads, const Task& task) {
   if (std::min(threads, count) < 2) {
+    const SmallAreZero zero;
     for (int64_t i = 0; i < count; ++i) task(i);
     return;
   }
@@ -182,6 +207,7 @@ void parallel(int64_t count, int64_t threads, const Task& task) {
   threads = std::min(threads, count);
   const auto progress = std::make_shared<Progress>();
   const auto work = [progress, count, &task] {  // `task` lives as long as there are tasks
+    const SmallAreZero zero;
     int64_t own = 0;
     for (int64_t i = progress->next++; i < count; i = progress->next++, ++own) task(i);
     std::lock_guard<std::mutex> lock(progress->mutex);

@@ -212,7 +212,6 @@ AMX_TARGET void windows_of_tiles(const Windows& p, int64_t first, int64_t last, 
 #endif
 
 void some_windows(const Windows& p, int64_t first, int64_t last) {
-  const SmallAreZero zero;
 #ifdef AMX_TARGET
   const int64_t tiles = (p.n + kSide - 1) / kSide;
   if (has_tiles())
