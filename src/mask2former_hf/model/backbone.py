@@ -14,7 +14,7 @@ from transformers.models.resnet.modeling_resnet import (
 from transformers.utils import logging
 
 from .canvas import SIZE_DIVISOR
-from .cpu_layout import for_convolutions, hooked
+from .cpu_layout import for_convolutions, hooked, transformed
 from .folded_norms import folded, folds
 from .plain_vit import is_plain, make_neck, neck_maps, patches_of, whole_patches
 from .timm_models import TIMM, make_timm_backbone
@@ -193,7 +193,7 @@ class FrozenBatchNorm(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         trained = self.weight.requires_grad or self.bias.requires_grad
-        if trained or not (torch.is_grad_enabled() and x.requires_grad):
+        if trained or transformed() or not (torch.is_grad_enabled() and x.requires_grad):
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         return _FixedAffine.apply(x, self.running_mean, self.running_var, self.weight, self.bias, self.eps)
 
