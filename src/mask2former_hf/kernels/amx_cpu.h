@@ -8,6 +8,10 @@
 
 #include "bf16_cpu.h"
 
+namespace {
+constexpr int64_t kAmxSide = 32, kAmxDepth = 32;  // of a block of sums, and neighbours of a step
+}
+
 #if defined(BF16_TARGET) && defined(__linux__) && !defined(MSDA_NO_AMX) && \
     (__has_include(<amxbf16intrin.h>) || __has_include(<amxintrin.h>))
 #include <cpuid.h>
@@ -19,8 +23,6 @@
 #define AMX_INLINE static inline __attribute__((always_inline)) AMX_TARGET
 
 namespace {
-
-constexpr int64_t kAmxSide = 32, kAmxDepth = 32;  // of a block of sums, and neighbours of a step
 
 inline bool ask_for_tiles() {
   constexpr unsigned kTiles = 1u << 24 | 1u << 22;  // AMX-TILE and AMX-BF16
