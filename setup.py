@@ -41,9 +41,9 @@ class BuildKernel(build_ext):
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)  # one of an earlier source would not fit
         compiler = os.environ.get("CXX", "c++").split()
-        # Not every compiler knows AVX-512 BF16, nor can every platform choose between versions of a function when it
-        # loads them.
-        for extra in ([], ["-DMSDA_NO_BF16"], ["-DMSDA_NO_BF16", "-DMSDA_NO_CLONES"]):
+        # Not every compiler knows AMX or AVX-512 BF16, nor can every platform choose between versions of a function
+        # when it loads them.
+        for extra in ([], ["-DMSDA_NO_AMX"], ["-DMSDA_NO_BF16"], ["-DMSDA_NO_BF16", "-DMSDA_NO_CLONES"]):
             try:
                 return build([*compiler, *FLAGS, *extra], target)
             except (OSError, subprocess.CalledProcessError) as error:

@@ -1,6 +1,7 @@
 """ONNX graphs are the checkpoint at every size, made of standard operators, and written whole or not at all."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from mask2former_hf.export.errors import ExportError
 from mask2former_hf.export.folders import complete_or_nothing
 from mask2former_hf.export.modules import Network
 from mask2former_hf.inference.exported import LOGITS, ExportedModel
+from mask2former_hf.inference.rules import rules_of
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="graphs are run by onnxruntime")
@@ -127,6 +129,20 @@ def test_a_graph_that_is_not_the_checkpoint_is_refused_and_leaves_nothing(decide
     with pytest.raises(ExportError, match="masks_queries_logits of the graph differ .* 1x3x96x160"):
         export_model(decided, processor, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_class_that_wins_pixels_of_a_tie_is_no_other_result(decided):
+    first, other = np.zeros((61, 83), np.int32), np.zeros((61, 83), np.int32)
+    other[0, :5] = 1  # of 5063 pixels
+    logits = [np.zeros((1, 2, 6), np.float32), np.zeros((1, 2, 24, 40), np.float32)]
+    exported = SimpleNamespace(channels=3, logits=lambda pixels: logits, segmentation=ExportedModel.segmentation)
+    rules = rules_of(decided.config, "semantic")
+    for found in (first, other):
+        exported.results = lambda *given, found=found: {"segmentation": found}
+        parity.compare_results(exported, rules, None)
+    other[1] = 1
+    with pytest.raises(ExportError, match="semantic results of the graph have 2 segments, the checkpoint's 1"):
+        parity.compare_results(exported, rules, None)
 
 
 def test_a_failed_export_leaves_what_was_there(decided, processor, tmp_path, monkeypatch):

@@ -17,9 +17,20 @@ def test_what_openvino_cannot_load_or_do_is_one_line(for_openvino, tmp_path):
     shutil.copytree(for_openvino / "logits", tmp_path, dirs_exist_ok=True)
     with pytest.raises(ValueError, match="device='cuda': an export runs in OpenVINO on the CPU"):
         ExportedModel(tmp_path, "cuda", runtime="openvino")
+    (tmp_path / "model.bin").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"model.xml: openvino cannot load it \(Incorrect weights in bin file!\)"):
+        Segmenter(tmp_path)
     (tmp_path / "model.xml").write_text("nodes")
     with pytest.raises(ValueError, match="model.xml: openvino cannot load it"):
         Segmenter(tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 64, 64), (1, 4, 64, 64), (3, 64, 64)])
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_pixels_that_no_graph_takes_are_refused(shape, runtime, for_openvino):
+    exported = ExportedModel(for_openvino / "logits", runtime=runtime)
+    with pytest.raises(ValueError, match=rf"pixel_values of {'x'.join(map(str, shape))}: must be \(B, 3, H, W\)"):
+        exported.logits(np.zeros(shape, np.float32))
 
 
 def test_openvino_keeps_the_networks_of_the_latest_shapes(for_openvino):

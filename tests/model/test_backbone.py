@@ -58,13 +58,22 @@ def test_one_parameter_of_a_frozen_batch_norm_can_be_trained(name):
     torch.testing.assert_close(frozen.get_parameter(name).grad, torch.full((3,), 40.0), rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("name", ["layer", "layer.0.normalization", "layer.1.normalization"])
-def test_what_a_hook_has_kept_of_a_resnet_s_parts_stays_as_it_was(name):
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("layer", "layer.0.normalization", "layer.1.normalization"),
+        *("activation", "layer.0.activation", "layer.1.activation"),
+    ],
+)
+def test_what_a_hook_has_kept_of_a_resnet_s_parts_stays_as_it_was(name, recorded):
     block, kept = tiny_model("resnet").model.pixel_level_module.encoder.encoder.stages[0].layers[0], []
     x = torch.randn(1, 16, 8, 8)
-    expected = block(x)
-    block.get_submodule(name).register_forward_hook(lambda _, args, output: kept.append((output, output.clone())))
-    torch.testing.assert_close(block(x), expected)
+    x = x.contiguous(memory_format=torch.channels_last)
+    with torch.set_grad_enabled(recorded):
+        expected = block(x)
+        block.get_submodule(name).register_forward_hook(lambda _, args, output: kept.append((output, output.clone())))
+        torch.testing.assert_close(block(x), expected)
     assert len(kept) == 1 and torch.equal(*kept[0])
 
 

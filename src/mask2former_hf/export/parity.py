@@ -76,7 +76,8 @@ def compare_results(exported: ExportedModel, rules: Rules, size: tuple[int, int]
     """The graph's result of an image against `model.postprocessing`'s from the graph's logits.
 
     Raises:
-        ExportError: unless segments are the same, and their pixels but for one in a thousand.
+        ExportError: unless segments are the same, and pixels but for one in a thousand. Of semantic results, whose
+            labels are those of the pixels, where two classes may be as probable, that is all.
     """
     height, width = size or TRACED_SIZE
     pixels = torch.randn(1, exported.channels, height, width, generator=torch.Generator().manual_seed(0)).numpy()
@@ -86,7 +87,7 @@ def compare_results(exported: ExportedModel, rules: Rules, size: tuple[int, int]
     theirs = segment_logits((class_logits, mask_logits, (height, width), image_size, target_size), rules)
     same = (ours.map == theirs.map).mean()
     labels = [[segment.label_id for segment in result.segments] for result in (ours, theirs)]
-    if labels[0] != labels[1] or same < SAME_PIXELS:
+    if (rules.task != "semantic" and labels[0] != labels[1]) or same < SAME_PIXELS:
         raise ExportError(
             f"{rules.task} results of the graph have {len(labels[0])} segments, the checkpoint's {len(labels[1])}, "
             f"and {100 * same:.2f} % of the pixels are the same. Nothing was written; please report it"

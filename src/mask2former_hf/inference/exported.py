@@ -92,6 +92,10 @@ class ExportedModel:
 
     def logits(self, pixel_values: np.ndarray) -> list[np.ndarray]:
         """Class logits (B, Q, K + 1) and mask logits (B, Q, H / 4, W / 4) of (B, c, H, W) float32 pixels."""
+        shape = pixel_values.shape
+        if len(shape) != 4 or not shape[0] or shape[1] != self.channels:  # of no image OpenVINO ends the process
+            shown = "x".join(map(str, shape))
+            raise ValueError(f"pixel_values of {shown}: must be (B, {self.channels}, H, W) with B > 0")
         feed = {"pixel_values": pixel_values}
         if self.task is not None:  # the smallest result: nobody asks for it
             feed |= _result_inputs(self.graph, (1, 1), (1, 1), rules_of(self.config, self.task))

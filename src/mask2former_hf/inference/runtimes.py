@@ -176,7 +176,10 @@ def _shapes(ports) -> dict[str, list]:
 
 
 def _unreadable(path: Path, runtime: str, error: Exception) -> ValueError:
-    return ValueError(f"{path}: {runtime} cannot load it ({(str(error).splitlines() or [''])[0]})")
+    lines = [line for line in str(error).splitlines() if line]
+    # OpenVINO says first where in its source it stopped, and at which condition.
+    words = [line for line in lines if not line.startswith(("Exception from ", "Check '"))]
+    return ValueError(f"{path}: {runtime} cannot load it ({(words or lines or [''])[0]})")
 
 
 def _refuse_without_memory(runtime: str, error: Exception):

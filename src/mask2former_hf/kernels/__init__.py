@@ -89,7 +89,7 @@ def deformable_attention(
         ValueError: if the tensors do not fit one another; also where no kernel applies.
         RuntimeError: if a kernel asked for by name cannot run.
     """
-    if leaving_pytorch():
+    if leaving_pytorch() or (not torch.compiler.is_compiling() and _in_functions()):
         return None
     if select(value.device, dtype_under_autocast(value)) is None:
         if not torch.compiler.is_compiling():  # a bound would become a condition of the graph
@@ -265,12 +265,12 @@ def _unrecorded() -> bool:
 
 
 def _transformed() -> bool:
-    return (
-        torch.compiler.is_compiling()
-        or leaving_pytorch()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch.autograd.forward_ad._current_level >= 0
-    )
+    return torch.compiler.is_compiling() or leaving_pytorch() or _in_functions()
+
+
+def _in_functions() -> bool:
+    """Whether functions are transformed, by `torch.func` or for derivatives in forward mode."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
 
 
 def _kind(x: Tensor) -> tuple:
@@ -306,11 +306,13 @@ def _plain(*parameters: Tensor | None) -> bool:
 
 def _maps_to_change(x: Tensor, plus: Tensor | None, *parameters: Tensor | None) -> bool:
     """Whether a kernel for maps with channels innermost may change x in its memory; `plus` is another of its kind."""
+    if x.device.type not in ("cpu", "cuda") or not _eager(x):  # first: vmap knows no layouts
+        return False
     maps = [x] if plus is None else [x, plus]
     fits = all(
         type(y) is Tensor and _kind(y) == _kind(x) and y.is_contiguous(memory_format=torch.channels_last) for y in maps
     )
-    return fits and x.device.type in ("cpu", "cuda") and _eager(x) and _plain(*parameters) and x.numel() > 0
+    return fits and _plain(*parameters) and x.numel() > 0
 
 
 def window_attention(device: torch.device, dtype: torch.dtype, side: int, head_dim: int) -> Callable | None:

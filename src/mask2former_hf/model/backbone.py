@@ -14,7 +14,7 @@ from transformers.models.resnet.modeling_resnet import (
 from transformers.utils import logging
 
 from .canvas import SIZE_DIVISOR
-from .cpu_layout import for_convolutions, hooked
+from .cpu_layout import for_convolutions, hooked, transformed
 from .folded_norms import folded, folds
 from .plain_vit import is_plain, make_neck, neck_maps, patches_of, whole_patches
 from .timm_models import TIMM, make_timm_backbone
@@ -193,7 +193,7 @@ class FrozenBatchNorm(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         trained = self.weight.requires_grad or self.bias.requires_grad
-        if trained or not (torch.is_grad_enabled() and x.requires_grad):
+        if trained or transformed() or not (torch.is_grad_enabled() and x.requires_grad):
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         return _FixedAffine.apply(x, self.running_mean, self.running_var, self.weight, self.bias, self.eps)
 
@@ -229,10 +229,17 @@ def batch_norms(module: nn.Module) -> list[nn.Module]:
     return [child for child in module.modules() if isinstance(child, nn.modules.batchnorm._BatchNorm)]
 
 
+def rectifies(activation: nn.Module) -> bool:
+    """Whether a part is torch's ReLU still, which no hook sees."""
+    return type(activation) is nn.ReLU and not hooked(activation)
+
+
 class RectifiedConvolution(ResNetConvLayer):
     """ResNet's convolution, norm and ReLU as one part: one operator at inference, else in the norm's memory."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        if not rectifies(self.activation):
+            return super().forward(hidden_states)
         if folds(hidden_states, self.convolution, self.normalization):
             return folded(hidden_states, self.convolution, self.normalization, rectify=True)
         x = self.normalization(self.convolution(hidden_states))
@@ -253,14 +260,16 @@ class RectifiedSum:
 
     def forward(self, hidden_state: Tensor) -> Tensor:
         *first, last = self.layer
-        if not hooked(self.layer) and not hooked(last) and folds(hidden_state, last.convolution, last.normalization):
+        if not rectifies(self.activation):
+            return super().forward(hidden_state)
+        seen = any(hooked(part) for part in (self.layer, last, *last.children()))
+        if not seen and folds(hidden_state, last.convolution, last.normalization):
             x = hidden_state
             for part in first:
                 x = part(x)
             residual = self.shortcut(hidden_state)
             return folded(x, last.convolution, last.normalization, rectify=True, plus=residual)
         x, residual = self.layer(hidden_state), self.shortcut(hidden_state)
-        seen = any(hooked(part) for part in (self.layer, last, *last.children()))
         return F.relu(x + residual if seen else x.add_(residual), inplace=True)
 
 

@@ -47,10 +47,19 @@ def plain(*tensors: Tensor | None) -> bool:
     return all(tensor is None or type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
 
 
+def transformed() -> bool:
+    """Whether functions are transformed, by `torch.func` or for derivatives in forward mode: steps of autograd of our
+    own refuse that, and operators without a derivative in that mode would lose it without a word. Of what torch
+    compiles it sees to that itself."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
+
+
 def channels_last_on_cpu(x: Tensor) -> Tensor:
     """The same values with channels innermost: CPU convolutions need no reordering then (ResNet-50: twice as fast)
     and bilinear resizing and sampling are several times as fast."""
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or transformed():  # vmap knows no layouts
         return x
     return x.contiguous(memory_format=torch.channels_last)
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from .compiled import feed_forward as compiled_feed_forward
 from .compiled import matrix_product as compiled_matrix_product
 from .compiled import product as compiled_product
-from .cpu_layout import hooked, plain
+from .cpu_layout import hooked, plain, transformed
 
 AFTER = {"none": lambda x: x, "relu": F.relu_, "gelu": F.gelu}
 
@@ -216,6 +216,7 @@ def _is_eager(x: Tensor) -> bool:
         and x.numel() > 0
         and not (torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export())
         and torch.backends.mkldnn.enabled
+        and not transformed()
     )
 
 

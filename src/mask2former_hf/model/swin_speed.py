@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from transformers.models.swin.modeling_swin import SwinBackbone, SwinLayer, SwinMLP, SwinPatchMerging, SwinStage
 
 from .compiled import window_attention
-from .cpu_layout import hooked, in_blocks, map_of, plain, tokens_of
+from .cpu_layout import hooked, in_blocks, map_of, plain, tokens_of, transformed
 from .layer_norms import normed, sum_and_norm
 from .onednn import feed_forward, linear, product, product_dtype, runs_eagerly
 from .swin_training import attend_where_tokens_are, attention_half, feed_forward_half, for_kept_images
@@ -148,7 +148,7 @@ class GatheredSwinLayer(SwinLayer):
 
     def _gathers(self, x: Tensor) -> bool:
         """Whether the projections are what they were built as, no adapter's or hook's, and nothing records them."""
-        if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        if torch.jit.is_tracing() or torch.compiler.is_compiling() or transformed():
             return False
         if x.device.type != "cpu" and self._kernel(x) is None:
             return False
