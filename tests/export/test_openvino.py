@@ -25,6 +25,11 @@ def test_what_openvino_cannot_load_or_do_is_one_line(for_openvino, tmp_path):
         Segmenter(tmp_path)
 
 
+@pytest.mark.parametrize("device", [None, "cpu", "cpu:0"])
+def test_openvino_runs_on_the_cpu_by_each_of_its_names(device, for_openvino):
+    assert ExportedModel(for_openvino / "logits", device).runtime == "openvino"
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 64, 64), (1, 4, 64, 64), (3, 64, 64)])
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_pixels_that_no_graph_takes_are_refused(shape, runtime, for_openvino):

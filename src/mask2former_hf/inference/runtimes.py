@@ -70,7 +70,7 @@ class OpenVinoGraph:
     name = "openvino"
 
     def __init__(self, path: Path, device: str | None = None, threads: int | None = None):
-        if str(device or "cpu") != "cpu":
+        if _kind(device) != "cpu":
             raise ValueError(f"device={str(device)!r}: an export runs in OpenVINO on the CPU; use 'cpu'")
         self.core = _required(self.name).Core()
         try:
@@ -121,7 +121,7 @@ RUNTIMES = {runtime.name: runtime for runtime in (OnnxGraph, OpenVinoGraph)}
 
 def runtime_of(folder: Path, device: str | None) -> str:
     """OpenVINO for an export for it, on the CPU and where it is installed; else ONNX Runtime."""
-    if not (folder / OPENVINO_MODEL).is_file() or str(device or "cpu") != "cpu":
+    if not (folder / OPENVINO_MODEL).is_file() or _kind(device) != "cpu":
         return OnnxGraph.name
     if _installed(OpenVinoGraph.name) or not _installed(OnnxGraph.name):
         return OpenVinoGraph.name
@@ -154,8 +154,13 @@ def _required(name: str):
         raise ImportError(f"an exported folder needs {name}: pip install {name} ({error})") from error
 
 
+def _kind(device: str | None) -> str:
+    """Of "cuda:1" "cuda"."""
+    return str(device or "cpu").split(":")[0]
+
+
 def _providers(device: str | None) -> list:
-    kind = str(device or "cpu").split(":")[0]
+    kind = _kind(device)
     name = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(kind)
     available = _required(OnnxGraph.name).get_available_providers()
     if name not in available:
