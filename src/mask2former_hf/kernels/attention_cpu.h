@@ -38,16 +38,6 @@ BF16_INLINE void pack_pairs(const uint16_t* const* rows, int64_t count, uint16_t
 constexpr int64_t kSide = 16, kTile = 256;   // queries or keys of a tile, its scores
 constexpr int64_t kWeights = 512;            // of a tile of 16 queries and 32 keys
 constexpr int64_t kSums = 48;                // of a query: 32 channels and 16 times that of the weights
-constexpr float kLog2E = 1.44269504f;
-
-// 2^x of x <= 0, to 1e-4 of the value (weights are rounded to 2e-3): 2^(x - floor x) by a minimax polynomial.
-BF16_INLINE __m512 power_of_two(__mmask16 some, __m512 x) {
-  const __m512 f = _mm512_reduce_ps(x, 9);  // 0 for infinities
-  __m512 e = _mm512_fmadd_ps(f, _mm512_set1_ps(0.0780230066f), _mm512_set1_ps(0.226069391f));
-  e = _mm512_fmadd_ps(e, f, _mm512_set1_ps(0.695832847f));
-  e = _mm512_fmadd_ps(e, f, _mm512_set1_ps(0.999925245f));
-  return _mm512_maskz_scalef_ps(some, e, x);
-}
 
 // Of 16 vectors the largest number of each.
 BF16_INLINE __m512 largest_of_each(const float* rows) {
@@ -69,7 +59,7 @@ BF16_INLINE __m512 largest_of_each(const float* rows) {
 
 // Scores of 16 queries and `count` tiles of keys, columns of a panel of 16.
 AMX_INLINE void multiply_keys(const uint16_t* queries, const uint16_t* keys, int64_t count, float* scores) {
-  asm volatile("" ::: "memory");  // see multiply_block
+  asm volatile("" ::: "memory");  // see start_block
   _tile_loadd(4, queries, 64);
   for (int64_t t = 0; t < count; t += 2, keys += 1024, scores += 2 * kTile) {
     _tile_zero(0);

@@ -137,6 +137,18 @@ BF16_INLINE __m512 exponential(__m512 x) {
   return _mm512_scalef_ps(e, n);
 }
 
+constexpr float kLog2E = 1.44269504f;
+
+// 2^x of x <= 0, to 1e-4 of the value, for what is rounded to 2e-3: 2^(x - floor x) by a minimax polynomial. Zero where
+// `some` is not set.
+BF16_INLINE __m512 power_of_two(__mmask16 some, __m512 x) {
+  const __m512 f = _mm512_reduce_ps(x, 9);  // 0 for infinities
+  __m512 e = _mm512_fmadd_ps(f, _mm512_set1_ps(0.0780230066f), _mm512_set1_ps(0.226069391f));
+  e = _mm512_fmadd_ps(e, f, _mm512_set1_ps(0.695832847f));
+  e = _mm512_fmadd_ps(e, f, _mm512_set1_ps(0.999925245f));
+  return _mm512_maskz_scalef_ps(some, e, x);
+}
+
 BF16_INLINE __m512 widened(__m256i halves) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
 }
