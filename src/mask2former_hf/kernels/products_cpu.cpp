@@ -34,7 +34,7 @@ struct LastRows;
 
 constexpr int kTileRows = 12;                // with two vectors of columns 24 of 32 registers
 constexpr int64_t kChunk = 1 << 17;          // numbers of x that a task reads: 256 KB, in the second cache
-constexpr int64_t kMostRows = 480;
+constexpr int64_t kMostRows = 480;           // whole tiles, of 12 rows and of 32
 #ifdef MSDA_THREADS_ALWAYS  // for tests
 constexpr double kSmallProduct = 1;
 #else
