@@ -53,6 +53,17 @@ def test_auto_is_float32_where_bfloat16_is_slower(native):
     assert dtype == torch.bfloat16 and "AMX" in reason
 
 
+@pytest.mark.parametrize(
+    "amd, amx, dtype", [(True, False, torch.bfloat16), (False, False, torch.float32), (False, True, torch.bfloat16)]
+)
+def test_an_older_torch_is_asked_for_each_of_them(amd, amx, dtype, monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    monkeypatch.setattr("mask2former_hf.model.onednn.made_by_amd", lambda: amd)
+    assert fastest_dtype("cpu")[0] == dtype
+
+
 def test_auto_is_float32_elsewhere(native, checkpoint, tmp_path):
     native(avx512_f=True, avx512_bf16=False)
     Segmenter(checkpoint, device="cpu", dtype="bfloat16").model.save_pretrained(tmp_path)

@@ -72,9 +72,17 @@ def _native_on_cpu() -> str | None:
     """The instructions by which this CPU multiplies bfloat16 faster than float32."""
     import torch
 
-    if not hasattr(torch.cpu, "get_capabilities"):  # an older torch
-        older = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-        return NATIVE["avx512_bf16"] if older() else None
-    capabilities = torch.cpu.get_capabilities()
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else _asked_one_by_one()
     slow = SLOW_ON_INTEL if "Intel" in str(capabilities.get("cpu_name")) else None
     return next((shown for name, shown in NATIVE.items() if capabilities.get(name) and name != slow), None)
+
+
+def _asked_one_by_one() -> dict[str, bool | str]:
+    """The capabilities that matter here, of an older torch."""
+    import torch
+
+    from ..model.onednn import made_by_amd
+
+    questions = {"amx_bf16": "_is_amx_tile_supported", "avx512_bf16": "_is_avx512_bf16_supported"}
+    answers = {name: getattr(torch.cpu, question, lambda: False)() for name, question in questions.items()}
+    return {**answers, "cpu_name": "AMD" if made_by_amd() else "Intel"}
